@@ -1,0 +1,71 @@
+"""The few lines that know of other GPUs (§5).  Every function is a no-op in a single process.
+
+`torchrun --nproc-per-node N train.py ...` starts N ranks; each holds the whole model and its share of the
+batch.  Three things cross between them: the gradients, the prototype sums of Sinkhorn-Knopp (or the centre),
+and nothing else.  The official code shards the model with FSDP; plain replicas are enough up to ViT-g on 80 GB.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+
+def start(device):
+    """Join the group that torchrun announces in the environment; returns this rank's device."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        return torch.device(device)
+    device = torch.device(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def stop():
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank():
+    """This process's number, 0 in a single process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    """The number of processes, 1 in a single process."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(x):
+    """Sum of x over all ranks, in place; any shape, no gradient."""
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.SUM)
+    return x
+
+
+def max_over_ranks(x):
+    """Largest x over all ranks, in place; any shape, no gradient."""
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
+def any_rank(flag):
+    """Whether `flag` is true on any rank."""
+    if world_size() == 1:
+        return bool(flag)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return max_over_ranks(torch.tensor(float(bool(flag)), device=device)).item() > 0
+
+
+def average_gradients(parameters):
+    """Mean of each gradient over all ranks, as one message."""
+    if world_size() == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = sum_over_ranks(torch.cat([g.flatten() for g in grads])) / world_size()
+    for g, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(mean.view_as(g))

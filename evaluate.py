@@ -1,0 +1,298 @@
+"""How good are frozen features? Weighted k-NN and a linear probe. (DINOv2 §7.1, "ImageNet Classification")
+
+    k-NN:    ŷ = argmax_c  Σ_{i ∈ N_k(x)}  exp(⟨x, x_i⟩ / τ) · 1[y_i = c]
+    linear:  ŷ = argmax_c  (x W + b)_c,    W, b = argmin  −(1/N) Σ_i log softmax(x_i W + b)_{y_i}
+
+    x      (D,)    feature of a test image: the normalised [CLS] token of the network (unit length for k-NN)
+    x_i    (D,)    feature of training image i, of N
+    y_i    ()      its label, one of C classes
+    N_k    (k,)    the k training images of the largest cosine ⟨x, x_i⟩
+    τ      ()      temperature of the vote: a neighbour counts more the nearer it is
+    W, b   (D, C)  and (C,): the only weights trained here
+
+The reference code probes with the [CLS] tokens of 1 or 4 blocks, with and without the mean patch token, on
+augmented images, for 13 learning rates, and reports whichever did best ON THE VALIDATION SET. We use the last
+[CLS] token of each image as it is, computed once, and choose the learning rate on a tenth of the TRAINING
+set: the test labels are read once, for the final number. In k-NN the reference divides each image's weights
+by their sum (a softmax), we by their largest: the argmax is the same.
+"""
+
+import argparse
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from augment import normalize
+from data import DataError, Images, in_order, load_images
+from schedule import cosine_schedule
+from vit import load_vit, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
+
+# --------------------------------------------------------------------------------------------------------
+# Constants
+
+KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the far end of its sweep (10, 20, 100, 200)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ours: for standardised features; the paper sweeps 13
+STEPS = 2000  # ours; the official probe takes 12 500
+BATCH = 512  # ours
+MOMENTUM = 0.9  # official probe: SGD, momentum 0.9, no weight decay, cosine to 0
+SIMILARITIES = 2**24  # ours: cosines held at once by k-NN, 64 MiB
+EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at less is evaluated at its own
+PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
+ARCHS = {f.__name__: f for f in (vit_tiny, vit_small, vit_base, vit_large, vit_giant2)}
+
+# --------------------------------------------------------------------------------------------------------
+# Features
+
+
+def autocast(device, enabled=True):
+    """bf16 where the hardware computes in it; elsewhere nothing, for emulated bf16 is slower than float32."""
+    device = torch.device(device)
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    on_cpu = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and (on_gpu or on_cpu))
+
+
+def whole_patches(size, patch_size):
+    """The multiple of patch_size that is nearest to size, at least one patch."""
+    return max(1, round(size / patch_size)) * patch_size
+
+
+@torch.no_grad()
+def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256, progress=False):
+    """One output of the frozen network for each image, by its name in forward_features.
+
+    vit: has forward_features and patch_size; runs in eval mode on its own device, and gets its mode back.
+    pixels: (N, 3, S, S) uint8, or a split from load_images, which may be larger than the memory.
+    size: images are resized to it, rounded to a whole number of patches. Returns (N, D) float32 on the CPU,
+    or (N, P, D) for the tokens of P patches.
+    """
+    device = next(vit.parameters()).device
+    size = whole_patches(size, vit.patch_size)
+    batches = in_order(pixels, batch, device) if isinstance(pixels, Images) else pixels.split(batch)
+    total = math.ceil(len(pixels) / batch)
+    was_training = vit.training
+    vit.eval()
+    features = []
+    try:
+        for images in tqdm(batches, "features", total, leave=False, disable=not progress):
+            images = images.to(device)
+            if images.shape[-2:] != (size, size):
+                images = F.interpolate(images.float() / 255, (size, size), mode="bicubic", antialias=True)
+                images = images.clamp(0, 1)  # (b, 3, size, size), and bicubic overshoots at edges
+            with autocast(device):
+                output = vit.forward_features(normalize(images))[key]  # (b, D) or (b, P, D)
+            features.append(output.float().cpu())
+    finally:
+        vit.train(was_training)
+    return torch.cat(features)  # (N, D) or (N, P, D)
+
+
+def cls_features(vit, pixels, size, batch=256, progress=False):
+    """The normalised [CLS] token of each image, (N, D) float32 on the CPU; arguments as above."""
+    return frozen_features(vit, pixels, size, "x_norm_clstoken", batch, progress)
+
+
+def pixel_features(train_pixels, test_pixels):
+    """The baseline a network must beat: the pixels themselves, less the mean training image.
+
+    (N, 3, S, S) and (M, 3, S, S) uint8 -> (N, 3·S²) and (M, 3·S²) float32.
+    """
+    train = train_pixels.flatten(1).float() / 255  # (N, D)
+    test = test_pixels.flatten(1).float() / 255  # (M, D)
+    return train - train.mean(0), test - train.mean(0)
+
+
+def check(train_features, train_labels, test_features, test_labels):
+    """One ValueError for arguments that no accuracy can be computed from; otherwise the number of classes."""
+    for name, x, y in (("train", train_features, train_labels), ("test", test_features, test_labels)):
+        if x.ndim != 2 or y.shape != x.shape[:1] or len(x) == 0:
+            shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+            raise ValueError(f"{name}: need features (N, D) and labels (N,) with N above 0, got {shapes}")
+        if not x.isfinite().all():
+            raise ValueError(f"{name} features hold NaN or infinite values: the network has diverged")
+    return int(max(train_labels.max(), test_labels.max())) + 1
+
+
+# --------------------------------------------------------------------------------------------------------
+# k-NN
+
+
+def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=KS, temp=0.07):
+    """Accuracy of the weighted k-NN vote for each k of ks, from one search for the neighbours.
+
+    (N, D), (N,), (M, D), (M,): features of any float type and length, labels 0 … C−1, both left as they are.
+    A k over N is N. Equal votes go to the lower class. Returns a list of fractions in [0, 1]. Raises
+    ValueError for features that are not finite, or do not fit the labels.
+    """
+    n_classes = check(train_features, train_labels, test_features, test_labels)
+    assert min(ks) >= 1 and temp > 0, f"need k of at least 1 and a temperature above 0, got {ks} and {temp}"
+    device = train_features.device
+    train = F.normalize(train_features.float(), dim=1)  # (N, D)
+    train_labels = train_labels.to(device)
+    ks = [min(k, len(train)) for k in ks]
+    correct = [0] * len(ks)
+    rows = max(1, SIMILARITIES // len(train))
+    for x, y in zip(test_features.split(rows), test_labels.split(rows), strict=True):
+        x, y = F.normalize(x.to(device).float(), dim=1), y.to(device)  # (m, D), (m,)
+        similarity, neighbour = (x @ train.T).topk(max(ks), dim=1)  # (m, k) each, nearest first
+        # Each row is divided by its largest weight: the winner is the same, and no temperature overflows.
+        weight = ((similarity - similarity[:, :1]) / temp).exp()  # (m, k)
+        label = train_labels[neighbour]  # (m, k)
+        for i, k in enumerate(ks):
+            votes = weight.new_zeros(len(x), n_classes).scatter_add_(1, label[:, :k], weight[:, :k])  # (m, C)
+            correct[i] += (votes.argmax(1) == y).sum().item()
+    return [c / len(test_features) for c in correct]
+
+
+def knn_accuracy(train_features, train_labels, test_features, test_labels, k=20, temp=0.07):
+    """`knn_accuracies` for one k: a fraction in [0, 1]."""
+    return knn_accuracies(train_features, train_labels, test_features, test_labels, (k,), temp)[0]
+
+
+# --------------------------------------------------------------------------------------------------------
+# Linear probe
+
+
+def linear_accuracy(train_features, train_labels, test_features, test_labels):
+    """Test accuracy of a logistic regression, its learning rate chosen on a tenth of the training set.
+
+    (N, D), (N,), (M, D), (M,) as for k-NN, N ≥ 2. One head for each of the L learning rates, all in one (L,
+    D+1, C) tensor and trained on the same batches. Features are standardised by mean and deviation of the
+    training set, so that one set of rates serves any network. The same seed each time, whatever the global
+    one. Returns a fraction in [0, 1]. Raises ValueError as for k-NN.
+    """
+    n_classes = check(train_features, train_labels, test_features, test_labels)
+    n, device = len(train_features), train_features.device
+    if n < 2:
+        raise ValueError("the linear probe needs 2 training images or more: to train on, and to hold out")
+    train_labels = train_labels.to(device)
+    variance, mean = torch.var_mean(train_features.float(), dim=0, correction=0)  # (D,), (D,)
+    deviation = variance.sqrt()  # (D,)
+    deviation[deviation <= 1e-6 * mean.abs()] = 1  # a constant column, but for rounding: it becomes 0
+
+    def standardise(x):
+        """(b, D) -> (b, D+1); the last column is 1, so that the last row of W is the bias."""
+        return F.pad((x.to(device).float() - mean) / deviation, (0, 1), value=1.0)
+
+    def accuracies(features, labels, W):
+        """(n, D), (n,), (L, D+1, C) -> (L,)"""
+        correct = torch.zeros(len(W), device=device)  # (L,)
+        for x, y in zip(features.split(4096), labels.split(4096), strict=True):
+            predicted = torch.einsum("bd,ldc->lbc", standardise(x), W).argmax(-1)  # (L, b)
+            correct += (predicted == y.to(device)).sum(1)
+        return correct / len(features)
+
+    generator = torch.Generator().manual_seed(0)
+    held_out, fit = torch.randperm(n, generator=generator).tensor_split([max(1, n // 10)])  # n/10 and 9n/10
+    rates = torch.tensor(RATES, device=device).view(-1, 1, 1)  # (L, 1, 1)
+    W = torch.zeros(len(RATES), len(mean) + 1, n_classes, device=device)  # (L, D+1, C)
+    velocity = torch.zeros_like(W)  # (L, D+1, C)
+    for step in range(STEPS):
+        batch = fit[torch.randint(len(fit), (min(BATCH, len(fit)),), generator=generator)]  # (b,)
+        x = standardise(train_features[batch])  # (b, D+1)
+        y = F.one_hot(train_labels[batch], n_classes)  # (b, C)
+        p = torch.einsum("bd,ldc->lbc", x, W).softmax(-1)  # (L, b, C)
+        gradient = torch.einsum("bd,lbc->ldc", x, p - y) / len(x)  # (L, D+1, C), of the mean cross-entropy
+        velocity.mul_(MOMENTUM).add_(gradient)
+        W -= rates * cosine_schedule(step, STEPS, 1.0, 0.0) * velocity
+
+    best = accuracies(train_features[held_out], train_labels[held_out], W).argmax()  # ()
+    return accuracies(test_features, test_labels, W[best][None]).item()
+
+
+# --------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def evaluate(args, device):
+    """Prints the table of one set of weights on one data set. Raises DataError, ValueError or OSError."""
+    if args.weights == "pixels":
+        vit, size = None, min(args.size or PIXEL_SIZE, PIXEL_SIZE)
+    elif args.weights == "random":
+        size = whole_patches(args.size or PIXEL_SIZE, args.patch_size)
+        torch.manual_seed(0)
+        vit = ARCHS[args.arch](patch_size=args.patch_size, img_size=size).to(device)
+    else:
+        vit = load_vit(args.weights, device)
+        native = math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size
+        size = whole_patches(args.size or min(native, EVAL_SIZE), vit.patch_size)
+    splits = [load_images(args.data, split, size) for split in ("train", "test")]
+    if any(images.labels is None for images in splits):
+        raise DataError(f"{args.data} has no labels: put the images of each class into a folder of its own")
+    start = time.perf_counter()
+    if vit:
+        train, test = (cls_features(vit, images, size, progress=True) for images in splits)  # (N, D), (M, D)
+    elif any(images.pixels is None for images in splits):
+        raise DataError(f"{args.data} is too large for --weights pixels, which holds all images in memory")
+    else:
+        train, test = pixel_features(*(images.pixels for images in splits))  # (N, D), (M, D)
+    good, test_good = map(readable, splits)  # (N,), (M,); a streamed set knows its broken files only now
+    sets = (train[good].to(device), splits[0].labels[good], test[test_good], splits[1].labels[test_good])
+    rows = [("features", None, time.perf_counter() - start)]
+    start = time.perf_counter()
+    k20, k200 = knn_accuracies(*sets)
+    rows += [("k-NN, k = 20", k20, time.perf_counter() - start), ("k-NN, k = 200", k200, None)]  # one search
+    start = time.perf_counter()
+    linear = linear_accuracy(*sets)
+    rows += [("linear probe", linear, time.perf_counter() - start)]
+
+    images = f"{len(sets[0])} training and {len(sets[2])} test images"
+    skipped = sum(len(split.skipped) for split in splits)
+    chance = 1 / len(splits[0].classes)
+    print(f"{args.weights}: {train.shape[1]} features from {size}×{size} pixels, on {device}")
+    print(f"{args.data}: {images}, {len(splits[0].classes)} classes, {skipped} files skipped as unreadable")
+    print(f"\n{'':16}{'accuracy':>10}{'seconds':>10}")
+    for name, accuracy, seconds in rows:
+        print(f"{name:16}{f'{accuracy:.2%}' if accuracy is not None else '':>10}", end="")
+        print(f"{seconds:10.1f}" if seconds is not None else "")
+    print(f"\nresult: {args.weights} on {args.data}: k-NN {k20:.2%} (k = 20), {k200:.2%} (k = 200), "
+          f"linear {linear:.2%}, chance {chance:.2%}")
+
+
+def readable(images):
+    """(N,) bool, False where a streamed file was skipped and its neighbour was read in its place."""
+    broken = {name for name, _ in images.skipped}
+    return torch.tensor([name not in broken for name in images.names] or [True] * len(images))
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(str(message).split())}\n")
+
+
+def positive(text):
+    """A command-line number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def main(argv=None):
+    parser = Parser(prog="evaluate.py", description="k-NN and linear probe of frozen features.")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official name or file; "
+                        "or a baseline: 'random' for an untrained network, 'pixels' for none")
+    parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
+    parser.add_argument("--size", type=positive, help="side of the images in pixels (default: the network's "
+                        f"own, at most {EVAL_SIZE}; {PIXEL_SIZE} for a baseline, the most for 'pixels')")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--arch", choices=ARCHS, default="vit_tiny", help="network of --weights random")
+    parser.add_argument("--patch-size", type=positive, default=4, help="its patch side in pixels")
+    args = parser.parse_args(argv)
+    try:
+        device = torch.zeros(1, device=args.device).device
+    except (RuntimeError, AssertionError):  # PyTorch's texts for it run over many lines
+        parser.error(f"--device {args.device} is not on this machine; try --device cpu")
+    try:
+        evaluate(args, device)
+    except (DataError, ValueError, OSError) as error:
+        parser.error(error)
+
+
+if __name__ == "__main__":
+    main()

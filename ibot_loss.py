@@ -1,0 +1,40 @@
+"""Patch-level objective (§4, "Patch-level objective"; Zhou et al., iBOT, 2022).
+
+    L_iBOT = − Σ_i p_ti log p_si,        p_si = softmax(z_si / τ_s)
+
+where i runs over the masked patches: the student sees a mask token at i, the teacher the patch itself.
+
+    z_s  student_logits  (M, K)    student logits of the M masked patches of the batch; K prototypes
+    p_t  teacher_probs   (M, K)    centred teacher outputs at the same patches, rows sum to 1
+         mask            (B', N)   which patches are masked, M in all; the M rows come in its row order
+    τ_s  student_temp              student temperature
+
+Each image's masked patches share its weight: the mean is over the masked patches of an image, then over all B'
+images.  Images without a mask count as 0 in that mean, as in the official code, so half the views masked means
+half the weight.
+"""
+
+import torch
+from einops import einsum
+
+
+def ibot_loss(student_logits, teacher_probs, mask, student_temp=0.1):
+    """Mean of H(p_ti, p_si) over the masked patches of each image, then over all images; a float32 scalar.
+
+    student_logits, teacher_probs: (M, K).  mask: (B', N) bool with M True.  M = 0 gives 0.
+
+    >>> z = torch.tensor([[1.0, 3.0]]).log()  # p_s = (1/4, 3/4)
+    >>> p = torch.tensor([[1.0, 0.0]])  # H = log 4, in one of two images
+    >>> mask = torch.tensor([[False, True], [False, False]])
+    >>> round(ibot_loss(z, p, mask, student_temp=1.0).exp().item(), 4)
+    2.0
+    """
+    M = len(student_logits)
+    assert len(teacher_probs) == M, f"{M} student rows, but {len(teacher_probs)} teacher rows"
+    per_image = mask.sum(dim=1)  # (B',)
+    # with output_size given, repeat_interleave need not ask the device how many rows come out
+    weight = (1 / per_image.clamp(min=1)).repeat_interleave(per_image, output_size=M)  # (M,)
+    with torch.autocast(student_logits.device.type, enabled=False):
+        z = student_logits.float() / student_temp  # (M, K)
+        cross_entropy = z.logsumexp(dim=-1) - einsum(z, teacher_probs.float(), "m k, m k -> m")
+        return (cross_entropy * weight).sum() / len(mask)

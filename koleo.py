@@ -1,0 +1,37 @@
+"""KoLeo regularizer (§4, "KoLeo regularizer"; Sablayrolles et al., 2019).
+
+    L_KoLeo = − (1/n) Σ_i log d_i,        d_i = min_{j≠i} ‖x_i − x_j‖
+
+the Kozachenko-Leonenko estimate of entropy: it spreads the features of a batch evenly over the sphere.
+
+    x  (B, D)   [CLS] tokens of one view before the head, made unit vectors first
+    d  (B,)     distance of each to its nearest other
+
+Here log d = ½ log(‖·‖² + ε), and a zero row has no direction, so it stays at the origin and gets no gradient.
+The official code takes log(d + ε) of a distance whose gradient blows up: a few equal rows or a zero row give
+10⁶ times the usual gradient (inf or NaN in half precision), and clipping then hands the whole step to KoLeo.
+Its nearest "other" is found with a diagonal of −1, with which one of an antipodal pair can choose itself.
+"""
+
+import torch
+
+
+def koleo_loss(x, eps=1e-8):
+    """−mean log(distance to the nearest other row) of x (B, D), normalised inside; a float32 scalar.
+
+    Bounded: a row's log d pulls at its own unit vector and at its nearest one's by at most 1/(2·√eps·B) each.
+    Equal rows repel nothing (gradient 0).  B = 1 gives 0.
+
+    >>> x = torch.tensor([[3.0, 0.0], [0.0, 2.0]])  # unit vectors e1, e2: both distances √2
+    >>> round(-2 * koleo_loss(x).item() / torch.log(torch.tensor(2.0)).item(), 4)
+    1.0
+    """
+    x = x.float()
+    if len(x) < 2:
+        return x.sum() * 0
+    norm = x.norm(dim=1, keepdim=True)  # (B, 1)
+    x = x / norm.masked_fill(norm <= eps, torch.inf)  # (B, D)
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        nearest = (x @ x.T).fill_diagonal_(-torch.inf).argmax(dim=1)  # (B,)
+    squared_distance = (x - x[nearest]).square().sum(dim=1)  # (B,)
+    return -0.5 * (squared_distance + eps).log().mean()

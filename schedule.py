@@ -1,0 +1,24 @@
+"""Warm-up and cosine (B.1): the one shape of every schedule, for rate, weight decay, momentum and temperature.
+
+    v(s) = v_w + (v_0 − v_w)·s/w                                 for s < w            linear warm-up
+    v(s) = v_1 + (v_0 − v_1)·½(1 + cos π (s − w)/(T − 1 − w))    for w ≤ s ≤ T − 1    cosine
+
+    s  step      T  total     w  warmup
+    v_0  start   v_1  end     v_w  warmup_start
+
+The official schedule spends two steps at the peak and would reach its end only at step T, which is never run.
+"""
+
+import math
+
+
+def cosine_schedule(step, total, start, end, warmup=0, warmup_start=0.0):
+    """The value at `step` of `total`: warmup_start at step 0, start at step `warmup`, end at the last step.
+
+    >>> [cosine_schedule(s, 5, 1.0, 0.0, warmup=2) for s in range(5)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return warmup_start + (start - warmup_start) * step / warmup
+    progress = min((step - warmup) / max(total - 1 - warmup, 1), 1.0)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))

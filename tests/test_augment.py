@@ -1,0 +1,434 @@
+"""
+Checks augment.py: the crop against Pillow, each change of colour against numbers worked out by hand or by
+`colorsys`, and the chances against DINO's, so that 1 − p in place of p is caught.
+
+    python -m pytest tests/test_augment.py
+
+Every random check has a fixed seed, so it always passes or always fails; the false-alarm chance stated is
+that of a correct program with another seed.
+"""
+
+import colorsys
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import augment
+from augment import MEAN, STD, MultiCrop, normalize
+
+
+def picture(side, seed=0):
+    """(3, side, side) uint8: waves of several lengths with edges and a little noise."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.linspace(0, 9, side)
+    waves = torch.stack([(x[:, None] * a + x * b).sin() for a, b in ((1, 2), (3, -1), (-2, 5))])
+    edges = (x[:, None] > 4).float() * (x < 6)
+    noise = torch.rand(3, side, side, generator=g) * 0.2
+    return ((waves * 0.5 + edges + noise).clamp(0, 1) * 255).byte()
+
+
+def fixed(n, box=None, **values):
+    """Parameters for n samples that do nothing, but for `values`; box is (left, top, width, height)."""
+    left, top, width, height = box
+    p = {
+        "shape": torch.tensor([[width, height]] * n),
+        "corner": torch.tensor([[left, top]] * n),
+        "chosen": torch.zeros(n, 5, dtype=torch.bool),
+        "order": torch.arange(4).repeat(n, 1),
+        "strength": torch.tensor([[1.0, 1.0, 1.0, 0.0]] * n),
+        "sigma": torch.ones(n),
+    }
+    flags = ("flip", "jitter", "grey", "blur", "solarize")
+    for name, value in values.items():
+        if name in flags:
+            p["chosen"][:, flags.index(name)] = value
+        else:
+            p[name] = value
+    return p
+
+
+def views(images, size, p):
+    """One view of each image with the parameters p, (B, 3, size, size) in [0, 1]."""
+    crop = MultiCrop(size, size, 1)
+    crop.draw = lambda *_: {name: x.clone() for name, x in p.items()}
+    unit = 1 / 255 if images.dtype == torch.uint8 else 1.0
+    return as_picture(crop.views(images.mT.contiguous(), unit, *crop.kinds[1], None))
+
+
+def as_picture(x):
+    return x * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+
+
+def pixels(*colours):
+    """Colours -> (1, 3, 1, n)."""
+    return torch.tensor(colours).T[None, :, None]
+
+
+def number(s):
+    return torch.tensor(s).view(1, 1, 1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Crop
+
+BOXES = [  # side of the image, box, size of the view
+    (300, (0, 0, 300, 300), 224),  # the whole image, down
+    (300, (20, 31, 240, 251), 224),
+    (300, (0, 170, 131, 130), 98),  # at the edges
+    (300, (169, 0, 131, 67), 98),
+    (300, (101, 57, 61, 83), 98),  # up
+    (300, (299, 299, 1, 1), 17),  # one pixel
+    (97, (13, 5, 71, 92), 37),  # all odd
+    (97, (0, 0, 97, 97), 13),  # far down
+    (32, (3, 9, 29, 23), 32),  # small, up
+    (32, (0, 0, 32, 30), 16),
+    (64, (20, 1, 40, 53), 45),  # up in x, down in y
+]
+
+
+@pytest.mark.parametrize("side, box, size", BOXES)
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_is_pillows(side, box, size, flip):
+    """Pillow rounds to 8 bit after the columns and after the rows, half a level each; the second product
+    amplifies the first error by the sum of the cubic's absolute weights, below 1.6. So 0.5 + 1.6·0.5 = 1.3
+    levels, 1.5 to be safe. Versions of Pillow differ in which side comes first; that shows where overshoot is
+    cut."""
+    left, top, width, height = box
+    image = picture(side) if width == height else picture(side) // 2 + 64
+    pil = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((left, top, left + width, top + height))
+    pil = pil.resize((size, size), Image.BICUBIC)
+    pil = pil.transpose(Image.FLIP_LEFT_RIGHT) if flip else pil
+    expected = torch.from_numpy(np.array(pil)).permute(2, 0, 1) / 255
+    ours = views(image[None], size, fixed(1, box, flip=flip))[0]
+    assert (ours - expected).abs().max() < 1.5 / 255
+
+
+def test_samples_of_a_chunk_have_their_own_boxes():
+    """Different boxes, flips and images in one call give what they give alone, on both paths (large and small
+    squares)."""
+    for side, size in ((100, 33), (40, 12)):
+        images = torch.stack([picture(side, seed) for seed in range(6)])
+        boxes = [(seed * 3, seed, side // 2 - 3 * seed, side // 3 + seed) for seed in range(6)]
+        p = [fixed(1, box, flip=i % 2 == 0) for i, box in enumerate(boxes)]
+        together = views(images, size, {name: torch.cat([q[name] for q in p]) for name in p[0]})
+        for i, q in enumerate(p):
+            torch.testing.assert_close(together[i], views(images[i : i + 1], size, q)[0], atol=1e-5, rtol=0)
+
+
+def test_identity_box_gives_the_image_and_flip_its_mirror():
+    image = picture(70)[None]
+    torch.testing.assert_close(views(image, 70, fixed(1, (0, 0, 70, 70))), image / 255, atol=1e-6, rtol=0)
+    mirrored = views(image, 70, fixed(1, (0, 0, 70, 70), flip=True))
+    torch.testing.assert_close(mirrored, image.flip(3) / 255, atol=1e-6, rtol=0)
+
+
+def test_two_pixels_to_four_by_hand():
+    """A box of 2 pixels a, b grows to 4: scale 1/2, centres 1/4, 3/4, 5/4, 7/4. The second, 3/4, is 1/4 from
+    pixel a (its middle is 1/2) and 3/4 from b. Keys' cubic: c(1/4) = 3/2·1/64 − 5/2·1/16 + 1 = 111/128 and
+    c(3/4) = 3/2·27/64 − 5/2·9/16 + 1 = 29/128, so it is (111·a + 29·b)/140. The first, 1/4, is 1/4 from a on
+    the other side and 5/4 from b: c(5/4) = −1/2·125/64 + 5/2·25/16 − 4·5/4 + 2 = −9/128, so (111·a −
+    9·b)/102."""
+    rows, weights = augment.bicubic_taps(torch.tensor([2]), torch.tensor([False]), 4)
+    matrix = torch.zeros(4, 2).scatter_add_(1, rows[0], weights[0])
+    expected = [[111 / 102, -9 / 102], [111 / 140, 29 / 140], [29 / 140, 111 / 140], [-9 / 102, 111 / 102]]
+    torch.testing.assert_close(matrix, torch.tensor(expected))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Colour
+
+
+def test_brightness_by_hand():
+    x = augment.brightness(pixels((0.2, 0.5, 0.9)), number(1.5))
+    torch.testing.assert_close(x, pixels((0.3, 0.75, 1.0)))
+
+
+def test_contrast_by_hand():
+    """Greys of the pixels: 0.299 + 0.114·0.5 = 0.356 and 0.587; mean 0.4715. Half of the way: 0.5·x +
+    0.23575."""
+    x = augment.contrast(pixels((1.0, 0.0, 0.5), (0.0, 1.0, 0.0)), number(0.5))
+    torch.testing.assert_close(x, pixels((0.73575, 0.23575, 0.48575), (0.23575, 0.73575, 0.23575)))
+    x = augment.contrast(pixels((1.0, 0.0, 0.5), (0.0, 1.0, 0.0)), number(2.0))  # 2·x − 0.4715, cut
+    torch.testing.assert_close(x, pixels((1.0, 0.0, 0.5285), (0.0, 1.0, 0.0)))
+
+
+def test_saturation_by_hand():
+    """Grey 0.356: half of the way 0.5·x + 0.178, twice the distance 2·x − 0.356, cut to [0, 1]."""
+    torch.testing.assert_close(
+        augment.saturation(pixels((1.0, 0.0, 0.5)), number(0.5)), pixels((0.678, 0.178, 0.428))
+    )
+    torch.testing.assert_close(
+        augment.saturation(pixels((1.0, 0.0, 0.5)), number(2.0)), pixels((1.0, 0.0, 0.644))
+    )
+
+
+def test_grey_by_hand():
+    torch.testing.assert_close(
+        augment.grey(pixels((1.0, 0.0, 0.5))).flatten(), torch.tensor([0.299 + 0.114 * 0.5])
+    )
+    image = picture(32)[None]
+    x = views(image, 32, fixed(1, (0, 0, 32, 32), grey=True))
+    torch.testing.assert_close(x, augment.grey(image / 255).expand(1, 3, 32, 32), atol=1e-6, rtol=0)
+
+
+def test_solarize_by_hand():
+    x = augment.solarize(pixels((0.2, 0.5, 0.9)))
+    torch.testing.assert_close(x, pixels((0.2, 0.5, 0.1)))
+
+
+def test_hue_by_hand():
+    """A twelfth of a turn takes red half of the way to yellow, and half of a twelfth the other way a quarter
+    to magenta."""
+    red = (0.8, 0.2, 0.2)
+    torch.testing.assert_close(augment.hue(pixels(red), number(1 / 12)), pixels((0.8, 0.5, 0.2)))
+    torch.testing.assert_close(augment.hue(pixels(red), number(-1 / 24)), pixels((0.8, 0.2, 0.35)))
+
+
+@pytest.mark.parametrize("turn", [-1 / 6, -0.1, -0.03, 0.0, 0.01, 0.1, 0.16, 1 / 6])
+def test_hue_is_that_of_colorsys(turn):
+    values = [i / 8 for i in range(9)]
+    colours = [(r, g, b) for r in values for g in values for b in values]
+    expected = []
+    for colour in colours:
+        h, s, v = colorsys.rgb_to_hsv(*colour)
+        expected.append(colorsys.hsv_to_rgb((h + turn) % 1, s, v))
+    x = augment.hue(pixels(*colours), number(turn))
+    torch.testing.assert_close(x, pixels(*expected), atol=2e-6, rtol=0)
+
+
+def test_jitter_follows_the_order_of_each_sample():
+    """Brightness 1.4 then contrast 0.6 is not contrast then brightness; each sample of a batch gets its own
+    order."""
+    image = picture(40)
+    orders = torch.tensor([[0, 1, 2, 3], [1, 0, 2, 3], [3, 2, 1, 0], [0, 1, 2, 3], [2, 0, 3, 1]])
+    strength = torch.tensor([1.4, 0.6, 1.2, -0.1])
+    p = fixed(5, (0, 0, 40, 40), jitter=True, order=orders, strength=strength.repeat(5, 1))
+    out = views(image.repeat(5, 1, 1, 1), 40, p)
+    for order, x in zip(orders.tolist(), out, strict=True):
+        expected = image[None] / 255
+        for op in order:
+            expected = augment.JITTER[op](expected, number(strength[op].item()))
+        torch.testing.assert_close(x, expected[0], atol=1e-5, rtol=0)
+    assert (out[0] - out[1]).abs().max() > 0.02
+    assert torch.equal(out[0], out[3])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Blur
+
+
+def test_blur_of_an_impulse_is_the_kernel():
+    """Sigma 1, radius 2: weights 1, e^(−1/2), e^(−2) over their sum 1 + 2·e^(−1/2) + 2·e^(−2); in 2-D their
+    products."""
+    x = torch.zeros(1, 3, 9, 9)
+    x[:, :, 4, 4] = 1
+    side = [math.exp(-2), math.exp(-1 / 2), 1.0, math.exp(-1 / 2), math.exp(-2)]
+    kernel = torch.tensor(side) / sum(side)
+    out = augment.blur(x, torch.ones(1), 2)
+    torch.testing.assert_close(out[0, 1, 2:7, 2:7], kernel[:, None] * kernel)
+    assert out[0, :, :2].abs().max() == 0 and out[0, :, :, 7:].abs().max() == 0
+
+
+def test_blur_reflects_at_the_edge_and_keeps_a_constant():
+    """An impulse beside the corner is seen by the corner pixel twice in each direction: (2·w1)²."""
+    x = torch.zeros(1, 3, 9, 9)
+    x[:, :, 1, 1] = 1
+    side = [math.exp(-2), math.exp(-1 / 2), 1.0, math.exp(-1 / 2), math.exp(-2)]
+    corner = augment.blur(x, torch.ones(1), 2)[0, 0, 0, 0].item()
+    assert corner == pytest.approx((2 * side[1] / sum(side)) ** 2, rel=1e-5)
+    torch.testing.assert_close(
+        augment.blur(x.flip(2, 3), torch.ones(1), 2), augment.blur(x, torch.ones(1), 2).flip(2, 3)
+    )
+    constant = torch.full((2, 3, 12, 12), 0.37)
+    torch.testing.assert_close(augment.blur(constant, torch.tensor([0.1, 2.0]), 4), constant)
+
+
+def test_only_the_chosen_are_changed():
+    """Blur, grey and solarise reach the samples whose flag is set, and no other."""
+    images = torch.stack([picture(32, seed) for seed in range(4)])
+    plain = views(images, 32, fixed(4, (0, 0, 32, 32)))
+    for name in ("blur", "grey", "solarize"):
+        flags = torch.tensor([True, False, False, True])
+        x = views(images, 32, fixed(4, (0, 0, 32, 32), **{name: flags}))
+        assert ((x - plain).abs().amax((1, 2, 3)) > 1e-3).tolist() == flags.tolist(), name
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Chances
+
+
+def test_rates_of_each_view():
+    """4000 images: a rate p is off by more than 5 standard deviations, at most 0.04, with chance 6e-7; there
+    are 55 rates, so a false alarm has chance 3e-5. Each 1 − p, apart from 1/2, is off by at least 0.6. Rates
+    0 and 1 are exact."""
+    crop, n = MultiCrop(32, 16, 9), 4000
+    g = torch.Generator().manual_seed(0)
+    rates = []
+    for _, scale, chances in crop.kinds:
+        chosen = crop.draw(n, 32, scale, chances, g)["chosen"]
+        rates += chosen.view(-1, n, 5).float().mean(1).tolist()
+    expected = [(0.5, 0.8, 0.2, 1.0, 0.0), (0.5, 0.8, 0.2, 0.1, 0.2)] + 9 * [(0.5, 0.8, 0.2, 0.5, 0.0)]
+    for view, (row, target) in enumerate(zip(rates, expected, strict=True)):
+        for name, rate, p in zip(("flip", "jitter", "grey", "blur", "solarize"), row, target, strict=True):
+            assert abs(rate - p) <= 5 * math.sqrt(p * (1 - p) / n), f"view {view}: {name} {rate}, want {p}"
+
+
+def test_blur_and_solarisation_reach_the_views():
+    """End to end, 300 equal pictures of a step from 0.2 to 0.9 without other changes: the share of blurred
+    and of inverted samples. At 5 standard deviations a false alarm has chance 3e-6 for the five rates that
+    are not 0 or 1."""
+    step = torch.full((300, 3, 32, 32), 0.2)
+    step[:, :, 16:] = 0.9
+    crop = MultiCrop(32, 32, 2, (1.0, 1.0), (1.0, 1.0), blur_sigma=(2.0, 2.0), jitter=0.0)
+    box = {"shape": torch.tensor([[32, 32]]), "corner": torch.tensor([[0, 0]])}
+    draw = crop.draw
+
+    def whole(*arguments):
+        p = draw(*arguments)
+        return p | {name: x.expand(len(p["sigma"]), 2) for name, x in box.items()}
+
+    crop.draw = whole
+    x = torch.cat([as_picture(v) for v in crop(step, 0)]).view(4, 300, 3, 32, 32)
+    blurred = ((x[:, :, 0, 15, 5] - 0.2).abs() > 0.01).float().mean(1).tolist()
+    inverted = (x[:, :, 0, 30, 5] < 0.5).float().mean(1).tolist()
+    for rate, p in zip(blurred + inverted, (1.0, 0.1, 0.5, 0.5, 0.0, 0.2, 0.0, 0.0), strict=True):
+        assert abs(rate - p) <= 5 * math.sqrt(p * (1 - p) / 300), (blurred, inverted)
+
+
+def slow_box(side, scale, rng):
+    """torchvision's RandomResizedCrop.get_params for a square -> left, top, width, height."""
+    for _ in range(10):
+        area = side * side * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= side and 0 < h <= side:
+            return rng.randint(0, side - w), rng.randint(0, side - h), w, h
+    return 0, 0, side, side
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_boxes_are_distributed_as_in_a_slow_loop(kind):
+    """Two samples of n = 10000 from one distribution have cumulative curves further apart than 2.7·√(2/n) =
+    0.038 with chance 2·exp(−2·2.7²) = 9e-7 (Kolmogorov and Smirnov); 5 curves."""
+    crop, n, side, rng = MultiCrop(64, 32, 1), 10000, 100, random.Random(0)
+    _, scale, chances = crop.kinds[kind]
+    p = crop.draw(n, side, scale, chances[:1], torch.Generator().manual_seed(0))
+    ours = torch.cat([p["corner"], p["shape"]], 1).double()
+    slow = torch.tensor([slow_box(side, scale, rng) for _ in range(n)]).double()
+    assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= side).all()
+
+    inner = ours[ours[:, 2] < side - 10]  # each touches the right edge with a chance of at least 1/100
+    assert (inner[:, 0] + inner[:, 2]).max() == side and inner[:, 0].min() == 0
+
+    def curves(b):
+        return {
+            "left": b[:, 0], "top": b[:, 1], "width": b[:, 2],
+            "area": b[:, 2] * b[:, 3] / side**2, "aspect": b[:, 2] / b[:, 3],
+        }  # fmt: skip
+
+    for name, a in curves(ours).items():
+        b = curves(slow)[name]
+        points = torch.cat([a, b]).unique()
+        gap = torch.searchsorted(a.sort()[0], points, right=True) - torch.searchsorted(
+            b.sort()[0], points, right=True
+        )
+        assert gap.abs().max() / n < 0.038, name
+        if name == "aspect":  # rounding to whole pixels may leave the range by a pixel of about 20
+            assert 0.75 / 1.06 < a.min() and a.max() < 1.06 * 4 / 3
+        if name == "area":
+            assert scale[0] - 0.01 < a.min() and a.max() < scale[1] + 0.01
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The whole
+
+
+def test_every_sample_has_its_own_numbers():
+    g, local = MultiCrop(24, 16, 3)(picture(40).repeat(5, 1, 1, 1), 0)
+    for x in (g, local):
+        apart = (x[:, None] - x).abs().amax((2, 3, 4)) + torch.eye(len(x))
+        assert apart.min() > 0.01
+
+
+def test_seed_repeats_and_another_does_not():
+    crop, images = MultiCrop(24, 16, 3), torch.stack([picture(40, i) for i in range(4)])
+    for a, b, c, d in zip(crop(images, 7), crop(images, 7), crop(images, 8),
+                          crop(images, torch.Generator().manual_seed(7)), strict=True):  # fmt: skip
+        assert torch.equal(a, b) and torch.equal(a, d)
+        assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("side", [40, 90])
+def test_the_size_of_chunks_does_not_matter(side, monkeypatch):
+    crop, images = MultiCrop(24, 16, 3), torch.stack([picture(side, i) for i in range(4)])
+    expected = crop(images, 3)
+    monkeypatch.setattr(augment, "CHUNK", 3 * 3 * 16 * 16)  # three local views, one global view
+    for a, b in zip(crop(images, 3), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+def test_views_come_view_major():
+    """Images of one colour each, no jitter: the colour tells which image a sample is from. Greyscale keeps a
+    grey."""
+    shades = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.45])
+    images = shades[:, None, None, None].expand(5, 3, 40, 40)
+    for x, n_views in zip(MultiCrop(24, 16, 3, jitter=0.0, solarize=0.0)(images, 0), (2, 3), strict=True):
+        torch.testing.assert_close(as_picture(x)[:, 0, 3, 3], shades.repeat(n_views), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", [40, 90])
+def test_float_and_uint8_agree_and_the_input_stays(side):
+    crop, images = MultiCrop(24, 16, 3), torch.stack([picture(side, i) for i in range(4)])
+    as_float = images / 255
+    copies = images.clone(), as_float.clone()
+    for a, b in zip(crop(images, 1), crop(as_float, 1), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+    assert torch.equal(images, copies[0]) and torch.equal(as_float, copies[1])
+    turned = as_float.mT  # of which `mT` is the original, not a copy
+    crop(turned, 1)
+    assert torch.equal(as_float, copies[1])
+
+
+def test_sizes_that_divide_nothing_and_no_locals():
+    images = torch.stack([picture(101, i) for i in range(3)])
+    g, local = MultiCrop(37, 19, 5)(images, 0)
+    assert g.shape == (6, 3, 37, 37) and local.shape == (15, 3, 19, 19)
+    assert g.dtype == local.dtype == torch.float32 and g.isfinite().all() and local.isfinite().all()
+    g, local = MultiCrop(37, 19, 0)(images, 0)
+    assert g.shape == (6, 3, 37, 37) and local.shape == (0, 3, 19, 19)
+
+
+def test_normalize():
+    colour = torch.tensor(MEAN) + torch.tensor(STD)
+    torch.testing.assert_close(normalize(colour[:, None, None].expand(2, 3, 4, 4)), torch.ones(2, 3, 4, 4))
+    images = torch.stack([picture(8), picture(8, 1)])
+    torch.testing.assert_close(normalize(images), normalize(images / 255), atol=1e-5, rtol=0)
+
+
+def test_misuse_is_told():
+    with pytest.raises(AssertionError, match="squares"):
+        MultiCrop(24, 16, 1)(torch.zeros(1, 3, 20, 30))
+    with pytest.raises(AssertionError, match="larger views"):
+        MultiCrop(24, 4, 1)
+    with pytest.raises(AssertionError, match="jitter 2"):
+        MultiCrop(24, 16, 1, jitter=2.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("side", [40, 90])
+def test_gpu_agrees_and_does_not_wait(side):
+    """The same numbers are drawn, so the views agree up to rounding; a synchronisation would raise an
+    error."""
+    crop, images = MultiCrop(24, 16, 3), torch.stack([picture(side, i) for i in range(16)])
+    on_gpu = images.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = crop(on_gpu, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for a, b in zip(crop(images, 1), out, strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=0)

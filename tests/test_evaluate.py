@@ -1,0 +1,420 @@
+"""Frozen features: the k-NN vote by hand, the linear probe on what it must and what it cannot learn.
+
+    pytest tests/test_evaluate.py
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import evaluate
+from augment import normalize
+from data import Images
+from evaluate import (
+    cls_features,
+    frozen_features,
+    knn_accuracies,
+    knn_accuracy,
+    linear_accuracy,
+    main,
+    pixel_features,
+    readable,
+)
+
+
+def at(*degrees):
+    """Unit vectors in the plane at these angles: their cosines with the x axis are known."""
+    angles = torch.tensor(degrees).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], dim=1)  # (n, 2)
+
+
+# --------------------------------------------------------------------------------------------------------
+# k-NN
+
+
+def test_knn_near_neighbour_outvotes_the_majority():
+    """The test image is at 0°, with cosines 1, 1/2, 1/2 to the training images at 0°, 60°, −60°.
+
+    At τ = 1 class 1 has e^½ + e^½ = 2·1.649 = 3.297 votes and class 0 has e¹ = 2.718: the majority wins.
+    At τ = 1/2 class 1 has e¹ + e¹ = 5.437 and class 0 has e² = 7.389: the near one wins.
+    """
+    train, labels, test = at(0.0, 60.0, -60.0), torch.tensor([0, 1, 1]), at(0.0)
+    assert 2 * math.exp(1 / 2) > math.exp(1) and 2 * math.exp((1 / 2) / (1 / 2)) < math.exp(1 / (1 / 2))
+    assert knn_accuracy(train, labels, test, torch.tensor([1]), k=3, temp=1.0) == 1.0
+    assert knn_accuracy(train, labels, test, torch.tensor([0]), k=3, temp=1.0) == 0.0
+    assert knn_accuracy(train, labels, test, torch.tensor([0]), k=3, temp=0.5) == 1.0
+
+
+def test_knn_vote_flips_where_the_arithmetic_says():
+    """e^(1/τ) = 2 e^(1/(2τ)) at τ = 1 / (2 ln 2) = 0.7213: below it the near one wins, above it the two."""
+    train, labels, test, near = at(0.0, 60.0, -60.0), torch.tensor([0, 1, 1]), at(0.0), torch.tensor([0])
+    flip = 1 / (2 * math.log(2))
+    assert knn_accuracy(train, labels, test, near, k=3, temp=0.999 * flip) == 1.0
+    assert knn_accuracy(train, labels, test, near, k=3, temp=1.001 * flip) == 0.0
+
+
+def test_knn_counts_k_neighbours_by_cosine():
+    """Cosines cos 10° (class 0), cos 20°, cos 30° (class 1): k = 1 says 0, k = 3 at a high τ says 1.
+
+    The lengths 1, 100, 1 do not matter: by dot product the second would come first.
+    """
+    train = at(10.0, 20.0, 30.0) * torch.tensor([1.0, 100.0, 1.0])[:, None]
+    sets = train, torch.tensor([0, 1, 1]), at(0.0), torch.tensor([0])
+    assert knn_accuracies(*sets, ks=(1, 3), temp=10.0) == [1.0, 0.0]
+
+
+def random_sets(n=60, m=25, d=4, n_classes=5):
+    generator = torch.Generator().manual_seed(1)
+    y, test_y = (torch.randint(n_classes, (rows,), generator=generator) for rows in (n, m))
+    centre = torch.randn(n_classes, d, generator=generator)
+    x, test_x = (centre[labels] + torch.randn(len(labels), d, generator=generator) for labels in (y, test_y))
+    return x, y, test_x, test_y
+
+
+@pytest.mark.parametrize("k", [1, 7, 20])
+@pytest.mark.parametrize("temp", [0.07, 0.5])
+def test_knn_is_the_double_loop(k, temp):
+    x, y, test_x, test_y = random_sets()
+    correct = 0
+    for query, truth in zip(test_x.double(), test_y, strict=True):
+        cosines = [(query @ row / (query.norm() * row.norm())).item() for row in x.double()]
+        votes = [0.0] * 5
+        for i in sorted(range(len(x)), key=lambda i: -cosines[i])[:k]:
+            votes[y[i]] += math.exp(cosines[i] / temp)
+        correct += votes.index(max(votes)) == truth
+    assert knn_accuracy(x, y, test_x, test_y, k, temp) == correct / len(test_x)
+    assert 0.3 < correct / len(test_x) < 1  # or the comparison says little
+
+
+def test_knn_clamps_k_and_keeps_its_inputs():
+    sets = random_sets()
+    copies = [x.clone() for x in sets]
+    assert knn_accuracy(*sets, k=1000) == knn_accuracy(*sets, k=60)
+    assert all(torch.equal(x, copy) for x, copy in zip(sets, copies, strict=True))
+
+
+def test_knn_in_chunks(monkeypatch):
+    sets = random_sets()
+    whole = knn_accuracies(*sets, ks=(1, 7))
+    monkeypatch.setattr(evaluate, "SIMILARITIES", 60 * 3)  # 3 rows at a time: 25 = 8·3 + 1
+    assert knn_accuracies(*sets, ks=(1, 7)) == whole
+
+
+def test_knn_of_half_precision_is_computed_in_float32():
+    x, y, test_x, test_y = random_sets()
+    for dtype in (torch.bfloat16, torch.float16):
+        half, test_half = x.to(dtype), test_x.to(dtype)
+        expected = knn_accuracy(half.float(), y, test_half.float(), test_y)
+        assert knn_accuracy(half, y, test_half, test_y) == expected
+
+
+def test_knn_ties_go_to_the_lower_class():
+    """Two training images at one place: classes 1 and 0 have a vote each."""
+    sets = at(0.0, 0.0), torch.tensor([1, 0]), at(0.0, 30.0), torch.tensor([0, 0])
+    assert knn_accuracy(*sets, k=2) == 1.0
+
+
+def test_knn_does_not_overflow():
+    """At τ = 0.001 the near one, class 1, has e^1000 votes and the far one e^866: both are inf."""
+    sets = at(0.0, 30.0), torch.tensor([1, 0]), at(0.0), torch.tensor([1])
+    assert knn_accuracy(*sets, k=2, temp=0.001) == 1.0
+
+
+@pytest.mark.parametrize("accuracy", [knn_accuracy, linear_accuracy])
+def test_a_diverged_network_is_named(accuracy):
+    x, y, test_x, test_y = random_sets()
+    x[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="train features hold NaN"):
+        accuracy(x, y, test_x, test_y)
+    with pytest.raises(ValueError, match=r"test: need features .* got \(25, 4\) and \(24,\)"):
+        accuracy(x.nan_to_num(), y, test_x, test_y[:-1])
+
+
+# --------------------------------------------------------------------------------------------------------
+# Linear probe
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A tenth of the steps: enough for a few hundred points."""
+    monkeypatch.setattr(evaluate, "STEPS", 200)
+
+
+def clouds(n, scale=1.0, seed=2):
+    """Three classes at the corners of a triangle of side 5·√2, with deviation 0.3: planes part them."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (n,), generator=generator)
+    return scale * (5 * torch.eye(3)[y] + 0.3 * torch.randn(n, 3, generator=generator) + 7), y
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_probe_separates_clouds_of_any_scale(short, scale):
+    assert linear_accuracy(*clouds(300, scale), *clouds(200, scale, seed=3)) == 1.0
+
+
+def test_probe_survives_constant_columns_and_keeps_its_inputs(short):
+    """0.1 is not a float32: by rounding, a column of it has a deviation, which must not be scaled to 1."""
+    (x, y), (test_x, test_y) = clouds(300), clouds(200, seed=3)
+    x, test_x = (torch.cat([f, torch.full((len(f), 1), 0.1), torch.zeros(len(f), 1)], 1) for f in (x, test_x))
+    test_x[:, 3] += 1e-7  # a rounding error on the other side of the column
+    copies = [f.clone() for f in (x, y, test_x, test_y)]
+    assert linear_accuracy(x, y, test_x, test_y) == 1.0
+    assert all(torch.equal(f, copy) for f, copy in zip((x, y, test_x, test_y), copies, strict=True))
+
+
+def test_probe_needs_its_bias(short):
+    """4 points about −1, 396 about 1: less their mean of 0.98, half of the latter are negative too, and only
+    a bias tells 0.85 from −1."""
+    x = torch.cat([torch.linspace(-1.2, -0.8, 4), torch.linspace(0.8, 1.2, 396)])[:, None]
+    y = (x[:, 0] > 0).long()
+    shuffle = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    test = torch.tensor([[-1.0], [0.85]]), torch.tensor([0, 1])
+    assert linear_accuracy(x[shuffle], y[shuffle], *test) == 1.0
+
+
+def test_probe_learns_nothing_from_random_labels(short):
+    """Labels are fair coins: 2000 test images, so the accuracy has deviation √(¼/2000) = 0.0112 and leaves
+    0.5 ± 0.05 (4.5 deviations) with probability 7e-6; the seed is fixed besides."""
+    generator = torch.Generator().manual_seed(4)
+    x, test_x = (torch.randn(n, 5, generator=generator) for n in (500, 2000))
+    y, test_y = (torch.randint(2, (n,), generator=generator) for n in (500, 2000))
+    assert abs(linear_accuracy(x, y, test_x, test_y) - 0.5) < 0.05
+
+
+def test_probe_chooses_the_rate_that_works(short, monkeypatch):
+    """A rate of 0 leaves W = 0, which says class 0 for all: the sweep must take the other."""
+    sets = *clouds(300), *clouds(200, seed=3)
+    for rates in ((0.0, 0.1), (0.1, 0.0)):
+        monkeypatch.setattr(evaluate, "RATES", rates)
+        assert linear_accuracy(*sets) == 1.0
+    monkeypatch.setattr(evaluate, "RATES", (0.0,))
+    assert linear_accuracy(*sets) == (sets[3] == 0).float().mean().item()
+
+
+@pytest.mark.parametrize("rate", [0.3, 30.0])
+def test_probe_is_sgd_on_the_mean_cross_entropy(monkeypatch, rate):
+    """25 steps of ours are 25 steps of torch.optim.SGD and autograd on the same batches; noise in the labels
+    makes the accuracy depend on each. Rounding may turn over one of the 1000 test images."""
+    monkeypatch.setattr(evaluate, "STEPS", 25)
+    monkeypatch.setattr(evaluate, "BATCH", 8)
+    monkeypatch.setattr(evaluate, "RATES", (rate,))
+    generator = torch.Generator().manual_seed(8)
+    x, test_x = (torch.randn(n, 6, generator=generator) for n in (200, 1000))
+    y, test_y = ((f[:, :4] + torch.randn(len(f), 4, generator=generator)).argmax(1) for f in (x, test_x))
+
+    deviation, mean = torch.std_mean(x, dim=0, correction=0)
+    linear = nn.Linear(6, 4)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    optimizer = torch.optim.SGD(linear.parameters(), momentum=0.9)
+    generator = torch.Generator().manual_seed(0)
+    fit = torch.randperm(200, generator=generator)[20:]
+    for step in range(25):
+        batch = fit[torch.randint(180, (8,), generator=generator)]
+        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / 24)) / 2
+        optimizer.zero_grad()
+        F.cross_entropy(linear((x[batch] - mean) / deviation), y[batch]).backward()
+        optimizer.step()
+    expected = (linear((test_x - mean) / deviation).argmax(1) == test_y).float().mean().item()
+    assert linear_accuracy(x, y, test_x, test_y) == pytest.approx(expected, abs=0.0011)
+
+
+def test_heads_trained_at_once_do_not_touch_each_other(short, monkeypatch):
+    """Noisy labels, so that rates differ: the sweep of two is the one that it chose, to the digit."""
+    generator = torch.Generator().manual_seed(5)
+    x, test_x = (torch.randn(n, 5, generator=generator) for n in (200, 400))
+    y, test_y = ((f[:, 0] + torch.randn(len(f), generator=generator) > 0).long() for f in (x, test_x))
+    scores = {}
+    for rates in ((0.003,), (100.0,), (0.003, 100.0)):
+        monkeypatch.setattr(evaluate, "RATES", rates)
+        scores[rates] = linear_accuracy(x, y, test_x, test_y)
+    assert scores[(0.003,)] != scores[(100.0,)]
+    assert scores[(0.003, 100.0)] in (scores[(0.003,)], scores[(100.0,)])
+
+
+def test_probe_never_sees_the_test_labels(short, monkeypatch):
+    """With two classes, the accuracies on the test labels and on their opposites add up to 1. A sweep that
+    peeked would choose the better of two heads each time, and the sum would exceed 1."""
+    generator = torch.Generator().manual_seed(6)
+    x, test_x = (torch.randn(n, 3, generator=generator) for n in (200, 500))
+    y, test_y = ((f[:, 0] + torch.randn(len(f), generator=generator) > 0).long() for f in (x, test_x))
+    monkeypatch.setattr(evaluate, "RATES", (0.0, 0.1))
+    opposite = linear_accuracy(x, y, test_x, 1 - test_y)
+    assert linear_accuracy(x, y, test_x, test_y) + opposite == pytest.approx(1)
+
+
+def test_probe_is_the_same_under_any_global_seed(short):
+    generator = torch.Generator().manual_seed(7)
+    x, y = torch.randn(120, 5, generator=generator), torch.randint(3, (120,), generator=generator)
+    torch.manual_seed(0)
+    first = linear_accuracy(x, y, x, y)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert linear_accuracy(x, y, x, y) == first
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_probe_of_two_images_and_of_one(short):
+    x, y = at(0.0, 90.0), torch.tensor([0, 1])
+    assert linear_accuracy(x, y, x, y) in (0.0, 0.5, 1.0)  # one to train on, one held out: no crash is all
+    with pytest.raises(ValueError, match="needs 2 training images"):
+        linear_accuracy(x[:1], y[:1], x, y)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Features
+
+
+class Mean(nn.Module):
+    """A stand-in ViT whose [CLS] token is the mean normalised colour and the side of the image."""
+
+    patch_size = 4
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.drop = nn.Dropout(0.5)
+        self.batches = []
+
+    def forward_features(self, x):
+        assert not self.training and not torch.is_grad_enabled()
+        self.batches.append(len(x))
+        side = x.new_full((len(x), 1), x.shape[-1])
+        return {"x_norm_clstoken": torch.cat([self.drop(self.weight * x.mean((2, 3))), side], 1)}
+
+
+def plain_images(n, side):
+    """Each image has one colour, a multiple of 3, which no resize changes."""
+    colour = 3 * torch.arange(3 * n, dtype=torch.uint8).view(n, 3, 1, 1)
+    return colour.expand(n, 3, side, side).clone()
+
+
+@pytest.mark.parametrize("size, side", [(16, 16), (8, 8), (9, 8), (11, 12), (1, 4)])
+def test_features_are_those_of_resized_and_normalised_images(size, side):
+    pixels = plain_images(5, 16)
+    features = cls_features(Mean(), pixels, size, batch=2)
+    assert features.shape == (5, 4) and features.dtype == torch.float32 and features.device.type == "cpu"
+    assert (features[:, 3] == side).all()
+    torch.testing.assert_close(features[:, :3], normalize(pixels).mean((2, 3)), rtol=0, atol=1e-4)
+
+
+def test_features_of_any_name():
+    class Patches(Mean):
+        def forward_features(self, x):
+            return {"x_norm_patchtokens": x.flatten(2).transpose(1, 2)}  # every pixel a patch
+
+    pixels = plain_images(3, 4)
+    features = frozen_features(Patches(), pixels, 4, "x_norm_patchtokens", batch=2)
+    assert torch.equal(features, normalize(pixels).flatten(2).transpose(1, 2))  # (3, 16, 3)
+
+
+def test_a_resized_image_stays_within_black_and_white():
+    """Bicubic overshoots beside an edge between 0 and 255; the network must not see that."""
+    class Extremes(Mean):
+        def forward_features(self, x):
+            return {"x_norm_clstoken": torch.stack([x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1)}
+
+    edge = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    edge[..., 4:] = 255
+    low, high = cls_features(Extremes(), edge, 16)[0]
+    assert low == normalize(edge).min() and high == normalize(edge).max()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_features_in_batches_and_the_mode_comes_back(training):
+    vit = Mean().train(training)
+    pixels = plain_images(5, 4)
+    features = cls_features(vit, pixels, 4, batch=2)
+    assert vit.batches == [2, 2, 1] and torch.equal(features, cls_features(Mean(), pixels, 4))
+    assert vit.training == vit.drop.training == training
+    vit.forward_features = None  # an error inside must not leave the mode changed
+    with pytest.raises(TypeError):
+        cls_features(vit, pixels, 4)
+    assert vit.training == vit.drop.training == training
+
+
+def test_features_of_a_split_are_those_of_its_pixels():
+    pixels = plain_images(5, 4)
+    images = Images("five", pixels, torch.zeros(5, dtype=torch.int64), ["one"])
+    assert torch.equal(cls_features(Mean(), images, 4, batch=2), cls_features(Mean(), pixels, 4))
+
+
+def test_skipped_files_of_a_streamed_set_do_not_count():
+    images = Images("heap", None, torch.zeros(3), ["one"], skipped=[("b.jpg", "damaged")],
+                    names=["a.jpg", "b.jpg", "c.jpg"], files=range(3))  # fmt: skip
+    assert readable(images).tolist() == [True, False, True]
+    images = Images("drawn", torch.zeros(2, 3, 4, 4), torch.zeros(2), ["one"])
+    assert readable(images).tolist() == [True, True]
+
+
+def test_pixels_lose_the_mean_training_image():
+    """Train 0 and 102: the mean is 51 = 0.2·255, which leaves −0.2 and 0.2; the test image 153 leaves 0.4."""
+    train = torch.tensor([0, 102], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 2, 2)
+    test = torch.full((1, 3, 2, 2), 153, dtype=torch.uint8)
+    x, test_x = pixel_features(train, test)
+    torch.testing.assert_close(x, torch.tensor([-0.2, 0.2])[:, None].expand(2, 12))
+    torch.testing.assert_close(test_x, torch.full((1, 12), 0.6 - 0.2))
+
+
+# --------------------------------------------------------------------------------------------------------
+# Command line
+
+
+@pytest.fixture
+def few_shapes(monkeypatch, short):
+    """The built-in set, cut to 200 + 100 images."""
+    def load(data, split, size):
+        assert data == "shapes"
+        n = 200 if split == "train" else 100
+        pixels = torch.randint(256, (n, 3, size, size), dtype=torch.uint8)
+        return Images(data, pixels, torch.arange(n) % 10, [str(i) for i in range(10)])
+
+    monkeypatch.setattr(evaluate, "load_images", load)
+
+
+@pytest.mark.parametrize("weights, width, size", [("pixels", 3 * 32 * 32, 32), ("random", 192, 16)])
+def test_the_table_ends_in_one_line_with_the_result(few_shapes, capsys, weights, width, size):
+    asked = {"pixels": 64, "random": 16}[weights]  # raw pixels are never more than 32×32
+    main(["--weights", weights, "--data", "shapes", "--size", str(asked), "--device", "cpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{weights}: {width} features from {size}×{size} pixels, on cpu"
+    assert "200 training and 100 test images, 10 classes" in lines[1]
+    names = [line[:13].strip() for line in lines[4:8]]
+    assert names == ["features", "k-NN, k = 20", "k-NN, k = 200", "linear probe"]
+    assert lines[-1].startswith(f"result: {weights} on shapes: k-NN ") and lines[-1].endswith("chance 10.00%")
+
+
+@pytest.mark.parametrize("argv, words", [
+    ("--weights pixels", "required: --data"),
+    ("--data shapes", "required: --weights"),
+    ("--weights pixels --data shapes --colour 3", "unrecognized arguments: --colour 3"),
+    ("--weights pixels --data shapes --size 0", "'0' is not a whole number of at least 1"),
+    ("--weights pixels --data shapes --device warp", "--device warp is not on this machine"),
+    ("--weights random --data shapes --arch vit_huge", "vit_huge"),
+    ("--weights nowhere.pt --data shapes", "nowhere.pt"),
+    ("--weights random --data nowhere", "nowhere"),
+])  # fmt: skip
+def test_a_wrong_flag_is_one_line_and_status_2(capsys, argv, words):
+    with pytest.raises(SystemExit) as stop:
+        main(argv.split())
+    captured = capsys.readouterr()
+    assert stop.value.code == 2 and captured.out == ""
+    assert captured.err.startswith("evaluate.py: error: ") and words in captured.err
+    assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
+
+
+def test_images_without_labels_are_one_line_and_status_2(capsys, monkeypatch):
+    images = Images("heap", plain_images(4, 32), None, [])
+    monkeypatch.setattr(evaluate, "load_images", lambda data, split, size: images)
+    with pytest.raises(SystemExit) as stop:
+        main(["--weights", "pixels", "--data", "heap"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("evaluate.py: error: heap has no labels")
+    images.pixels, images.labels, images.files = None, torch.zeros(4, dtype=torch.int64), range(4)
+    with pytest.raises(SystemExit) as stop:
+        main(["--weights", "pixels", "--data", "heap"])
+    assert stop.value.code == 2
+    assert "heap is too large for --weights pixels" in capsys.readouterr().err

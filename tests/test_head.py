@@ -1,0 +1,134 @@
+"""The projection head: cosines worked out by hand, a slow loop, the parameter count, invariances and extremes.
+
+    pytest tests/test_head.py
+"""
+
+import math
+
+import pytest
+import torch
+
+from head import Head
+
+
+def small_head(**options):
+    """8 wide in, 24 prototypes, with weights and biases large enough to matter."""
+    torch.manual_seed(0)
+    head = Head(8, 24, **{"hidden_dim": 16, "bottleneck_dim": 6, **options})
+    for p in head.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    return head
+
+
+def rows(*shape, seed=0):
+    """Standard normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def slow_head(head, x):
+    """One row x in float64: layers of Σ w x + b, GELU x·Φ(x) between them, then a cosine with each prototype."""
+    layers = [m for m in head.mlp if isinstance(m, torch.nn.Linear)]
+    y = x.double()
+    for i, layer in enumerate(layers):
+        y = (layer.weight.double() * y).sum(dim=1) + layer.bias.double()
+        if i < len(layers) - 1:
+            y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+    return torch.stack([(y * w).sum() / (y.norm() * w.norm()) for w in head.prototypes.double()])
+
+
+def test_cosines_by_hand():
+    """With the identity for an MLP, x = (8, 6) points to (4/5, 3/5); prototypes (0, 7) and (3, 4) to (0, 1), (3/5, 4/5).
+
+    Cosines: 3/5, and 12/25 + 12/25.
+    """
+    head = Head(2, 2, bottleneck_dim=2, n_layers=1)
+    with torch.no_grad():
+        head.mlp[0].weight.copy_(torch.eye(2))
+        head.prototypes.copy_(torch.tensor([[0.0, 7.0], [3.0, 4.0]]))
+    torch.testing.assert_close(head(torch.tensor([[8.0, 6.0]])), torch.tensor([[3 / 5, 24 / 25]]))
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_is_the_slow_loop(n_layers):
+    head, x = small_head(n_layers=n_layers), rows(5, 8)
+    expected = torch.stack([slow_head(head, row) for row in x])
+    torch.testing.assert_close(head(x).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_slow_loop():
+    head, x = small_head(), rows(3, 8)
+    slow = torch.stack([slow_head(head, row) for row in x])
+    weight = rows(3, 24, seed=1)
+    ours = torch.autograd.grad((head(x) * weight).sum(), list(head.parameters()))
+    expected = torch.autograd.grad((slow * weight).sum(), list(head.parameters()))
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_parameters_of_the_papers_head():
+    """384 → 2048 → 2048 → 256, each with a bias, and 65 536 prototypes of 256 (B.1)."""
+    with torch.device("meta"):
+        head = Head(384, 65_536)
+    expected = (384 + 1) * 2048 + (2048 + 1) * 2048 + (2048 + 1) * 256 + 65_536 * 256
+    assert sum(p.numel() for p in head.parameters()) == expected
+
+
+def test_logits_are_cosines():
+    z = small_head()(rows(100, 8) * 100)
+    assert z.abs().max() <= 1 + 1e-6
+
+
+def test_lengths_of_prototypes_do_not_matter_and_do_not_learn():
+    head, x = small_head(), rows(5, 8)
+    expected = head(x)
+    grad = torch.autograd.grad((expected * rows(5, 24, seed=1)).sum(), head.prototypes)[0]
+    assert (grad * head.prototypes).sum(dim=1).abs().max() < 1e-5
+    with torch.no_grad():
+        head.prototypes.mul_(torch.arange(1.0, 25.0)[:, None])
+    torch.testing.assert_close(head(x), expected)
+
+
+def test_leading_shape_and_order_of_rows():
+    head, x = small_head(), rows(2, 3, 8)
+    torch.testing.assert_close(head(x).flatten(0, 1), head(x.flatten(0, 1)))
+    torch.testing.assert_close(head(x.flip(0)), head(x).flip(0))
+    assert head(x[:0]).shape == (0, 3, 24)
+
+
+def test_a_fresh_head_tells_images_apart():
+    """Initial logits neither vanish nor agree: rows differ, with a spread about that of random cosines, 1/√256."""
+    torch.manual_seed(0)
+    z = Head(64, 500)(rows(32, 64))
+    assert 0.3 / 16 < z.std() < 3 / 16
+    assert (z - z.mean(dim=0)).std() > 0.3 / 16
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1e4])
+def test_finite_for_zero_and_large_features(size):
+    head = small_head()
+    torch.nn.init.zeros_(head.mlp[-1].bias)
+    x = (rows(2, 8).sign() * size).requires_grad_()
+    kept = x.detach().clone()
+    z = head(x)
+    z.sum().backward()
+    assert z.isfinite().all() and x.grad.isfinite().all() and torch.equal(x, kept)
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_a_bottleneck_of_zero_gives_zero_logits():
+    """A fresh head has no biases, so zero features reach the bottleneck as 0, which has no direction."""
+    head = Head(8, 24, hidden_dim=16, bottleneck_dim=6)
+    z = head(torch.zeros(2, 8))
+    z.sum().backward()
+    assert torch.equal(z, torch.zeros(2, 24))
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_the_same_cosines_to_rounding(dtype):
+    """bfloat16 keeps 8 bits: 2⁻⁸ in a cosine, a few times over."""
+    head, x = small_head(), rows(20, 8)
+    with torch.autocast("cpu", dtype):
+        z = head(x)
+    z.float().sum().backward()
+    torch.testing.assert_close(z.float(), head(x), rtol=0, atol=0.05)
+    assert all(p.grad.isfinite().all() for p in head.parameters())

@@ -1,0 +1,315 @@
+"""Patch features as colours: components known on paper, the choice of sides, and drawn scenes.
+
+    pytest tests/test_pca_viz.py
+"""
+
+import matplotlib.image
+import pytest
+import torch
+from einops import rearrange
+
+from pca_viz import draw_pca, foreground_iou, foreground_mask, pca_rgb, scaled_components
+
+# --------------------------------------------------------------------------------------------------------
+# The components
+
+
+def test_components_of_points_on_paper():
+    """(±4, 0), (0, ±1) about (2, 3): the axes are the components, with variances 32/4 and 2/4.
+
+    Along x the points lie at 4, −4, 0, 0, so (a + 4)/8 = 1, 0, ½, ½; along y at 0, 0, 1, −1, so ½, ½, 1, 0.
+    There is no third.
+    """
+    x = torch.tensor([[4.0, 0], [-4, 0], [0, 1], [0, -1]], dtype=torch.float64) + torch.tensor([2.0, 3.0])
+    y = scaled_components(x, 3)
+    torch.testing.assert_close(y[:, 0], torch.tensor([1, 0, 1 / 2, 1 / 2], dtype=torch.float64))
+    torch.testing.assert_close(y[:, 1], torch.tensor([1 / 2, 1 / 2, 1, 0], dtype=torch.float64))
+    assert y[:, 2].isnan().all()
+
+
+def test_component_along_a_diagonal_and_its_sign():
+    """Points t·(1, −2), t = 0, 1, 4: v₁ = (−1, 2)/√5, for the larger entry is made positive. Along it they
+    lie at −√5·t, so scaled at 1, 3/4, 0."""
+    t = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
+    y = scaled_components(t[:, None] * torch.tensor([1.0, -2.0]), 2)
+    torch.testing.assert_close(y[:, 0], 1 - t / 4)
+    assert y[:, 1].isnan().all()  # a line has one component; the second is rounding
+
+
+def test_components_are_those_of_the_svd():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):  # eigh and svd choose signs at will: 15 that agree have had theirs fixed
+        x = torch.randn(50, 8, dtype=torch.float64, generator=generator) * torch.arange(1, 9)
+        _, _, v = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+        v = torch.stack([row if row.max() > -row.min() else -row for row in v[:3]])  # (3, 8)
+        expected = (x - x.mean(0)) @ v.T  # (50, 3)
+        expected = (expected - expected.amin(0)) / (expected.amax(0) - expected.amin(0))
+        torch.testing.assert_close(scaled_components(x, 3), expected)
+
+
+# --------------------------------------------------------------------------------------------------------
+# The foreground
+
+
+def ramp(*values):
+    """One image whose tokens are these numbers: the first component is the number itself. (1, N, 1)"""
+    return torch.tensor(values)[None, :, None]
+
+
+def test_threshold_on_the_scaled_component():
+    """3×3 with 10 in the middle and 0, 2, 4, 6 on the border: scaled 1 and 0, 0.2, 0.4, 0.6."""
+    tokens = ramp(0.0, 2, 4, 6, 10, 0, 0, 0, 0)
+    for threshold, patches in ((0.5, [3, 4]), (0.7, [4]), (0.3, [2, 3, 4])):
+        _, foreground = pca_rgb(tokens, threshold)
+        assert foreground[0].nonzero().flatten().tolist() == patches
+    assert pca_rgb(ramp(0.0, 2, 4, 5, 10, 0, 0, 0, 0))[1].sum() == 1  # 0.5 is not above 0.5
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_side_with_less_border_is_the_object(sign):
+    """5×5, the object fills the 3×3 inside and one of the 16 border patches: 10 of 25, border share 1/16."""
+    scene = torch.zeros(5, 5)
+    scene[1:4, 1:4] = 1
+    scene[4, 2] = 1
+    _, foreground = pca_rgb(sign * ramp(*scene.flatten().tolist()))
+    assert torch.equal(foreground[0].view(5, 5), scene.bool())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_close_up_is_not_its_background(sign):
+    """The object is the larger side: all 9 inner and 8 of the 16 border patches; 8/16 − 9/9 < 8/16 − 0/9."""
+    scene = torch.ones(5, 5)
+    scene[0] = scene[4, :3] = 0
+    assert scene.sum() == 17
+    _, foreground = pca_rgb(sign * ramp(*scene.flatten().tolist()))
+    assert torch.equal(foreground[0].view(5, 5), scene.bool())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_shares_count_not_patches(sign):
+    """The object has 10 of 16 border and 6 of 9 inner patches, 10/16 − 6/9 = −0.04. In patches it has
+    10 − 6 = 4 more on the border than inside, the background only 6 − 3 = 3 more."""
+    scene = torch.ones(5, 5)
+    scene[0] = scene[1, :4] = 0
+    _, foreground = pca_rgb(sign * ramp(*scene.flatten().tolist()))
+    assert torch.equal(foreground[0].view(5, 5), scene.bool())
+
+
+def test_the_sides_are_judged_at_the_threshold():
+    """5×5: 3 inner patches at 0.7 and 6 at 0, one of the border at 1 and 15 at 0.4.
+
+    θ = 0.5: high is 1/16 − 3/9 < 0. θ = 0.8: high is 1/16 − 0 > 0, low (below 0.2) is 0 − 6/9 < 0.
+    """
+    scene = torch.full((5, 5), 0.4)
+    scene[0, 0], scene[1, 1:4], scene[2:4, 1:4] = 1, 0.7, 0
+    tokens = ramp(*scene.flatten().tolist())
+    assert torch.equal(pca_rgb(tokens)[1][0].view(5, 5), scene > 0.5)
+    assert torch.equal(pca_rgb(tokens, threshold=0.8)[1][0].view(5, 5), scene == 0)
+
+
+def test_images_vote_together():
+    """The last image alone would find its middle; the two before it, of the opposite kind, outvote it."""
+    middle = torch.zeros(3, 3)
+    middle[1, 1] = 1
+    tokens = torch.stack([middle, middle, 1 - middle]).flatten(1)[..., None]  # (3, 9, 1)
+    _, foreground = pca_rgb(tokens)
+    assert torch.equal(foreground, tokens[..., 0] > 0.5)
+    assert torch.equal(pca_rgb(tokens[2:])[1], tokens[2:, :, 0] < 0.5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_ties(sign):
+    """2×2 has no inner patch: the smaller side wins; of equal sides the one without the first corner."""
+    assert pca_rgb(sign * ramp(1.0, 0, 0, 0))[1].tolist() == [[True, False, False, False]]
+    assert pca_rgb(sign * ramp(1.0, 1, 1, 0))[1].tolist() == [[False, False, False, True]]
+    assert pca_rgb(sign * ramp(1.0, 1, 0, 0))[1].tolist() == [[False, False, True, True]]
+    # 4×4: one of 4 inner and 3 of 12 border patches, 3/12 − 1/4 = 0 on both sides, though the counts differ
+    scene = torch.zeros(16)
+    scene[[5, 0, 1, 2]] = 1
+    assert torch.equal(pca_rgb(sign * ramp(*scene.tolist()))[1][0], scene.bool())
+
+
+def test_invert_takes_the_other_side():
+    tokens = ramp(0.0, 2, 4, 6, 10, 0, 0, 0, 0)
+    _, foreground = pca_rgb(tokens)
+    _, inverted = pca_rgb(tokens, invert=True)
+    assert torch.equal(inverted, ~foreground)
+
+
+def test_any_grid():
+    """3×5: the middle row's inner three of 15 patches. As 5×3 the same order has other neighbours."""
+    first = torch.zeros(1, 15, dtype=torch.float64)
+    first[0, 6:9] = 1
+    tokens = 1 - first[..., None].float()
+    assert torch.equal(pca_rgb(tokens, grid=(3, 5))[1], first.bool())
+    scene = torch.zeros(5, 3)
+    scene[1:4, 1] = 1
+    assert torch.equal(pca_rgb(-scene.view(1, 15, 1), grid=(5, 3))[1][0].view(5, 3), scene.bool())
+    with pytest.raises(AssertionError, match="15 patches do not fill a grid of 3×3"):
+        pca_rgb(tokens)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
+def test_random_components_keep_their_foreground_when_negated(threshold):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(50):
+        first = torch.rand(2, 9, generator=generator, dtype=torch.float64)
+        sides = [foreground_mask(s, threshold, (3, 3), False) for s in (first, 1 - first)]
+        assert torch.equal(*sides)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Colours
+
+
+def scenes(sign=1.0, noise=0.05):
+    """Four images of 8×8 patches with one thing each, at another place: its top half is one part, its bottom
+    half another. Background, top and bottom are three directions in 16 dimensions.
+
+    Returns tokens (4, 64, 16) and parts (4, 64): 0 background, 1 top, 2 bottom.
+    """
+    generator = torch.Generator().manual_seed(2)
+    parts = torch.zeros(4, 8, 8, dtype=torch.int64)
+    for i, (row, column) in enumerate([(1, 1), (2, 3), (1, 4), (3, 2)]):
+        parts[i, row : row + 2, column : column + 3] = 1
+        parts[i, row + 2 : row + 4, column : column + 3] = 2
+    kinds = torch.zeros(3, 16)
+    kinds[0, 0], kinds[1, 0], kinds[2, 0] = -4.0, 4.0, 4.0  # the thing against the background
+    kinds[1, 1], kinds[2, 1] = 1.0, -1.0  # top against bottom
+    parts = parts.flatten(1)  # (4, 64)
+    return sign * (kinds[parts] + noise * torch.randn(4, 64, 16, generator=generator)), parts
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_parts_have_one_colour_in_all_images(sign):
+    tokens, parts = scenes(sign)
+    rgb, foreground = pca_rgb(tokens)
+    assert rgb.shape == (4, 64, 3) and rgb.dtype == torch.float32 and foreground.dtype == torch.bool
+    assert foreground_iou(foreground, rearrange(parts > 0, "i (h w) -> i h w", h=8)) > 0.95
+    assert (rgb[~foreground] == 0).all() and rgb.min() == 0 and rgb.max() == 1
+    red = [[rgb[i, parts[i] == part, 0].mean().item() for i in range(4)] for part in (1, 2)]
+    assert max(red[0]) - min(red[0]) < 0.1 and max(red[1]) - min(red[1]) < 0.1  # one part, four images
+    assert abs(red[0][0] - red[1][0]) > 0.7  # two parts
+
+
+def test_each_colour_fills_its_range_over_the_foreground_of_all_images():
+    tokens, _ = scenes()
+    rgb, foreground = pca_rgb(tokens)
+    torch.testing.assert_close(rgb[foreground].amin(0), torch.zeros(3))
+    torch.testing.assert_close(rgb[foreground].amax(0), torch.ones(3))
+    # The second PCA is of the foreground alone: moving the background along its direction changes no colour.
+    far = tokens.clone()
+    far[~foreground, 0] -= 100
+    torch.testing.assert_close(pca_rgb(far)[0], rgb)
+
+
+def test_the_same_on_each_run_and_in_each_precision():
+    tokens, _ = scenes()
+    copy = tokens.clone()
+    rgb, foreground = pca_rgb(tokens)
+    assert torch.equal(tokens, copy)
+    assert torch.equal(pca_rgb(tokens)[0], rgb) and torch.equal(pca_rgb(tokens)[1], foreground)
+    half = tokens.bfloat16()
+    assert torch.equal(pca_rgb(half)[0], pca_rgb(half.double())[0])
+    assert torch.equal(pca_rgb(tokens.requires_grad_())[0], rgb)
+
+
+def test_nothing_to_see():
+    """Tokens that are all equal, zero or not, one patch or many: black, no foreground."""
+    for shape, value in (((1, 9, 4), 0.0), ((2, 9, 4), 0.1), ((1, 1, 5), 1.0), ((3, 1, 1), 1.0)):
+        tokens = torch.full(shape, value)
+        rgb, foreground = pca_rgb(tokens)
+        assert (rgb == 0).all() and not foreground.any()
+    rounding = 1e6 + torch.tensor([0.0, 0.0625] * 8).view(1, 16, 1)  # one float32 apart
+    assert not pca_rgb(rounding)[1].any()
+
+
+def test_few_patches_and_few_dimensions():
+    """A colour with no variance is 0.5. One patch in front: all three. Two: all but the first."""
+    rgb, foreground = pca_rgb(ramp(0.0, 0, 0, 0, 9, 0, 0, 0, 0))
+    assert foreground.sum() == 1 and rgb[foreground].tolist() == [[0.5, 0.5, 0.5]]
+    rgb, foreground = pca_rgb(ramp(*[0.0] * 5, 9, 10, *[0.0] * 9))
+    assert rgb[foreground].tolist() == [[0, 0.5, 0.5], [1, 0.5, 0.5]]
+    tokens = torch.zeros(1, 25, 2)  # two dimensions: blue is 0.5
+    tokens[0, [6, 7, 8]] = torch.tensor([[9.0, 0], [10, 1], [9, 2]])
+    rgb, foreground = pca_rgb(tokens)
+    assert foreground.sum() == 3 and (rgb[foreground][:, 2] == 0.5).all() and rgb.isfinite().all()
+    for shape in ((1, 1, 1), (5, 1, 3), (1, 4, 2), (2, 9, 1)):
+        rgb, foreground = pca_rgb(torch.randn(shape, generator=torch.Generator().manual_seed(3)))
+        assert rgb.isfinite().all() and rgb.min() >= 0 and rgb.max() <= 1
+
+
+def test_an_image_that_is_all_foreground():
+    tokens, parts = scenes()
+    full = tokens[:1].clone()
+    full[0] = tokens[parts == 1][torch.arange(64) % 24]
+    rgb, foreground = pca_rgb(torch.cat([tokens, full]))
+    assert foreground[4].all() and rgb.isfinite().all() and (rgb[4].amax(1) > 0).all()
+
+
+@pytest.mark.parametrize("tokens, threshold, words", [
+    (torch.zeros(1, 9, 2), 1.0, "threshold must be in"),
+    (torch.full((1, 9, 2), float("nan")), 0.5, "NaN"),
+    (torch.zeros(0, 9, 2), 0.5, "at least one number"),
+])  # fmt: skip
+def test_misuse_is_named(tokens, threshold, words):
+    with pytest.raises(AssertionError, match=words):
+        pca_rgb(tokens, threshold)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Score and picture
+
+
+def test_iou_is_the_mean_over_images():
+    """2×2 patches of 2×2 pixels. Image 1: found {0, 1}, true {1, 2}, IoU 1/3. Image 2: nothing, nothing: 1.
+    Image 3: found {0}, true {0}. Their mean is (1/3 + 1 + 1)/3; over all patches together it would be 2/4."""
+    foreground = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, 0, 2:] = masks[0, 1, 2] = True  # 3 of 4 pixels of patch 1
+    masks[0, 2:, :2] = True  # patch 2
+    masks[0, 2, 2:] = True  # 2 of 4 pixels of patch 3: not more than half
+    masks[2, :2, :2] = True
+    assert foreground_iou(foreground, masks) == pytest.approx((1 / 3 + 1 + 1) / 3)
+
+
+def test_iou_on_a_grid_that_is_not_square():
+    masks = torch.zeros(1, 4, 12, dtype=torch.bool)
+    masks[0, 2:, 4:8] = True  # row 2 of 2, column 2 of 3
+    foreground = torch.tensor([[0, 0, 0, 0, 1, 0]]).bool()
+    assert foreground_iou(foreground, masks, grid=(2, 3)) == 1
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_picture(tmp_path, n):
+    """Grey images; colours red, green / blue, white in a 2×2 grid must come out at these places."""
+    images = torch.full((n, 3, 8, 8), 128, dtype=torch.uint8)
+    colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+    path = tmp_path / "pca.png"
+    path.write_text("an older picture")
+    draw_pca(images, colours.expand(n, 4, 3), (2, 2), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["pca.png"]  # nothing temporary is left
+    picture = matplotlib.image.imread(path)[..., :3]  # (H, W, 3)
+    centre = {}
+    seek = {"red": [1, 0, 0], "green": [0, 1, 0], "blue": [0, 0, 1], "grey": [128 / 255] * 3}
+    for name, colour in seek.items():
+        hits = abs(picture - colour).max(-1) < 0.01  # (H, W)
+        assert hits.sum() > 100 * n, name
+        rows, columns = hits.nonzero()
+        centre[name] = rows.min(), columns.min()
+    assert centre["red"][0] == centre["green"][0] < centre["blue"][0]
+    assert centre["grey"][1] < centre["red"][1] == centre["blue"][1] < centre["green"][1]
+
+
+def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "pca.png"
+    path.write_text("an older picture")
+
+    def fail(self, target, **kwargs):
+        target.write_text("half a picture")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pca_viz.Figure.savefig", fail)
+    with pytest.raises(OSError, match="disk full"):
+        draw_pca(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 3), (2, 2), path)
+    assert path.read_text() == "an older picture" and len(list(tmp_path.iterdir())) == 1

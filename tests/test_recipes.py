@@ -1,0 +1,56 @@
+"""The recipes hold the paper's numbers and can be trained with.  `pytest tests/test_recipes.py`"""
+
+import math
+from dataclasses import fields
+
+import pytest
+
+from recipes import RECIPES, Recipe, get_recipe
+from train import check_recipe, values_at
+
+
+def test_every_field_is_explained():
+    assert all(len(f.metadata["help"]) > 10 for f in fields(Recipe))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_trained_with(name):
+    check_recipe(RECIPES[name])
+
+
+def test_changes_leave_the_recipe_alone():
+    assert get_recipe("shapes", batch=3).batch == 3
+    assert RECIPES["shapes"].batch != 3
+    with pytest.raises(TypeError):
+        get_recipe("shapes", no_such_field=1)
+
+
+def test_vitl14_has_the_papers_schedule():
+    """Table 16: peak rate 3.5e-4 after 100k iterations of 625k, decay 0.04 -> 0.2, momentum 0.994 -> 1, batch 3k.
+
+    The official base rate is 2e-4: 2e-4 · √(3072/1024) = 2e-4 · 1.732 = 3.46e-4.  Then 10k iterations at 518².
+    """
+    r = RECIPES["vitl14"]
+    peak = values_at(100_000, r)
+    assert math.isclose(peak["lr"], 3.46e-4, rel_tol=2e-3)
+    assert values_at(99_000, r)["lr"] < peak["lr"] > values_at(101_000, r)["lr"]
+    first, last = values_at(0, r), values_at(624_999, r)
+    assert (first["lr"], first["weight_decay"], first["momentum"], first["teacher_temp"]) == (0, 0.04, 0.994, 0.04)
+    assert (last["weight_decay"], last["momentum"], last["teacher_temp"]) == (0.2, 1.0, 0.07)
+    assert math.isclose(last["lr"], 1e-6)
+    assert not last["hires"] and values_at(625_000, r)["hires"]
+    assert first["frozen_prototypes"] and values_at(1249, r)["frozen_prototypes"]  # the first epoch of 1250
+    assert not values_at(1250, r)["frozen_prototypes"]
+
+
+def test_high_resolution_compresses_every_schedule():
+    """B.2: 20 steps of which the last quarter, 5, are at high resolution; each schedule runs from end to end in them."""
+    r = get_recipe("shapes", steps=20, hires_share=0.25, lr_warmup=0.2, hires_lr=1e-3, batch=1024)
+    at = [values_at(step, r) for step in range(20)]
+    assert [v["hires"] for v in at] == [False] * 15 + [True] * 5
+    for phase in (at[:15], at[15:]):
+        assert phase[0]["lr"] == 0.0 and math.isclose(phase[-1]["lr"], r.lr_end)
+        assert (phase[0]["momentum"], phase[-1]["momentum"]) == (r.momentum, r.momentum_end)
+        assert (phase[0]["teacher_temp"], phase[-1]["teacher_temp"]) == (r.teacher_temp_start, r.teacher_temp)
+        assert (phase[0]["weight_decay"], phase[-1]["weight_decay"]) == (r.weight_decay, r.weight_decay_end)
+    assert at[16]["lr"] == 1e-3  # the one warm-up step is over: hires_lr · √(1024/1024)

@@ -1,0 +1,628 @@
+"""Train DINOv2: student, EMA teacher, one step, the loop, the high-resolution phase (§4, §5, B.2).
+
+    python train.py                                    the built-in pictures, minutes on a laptop
+    python train.py --data DIR --recipe cifar10        your own pictures; any field of recipes.py is a flag
+    python train.py --resume                           go on after Ctrl-C, a crash, or kill -9
+    torchrun --nproc-per-node 8 train.py ...           eight GPUs
+
+    L = L_DINO + L_iBOT + 0.1 · L_KoLeo,        teacher ← m · teacher + (1 − m) · student
+
+A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its folder.  All that is random in
+step s is drawn from a seed made of (seed, s), so a resumed run repeats an uninterrupted one to the last bit.
+"""
+
+import argparse
+import copy
+import difflib
+import functools
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from torch import nn
+from tqdm import tqdm
+
+import distributed
+import vit
+from augment import MultiCrop
+from centering import SoftmaxCentering
+from data import DataError, batches, load_images
+from dino_loss import dino_loss
+from evaluate import autocast, frozen_features, knn_accuracies
+from head import Head
+from ibot_loss import ibot_loss
+from koleo import koleo_loss
+from masking import sample_masks
+from pca_viz import draw_pca, foreground_iou, pca_rgb
+from recipes import RECIPES, Recipe, get_recipe
+from schedule import cosine_schedule
+from sinkhorn import sinkhorn_knopp
+
+ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2")
+
+# ---------------------------------------------------------------------------- flags
+
+
+class UserError(Exception):
+    """A wrong flag, path or file: one line for the person, exit status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with near matches for a misspelt flag."""
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def parse_args(argv=None):
+    """Command line -> (options, recipe, the fields set by hand)."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--recipe", choices=RECIPES, default="shapes", help="where the fields below start from")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
+    group = parser.add_argument_group("recipe fields (default: the recipe's)")
+    for f in fields(Recipe):
+        values = ", ".join(f"{n}: {_show(getattr(r, f.name))}" for n, r in RECIPES.items())
+        options = {"help": f"{f.metadata['help']} ({values})".replace("%", "%%"), "default": argparse.SUPPRESS}
+        if f.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif f.type in (int, float, str):
+            options |= {"type": f.type, "metavar": f.type.__name__.upper()}
+        else:
+            options |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+        group.add_argument(f"--{f.name}", **options)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=3)
+        raise UserError(f"unknown argument {unknown[0]}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    changes = {f.name: getattr(options, f.name) for f in fields(Recipe) if hasattr(options, f.name)}
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    options.out = options.out or Path("runs") / options.recipe
+    recipe = get_recipe(options.recipe, **changes)
+    check_recipe(recipe)
+    return options, recipe, changes
+
+
+def _show(value):
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def check_recipe(r):
+    """Raise UserError for values that cannot be trained with."""
+    for name, choices in {"arch": ARCHS, "ffn": ("mlp", "swiglu"), "centering": ("sinkhorn", "softmax")}.items():
+        if getattr(r, name) not in choices:
+            raise UserError(f"--{name} must be one of {', '.join(choices)}; got {getattr(r, name)}")
+    sizes = ("global_size", "local_size") + (("hires_size",) if r.hires_share else ())
+    for name in sizes:
+        size = getattr(r, name)
+        if size < r.patch_size or size % r.patch_size:
+            raise UserError(f"--{name} must be a multiple of --patch_size {r.patch_size}; got {size}")
+    for name in ("batch", "steps", "image_size", "patch_size", "n_prototypes", "log_every", "save_every"):
+        if getattr(r, name) < 1:
+            raise UserError(f"--{name} must be 1 or more; got {getattr(r, name)}")
+    for name in ("student_temp", "teacher_temp_start", "teacher_temp", "lr", "clip"):
+        if not 0 < getattr(r, name) < math.inf:
+            raise UserError(f"--{name} must be above 0; got {getattr(r, name)}")
+    for name in ("momentum", "momentum_end", "drop_path", "hires_share", "mask_probability"):
+        if not 0 <= getattr(r, name) <= 1:
+            raise UserError(f"--{name} must lie in 0 to 1; got {getattr(r, name)}")
+    for name in ("global_scale", "local_scale", "mask_ratio"):
+        if not 0 <= getattr(r, name)[0] <= getattr(r, name)[1] <= 1:
+            raise UserError(f"--{name} must be an interval in 0 to 1; got {_show(getattr(r, name))}")
+
+
+# ---------------------------------------------------------------------------- networks
+
+
+def build_network(r):
+    """The ViT and its two untied heads (§4), for a recipe."""
+    backbone = getattr(vit, r.arch)(
+        patch_size=r.patch_size,
+        img_size=r.hires_size if r.hires_share else r.global_size,
+        n_registers=r.n_registers,
+        ffn=r.ffn,
+        drop_path=0.0 if r.teacher else r.drop_path,  # §5: no stochastic depth in distillation
+        layer_scale=r.layer_scale,
+        checkpointing=r.checkpointing,
+    )
+    heads = {
+        "dino_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.dino_bottleneck),
+        "ibot_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.ibot_bottleneck),
+    }
+    return nn.ModuleDict({"backbone": backbone, **heads})
+
+
+@dataclass
+class Run:
+    """What a step needs and changes."""
+
+    recipe: Recipe
+    student: nn.ModuleDict
+    teacher: nn.ModuleDict  # gives the targets: the EMA, or in distillation a frozen larger network
+    ema: nn.ModuleDict  # follows the student: what the run is for
+    centering: nn.ModuleDict  # the two moving centres, or empty for Sinkhorn-Knopp
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+
+def start_run(recipe, device):
+    """A Run at step 0, with its weights drawn from the seed."""
+    torch.manual_seed(recipe.seed)
+    student = build_network(recipe).to(device)
+    ema = copy.deepcopy(student).requires_grad_(False).eval()
+    teacher = load_teacher(recipe, device) if recipe.teacher else ema
+    centering = nn.ModuleDict()
+    if recipe.centering == "softmax":
+        centering = nn.ModuleDict({name: SoftmaxCentering(recipe.n_prototypes) for name in ("dino", "ibot")})
+    groups = parameter_groups(student, recipe)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)  # Table 16
+    if recipe.compile:
+        for network in (student, teacher):
+            network.backbone.forward_features = torch.compile(network.backbone.forward_features)
+    return Run(recipe, student, teacher, ema, centering.to(device), optimizer)
+
+
+def load_teacher(recipe, device):
+    """The frozen teacher of a distillation, heads and all, from another run's checkpoint.pt (§5)."""
+    saved = read_checkpoint(Path(recipe.teacher))
+    theirs = Recipe(**saved["recipe"])
+    for name in ("patch_size", "n_prototypes"):
+        if getattr(theirs, name) != getattr(recipe, name):
+            raise UserError(f"the teacher was trained with --{name} {getattr(theirs, name)}; set the same")
+    teacher = build_network(theirs)
+    teacher.load_state_dict(saved["teacher"])
+    return teacher.requires_grad_(False).eval().to(device)
+
+
+def parameter_groups(student, r):
+    """AdamW's groups: each parameter's learning rate and weight decay as multiples of the schedule's.
+
+    No decay on biases, norms and LayerScale; a block's rate is layer_decay times the next one's; the patch
+    embedding's has a factor of its own; prototypes are marked, since they start frozen.
+    """
+    depth = len(student.backbone.blocks)
+    groups = {}
+    for name, p in student.named_parameters():
+        rate = 1.0
+        if name.startswith("backbone."):
+            below = name.startswith("backbone.blocks.")
+            layer = int(name.split(".")[2]) + 1 if below else depth + 1 if ".norm." in name else 0
+            rate = r.layer_decay ** (depth + 1 - layer)
+        if ".patch_embed." in name:
+            rate *= r.patch_embed_lr
+        decay = 0.0 if name.endswith(("bias", "gamma")) or ".norm" in name else 1.0
+        key = (rate, decay, name.endswith("prototypes"))
+        groups.setdefault(key, []).append(p)
+    return [
+        {"params": params, "lr_factor": rate, "decay_factor": decay, "prototypes": prototypes}
+        for (rate, decay, prototypes), params in groups.items()
+    ]
+
+
+# ---------------------------------------------------------------------------- schedules
+
+
+def values_at(step, r):
+    """What the schedules say at a step: a dict.  The high-resolution phase has all of them once more, compressed."""
+    low_steps = r.steps - round(r.steps * r.hires_share)
+    hires = step >= low_steps
+    s, total = (step - low_steps, r.steps - low_steps) if hires else (step, low_steps)
+    peak = (r.hires_lr if hires else r.lr) * math.sqrt(r.batch / 1024)
+    temp_warmup = round(total * r.teacher_temp_warmup)
+    return {
+        "hires": hires,
+        "lr": cosine_schedule(s, total, peak, r.lr_end, round(total * r.lr_warmup)),
+        "weight_decay": cosine_schedule(s, total, r.weight_decay, r.weight_decay_end),
+        "momentum": cosine_schedule(s, total, r.momentum, r.momentum_end),
+        "teacher_temp": cosine_schedule(s, total, r.teacher_temp, r.teacher_temp, temp_warmup, r.teacher_temp_start),
+        "frozen_prototypes": not hires and s < r.freeze_prototypes * total,
+    }
+
+
+def seed_of(seed, step):
+    """One seed for each step and rank."""
+    return hash((seed, step, distributed.rank())) % 2**62  # of ints: the same in every process
+
+
+# ---------------------------------------------------------------------------- one step
+
+
+def train_step(run, images, crop, values):
+    """One step on images (B, 3, S, S): updates run; returns the losses and what the collapse meter reads."""
+    r, student, teacher = run.recipe, run.student, run.teacher
+    torch.manual_seed(seed_of(r.seed, run.step))
+    B, device = len(images), images.device
+
+    globals_, locals_ = crop(images, seed_of(r.seed, run.step))  # (2·B, 3, g, g), (L·B, 3, l, l)
+    grid = globals_.shape[-1] // r.patch_size
+    masks = sample_masks(2 * B, grid, grid, r.mask_ratio, r.mask_probability)  # (2·B, N)
+    masked = to(masks.flatten().nonzero()[:, 0], device)  # (M,)
+    masks = to(masks, device)
+
+    with torch.no_grad(), autocast(device, r.amp):
+        t = teacher.backbone.forward_features(globals_)
+        t_dino = teacher.dino_head(t["x_norm_clstoken"])  # (2·B, K)
+        t_ibot = teacher.ibot_head(t["x_norm_patchtokens"].flatten(0, 1)[masked])  # (M, K)
+    p_dino = rearrange(center(run, "dino", t_dino, values), "(v b) k -> v b k", b=B)  # (2, B, K)
+    p_ibot = center(run, "ibot", t_ibot, values)  # (M, K)
+
+    with autocast(device, r.amp):
+        seen = None if r.teacher else masks  # §5: a distilled student sees every patch
+        g, l = student.backbone.forward_features([globals_, locals_], [seen, None])  # noqa: E741
+        cls = torch.cat([g["x_norm_clstoken"], l["x_norm_clstoken"]])  # ((2 + L)·B, D)
+        s_dino = rearrange(student.dino_head(cls), "(v b) k -> v b k", b=B)  # (2 + L, B, K)
+        s_ibot = student.ibot_head(g["x_norm_patchtokens"].flatten(0, 1)[masked])  # (M, K)
+    losses = {
+        "dino": dino_loss(s_dino, p_dino, r.student_temp),
+        "ibot": ibot_loss(s_ibot, p_ibot, masks, r.student_temp),
+        "koleo": sum(koleo_loss(view) for view in g["x_norm_clstoken"].chunk(2)),
+    }
+    losses["loss"] = losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
+
+    losses["loss"].backward()
+    losses["grad_norm"] = update_student(run, values)
+    update_teacher(run.student, run.ema, values["momentum"])
+    run.step += 1
+    return {k: v.detach() for k, v in losses.items()}, p_dino, t["x_norm_clstoken"]
+
+
+def to(x, device):
+    """A CPU tensor on the device, without waiting for it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def center(run, name, logits, values):
+    """Teacher logits (B, K) -> targets (B, K): Sinkhorn-Knopp, or softmax with a moving centre (§4)."""
+    centering = run.centering[name] if name in run.centering else sinkhorn_knopp
+    return centering(logits, values["teacher_temp"])
+
+
+def update_student(run, values):
+    """Clip the gradients, of the backbone and of each head by itself, and take AdamW's step; the whole norm."""
+    distributed.average_gradients(run.student.parameters())
+    norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in run.student.values()]
+    for group in run.optimizer.param_groups:
+        frozen = group["prototypes"] and values["frozen_prototypes"]
+        group["lr"] = 0.0 if frozen else values["lr"] * group["lr_factor"]
+        group["weight_decay"] = values["weight_decay"] * group["decay_factor"]
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    return torch.stack(norms).norm()
+
+
+@torch.no_grad()
+def update_teacher(student, ema, momentum):
+    """teacher ← m · teacher + (1 − m) · student, of all parameters at once."""
+    torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 1 - momentum)
+
+
+# ---------------------------------------------------------------------------- collapse meter
+
+
+def collapse_meter(p_t, loss, cls):
+    """What the loss does not show, as a dict of floats.
+
+    p_t: (2, B, K) targets; loss: L_DINO; cls: (2·B, D) teacher [CLS].
+    entropy_image: mean H(p_t) / ln K.  entropy_mean: H(mean p_t) / ln K.  kl: L_DINO − mean H(p_t), the
+    divergence of the student from the teacher.  cosine: mean between the [CLS] of different images of a view.
+    """
+    log_K = math.log(p_t.shape[-1])
+    entropy_image = -torch.special.xlogy(p_t, p_t).sum(dim=-1).mean()
+    mean = p_t.mean(dim=(0, 1))
+    entropy_mean = -torch.special.xlogy(mean, mean).sum()
+    x = nn.functional.normalize(cls.float()[: len(cls) // 2], dim=1)  # (B, D)
+    B = len(x)
+    cosine = (x.sum(dim=0).square().sum() - B) / max(B * (B - 1), 1)
+    return {
+        "entropy_image": (entropy_image / log_K).item(),
+        "entropy_mean": (entropy_mean / log_K).item(),
+        "kl": (loss - entropy_image).item(),
+        "cosine": cosine.item(),
+    }
+
+
+def collapse_warning(meter):
+    """A sentence in plain words when the meter says collapse, otherwise None."""
+    if meter["entropy_image"] > 0.98 and meter["entropy_mean"] > 0.98:
+        return "uniform collapse: every image gets the same flat target; lower teacher_temp or raise the rate"
+    if meter["entropy_mean"] < 0.05:
+        return "collapse to one code: every image gets the same prototype; raise teacher_temp or use sinkhorn"
+    if meter["cosine"] > 0.99:
+        return "the features of all images are nearly the same; lower the rate or raise koleo_weight"
+    return None
+
+
+# ---------------------------------------------------------------------------- files of a run
+
+
+def write_safely(path, write):
+    """Call write(temporary path), then rename: a crash leaves the old file or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def save_checkpoint(run, out):
+    """checkpoint.pt, with all that --resume needs.  Random states need no place: step s is seeded by s."""
+    state = {
+        "recipe": asdict(run.recipe),
+        "step": run.step,
+        "student": run.student.state_dict(),
+        "teacher": run.ema.state_dict(),
+        "centering": run.centering.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+    }
+    write_safely(out / "checkpoint.pt", lambda path: torch.save(state, path))
+
+
+def read_checkpoint(path):
+    """The dict that save_checkpoint wrote; UserError in one line for anything else."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved.keys() >= {"recipe", "step", "student", "teacher", "optimizer"}:
+            return saved
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except Exception:  # torch.load raises half a dozen kinds for a file that is not its own
+        pass
+    raise UserError(f"{path} is not a checkpoint of train.py")
+
+
+def restore(run, saved):
+    """Set run to where the checkpoint was written."""
+    run.student.load_state_dict(saved["student"])
+    run.ema.load_state_dict(saved["teacher"])
+    run.centering.load_state_dict(saved["centering"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.step = saved["step"]
+
+
+def read_metrics(path, last_step):
+    """The rows up to last_step; what a killed run wrote after its checkpoint, or half of a line, is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [row for row in rows if row["step"] <= last_step and "final" not in row]
+
+
+# ---------------------------------------------------------------------------- measuring and drawing
+
+
+@functools.lru_cache(maxsize=1)
+def load_splits(data, size, seed):
+    """The training and the test images at one size; broken files are named on the screen."""
+    splits = [load_images(data, split, size, seed) for split in ("train", "test")]
+    for images in splits:
+        for name, reason in images.skipped:
+            print(f"skipped {name}: {reason}", file=sys.stderr)
+    skipped = sum(len(images.skipped) for images in splits)
+    labels = f"{len(splits[0].classes)} classes" if splits[0].classes else "no labels"
+    print(f"{data}: {len(splits[0])} training and {len(splits[1])} test images, {labels}, {skipped} broken files skipped")
+    return splits
+
+
+def splits_at(step, r):
+    """The images of the phase that a step belongs to."""
+    return load_splits(r.data, r.hires_image_size if values_at(step, r)["hires"] else r.image_size, r.seed)
+
+
+def measure_knn(run, n_train=None):
+    """k-NN accuracy of the EMA's [CLS] at its last resolution: {"knn_20": a, "knn_200": b}, {} without labels.
+
+    n_train: measure against that many training images, drawn at random, rather than all.
+    """
+    train, test = splits_at(run.step, run.recipe)
+    if train.labels is None or train.pixels is None or test.pixels is None:
+        return {}
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
+    size = last_size(run.recipe)
+    train_features = frozen_features(run.ema.backbone, train.pixels[chosen], size)
+    test_features = frozen_features(run.ema.backbone, test.pixels, size)
+    k20, k200 = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels, (20, 200))
+    return {"knn_20": k20, "knn_200": k200}
+
+
+def last_size(r):
+    """The side of the global crops at the end of a run, which the features are measured at."""
+    return r.hires_size if r.hires_share else r.global_size
+
+
+def draw_pictures(run, path):
+    """pca.png of 12 test images; the mean IoU of 200 foregrounds where the masks are known, otherwise None."""
+    _, test = splits_at(run.step, run.recipe)
+    if test.pixels is None:
+        return None
+    size = last_size(run.recipe)
+    chosen = torch.linspace(0, len(test) - 1, min(len(test), 200)).long()
+    tokens = frozen_features(run.ema.backbone, test.pixels[chosen], size, "x_norm_patchtokens")  # (I, N, D)
+    rgb, foreground = pca_rgb(tokens)
+    shown = torch.linspace(0, len(chosen) - 1, min(len(chosen), 12)).long()
+    draw_pca(test.pixels[chosen][shown], rgb[shown], (size // run.recipe.patch_size,) * 2, path)
+    return None if test.masks is None else foreground_iou(foreground, test.masks[chosen])
+
+
+def draw_curves(rows, recipe, path):
+    """curves.png: losses beside ln K, the collapse meter, and k-NN over the steps."""
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    panels = {
+        "losses": ("dino", "ibot"),
+        "collapse meter": ("entropy_image", "entropy_mean", "cosine"),
+        "k-NN accuracy of the teacher": ("knn_20", "knn_200"),
+    }
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-" if "knn" in name else "-", label=name)
+        if title == "losses":
+            axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
+        axes.set(title=title, xlabel="step")
+        if axes.lines:
+            axes.legend()
+    write_safely(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
+
+
+def peak_memory(device):
+    """Most memory so far, in bytes: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+# ---------------------------------------------------------------------------- the loop
+
+
+def train(run, out, device):
+    """Run the steps that are left.  Returns the rows of metrics.jsonl, and whether a person stopped the run.
+
+    Ctrl-C lets the step end and saves a checkpoint; a second one kills.
+    """
+    r, main = run.recipe, distributed.rank() == 0
+    rank, world = distributed.rank(), distributed.world_size()
+    rows = read_metrics(out / "metrics.jsonl", run.step)
+    if main:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_safely(out / "metrics.jsonl", lambda temporary: temporary.write_text(text))
+    before = rows[-1]["seconds"] if rows else 0.0
+    began = logged = time.perf_counter()
+    stopped, hires = [], None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: (stopped.append(n), signal.signal(n, signal.SIG_DFL)))
+    healthy = torch.ones((), dtype=torch.bool, device=device)
+    bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=not main, mininterval=1)
+
+    def record(row):
+        rows.append({"step": run.step, **row, "seconds": before + time.perf_counter() - began})
+        if main:
+            with open(out / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+
+    while run.step < r.steps and not distributed.any_rank(stopped):
+        values = values_at(run.step, r)
+        if values["hires"] != hires:  # a phase begins, or a resumed run joins it
+            hires = values["hires"]
+            images, _ = splits_at(run.step, r)
+            stream = batches(images, r.batch // world, r.seed, run.step, device, shard=(rank, world))
+            crop = MultiCrop(r.hires_size if hires else r.global_size, r.local_size, r.n_local, r.global_scale,
+                             r.local_scale, r.blur_sigma, r.jitter)  # fmt: skip
+        losses, p_t, cls = train_step(run, next(stream), crop, values)
+        healthy &= losses["grad_norm"].isfinite()
+        bar.update(r.batch)
+
+        last = run.step == r.steps
+        if run.step % r.log_every == 0 or last:
+            check_health(healthy, run.step, out)
+            meter = collapse_meter(p_t, losses["dino"], cls)
+            rate = (run.step % r.log_every or r.log_every) * r.batch / (time.perf_counter() - logged)
+            numbers = {name: value.item() for name, value in losses.items()}
+            record({**numbers, **meter, **values, "images_per_s": rate, "peak_memory": peak_memory(device)})
+            bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {meter['entropy_image']:.2f} of ln K")
+            warning = collapse_warning(meter)
+            if warning and main and run.step > 0.1 * r.steps:  # at first all features are alike
+                bar.write(f"step {run.step}: {warning}", file=sys.stderr)
+            logged = time.perf_counter()
+        if run.step % r.save_every == 0 or last or stopped:
+            check_health(healthy, run.step, out)
+            if main:
+                save_checkpoint(run, out)
+        if main and r.eval_every and run.step % r.eval_every == 0 and not last:
+            accuracies = measure_knn(run, r.eval_images)
+            record(accuracies)
+            bar.write(f"step {run.step}: " + ", ".join(f"{k} {v:.1%}" for k, v in accuracies.items()), file=sys.stderr)
+            logged = time.perf_counter()
+    bar.close()
+    return rows, bool(stopped)
+
+
+def check_health(healthy, step, out):
+    """Exit with status 1, the last good checkpoint in place, once a gradient was not finite."""
+    if not healthy:
+        print(f"step {step}: the loss became NaN; stopped, the last good checkpoint stays in {out}", file=sys.stderr)
+        sys.exit(1)
+
+
+# ---------------------------------------------------------------------------- the program
+
+
+def prepare(argv):
+    """Command line -> (run, folder, device): a new run, or one that goes on."""
+    options, recipe, changes = parse_args(argv)
+    out, checkpoint = options.out, options.out / "checkpoint.pt"
+    try:
+        device = torch.empty(0, device=options.device).device
+        out.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"there is no device {options.device} here; try --device cpu") from None
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+    saved = None
+    if options.resume and checkpoint.exists():
+        saved = read_checkpoint(checkpoint)
+        for name, value in changes.items():
+            if saved["recipe"][name] != value:
+                raise UserError(f"the run in {out} has --{name} {_show(saved['recipe'][name])}, not {_show(value)}")
+        recipe = Recipe(**saved["recipe"])
+    elif checkpoint.exists():
+        raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")
+    device = distributed.start(device)
+    if recipe.batch % distributed.world_size():
+        raise UserError(f"--batch {recipe.batch} does not divide among {distributed.world_size()} processes")
+    run = start_run(recipe, device)
+    if saved:
+        restore(run, saved)
+    start = f"goes on at step {run.step}" if saved else "starts"
+    n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
+    print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {start} of {recipe.steps} steps")
+    return run, out, device
+
+
+def finish(run, out, rows, began):
+    """What a finished run leaves besides its checkpoint; prints the last line."""
+    write_safely(out / "vit.pt", lambda path: torch.save(run.ema.backbone.state_dict(), path))
+    accuracies = measure_knn(run)
+    iou = draw_pictures(run, out / "pca.png")
+    seconds = time.perf_counter() - began
+    row = {"step": run.step, **accuracies, **({} if iou is None else {"iou": iou}), "seconds": seconds, "final": True}
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    draw_curves([*rows, row], run.recipe, out / "curves.png")
+    parts = [f"k-NN {row['knn_20']:.1%} (k = 20), {row['knn_200']:.1%} (k = 200)"] if accuracies else ["no labels"]
+    parts += [f"foreground IoU {iou:.2f}"] if iou is not None else []
+    print(", ".join([*parts, f"{seconds:.0f} s", str(out)]))
+
+
+def main(argv=None):
+    """The program; returns its exit status."""
+    began = time.perf_counter()
+    try:
+        run, out, device = prepare(argv)
+        rows, stopped = train(run, out, device)
+    except (UserError, DataError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    first = distributed.rank() == 0
+    distributed.stop()
+    if stopped:
+        print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
+        return 130  # what a shell expects of Ctrl-C
+    if first:
+        finish(run, out, rows, began)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

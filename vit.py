@@ -1,0 +1,356 @@
+"""The Vision Transformer of DINOv2 (§5, Table 17; Dosovitskiy et al. 2021; registers: Darcet et al. 2024).
+
+    x₀ = [cls; reg₁…reg_R; E·patchᵢ] + position       registers have no position
+    x ← x + λ₁ ⊙ Attention(LayerNorm(x))              λ: LayerScale (CaiT, Touvron et al. 2021)
+    x ← x + λ₂ ⊙ MLP(LayerNorm(x))                    MLP: GELU, or SwiGLU for ViT-g
+
+    x  (B, 1 + R + N, D)   tokens of B images with N = (H/P)·(W/P) patches of P×P pixels
+
+Packing: batches of different resolution go through together.  Their tokens are laid end to end as one (T, D)
+matrix for norms, linear layers and MLPs; only attention is called once for each resolution.  Stochastic depth
+(§5) draws a random subset of the samples for each branch and computes no other.
+
+Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing, and in its
+plain block the second branch uses the drop of the first.
+"""
+
+import math
+import re
+
+import torch
+from einops import rearrange, repeat
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+NATIVE = 518  # pixels: the official models' position grid is 518/14 = 37 patches wide (B.2)
+OFFSET = 0.1  # the official models without registers resize positions by the factor (n + 0.1)/37
+
+PLAIN_ATTENTION = 512  # tokens, ours: up to here the plain equation is faster on a CPU than the fused kernel
+
+# ---------------------------------------------------------------------------- parts of a block
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each sample of each packed batch."""
+
+    def __init__(self, dim, n_heads):
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x, shapes):
+        """x (T, D), shapes [(b, n), ...] with Σ b·n = T -> (T, D)."""
+        out = []
+        for qkv, (b, n) in zip(unpack(self.qkv(x), shapes), shapes, strict=True):
+            q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
+            out.append(rearrange(attend(q, k, v), "b h n d -> (b n) (h d)"))
+        return self.proj(torch.cat(out))  # (T, D)
+
+
+def attend(q, k, v):
+    """softmax(q kᵀ/√d) v for each head: three (b, h, n, d) -> (b, h, n, d).
+
+    The fused kernel of the CPU spends most of its time in the backward pass, above all on short sequences:
+    there the plain equation is several times faster, and its (n, n) matrices are small.
+    """
+    if q.is_cuda or q.shape[2] > PLAIN_ATTENTION:
+        return F.scaled_dot_product_attention(q, k, v)
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
+
+
+class Mlp(nn.Module):
+    """D -> 4·D -> D with GELU."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x):
+        """(T, D) -> (T, D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(w1 x) ⊙ w2 x), as wide as an MLP of 4·D has parameters (§5; Shazeer 2020)."""
+
+    def __init__(self, dim):
+        super().__init__()
+        hidden = (int(4 * dim * 2 / 3) + 7) // 8 * 8  # rounded up to a multiple of 8
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        """(T, D) -> (T, D)."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """λ ⊙ x, with λ (D,) small at first, so that a deep network starts near the identity."""
+
+    def __init__(self, dim, init):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x):
+        """(T, D) -> (T, D)."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention and MLP, each a residual branch under stochastic depth."""
+
+    def __init__(self, dim, n_heads, ffn, layer_scale, drop_path):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, n_heads)
+        self.ls1 = LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = SwiGLU(dim) if ffn == "swiglu" else Mlp(dim)
+        self.ls2 = LayerScale(dim, layer_scale)
+        self.drop_path = drop_path
+
+    def forward(self, x, shapes):
+        """x (T, D), shapes [(b, n), ...] -> (T, D)."""
+        rate = self.drop_path if self.training else 0.0
+        x = add_branch(x, shapes, lambda x, s: self.ls1(self.attn(self.norm1(x), s)), rate)
+        return add_branch(x, shapes, lambda x, s: self.ls2(self.mlp(self.norm2(x))), rate)
+
+
+def unpack(x, shapes):
+    """(T, D), [(b, n), ...] -> one (b, n, D) view for each packed batch."""
+    parts = x.split([b * n for b, n in shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def add_branch(x, shapes, branch, rate):
+    """x + branch(x), or stochastic depth: the branch on a random share 1 − rate of the samples, scaled up."""
+    if rate == 0:
+        return x + branch(x, shapes)
+    rows, kept, scale, offset = [], [], [], 0
+    for b, n in shapes:
+        k = max(int(b * (1 - rate)), 1)
+        samples = torch.randperm(b, device=x.device)[:k, None]  # (k, 1)
+        rows.append((offset + samples * n + torch.arange(n, device=x.device)).flatten())
+        kept.append((k, n))
+        scale.append(torch.full((k * n, 1), b / k, device=x.device))
+        offset += b * n
+    rows = torch.cat(rows)  # (T',)
+    return x.index_add(0, rows, (branch(x[rows], kept) * torch.cat(scale)).to(x.dtype))
+
+
+# ---------------------------------------------------------------------------- the network
+
+
+class PatchEmbed(nn.Module):
+    """Each P×P patch of pixels to one token, by one linear map (a convolution of stride P)."""
+
+    def __init__(self, patch_size, dim):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+
+    def forward(self, images):
+        """(B, 3, H, W) -> (B, N, D)."""
+        return rearrange(self.proj(images), "b d h w -> b (h w) d")
+
+
+class ViT(nn.Module):
+    """The Vision Transformer; img_size is the resolution that `pos_embed` is stored for, any other works too.
+
+    ffn: "mlp" or "swiglu".  drop_path: stochastic depth's rate, the same in each block.  layer_scale: λ at the
+    start.  checkpointing: keep only the input of each block for the backward pass, and compute the rest again.
+    """
+
+    def __init__(self, dim, depth, n_heads, patch_size=14, img_size=NATIVE, n_registers=0, ffn="mlp",
+                 drop_path=0.0, layer_scale=1e-5, checkpointing=False):  # fmt: skip
+        super().__init__()
+        self.embed_dim, self.patch_size, self.n_registers = dim, patch_size, n_registers
+        self.checkpointing = checkpointing
+        self.patch_embed = PatchEmbed(patch_size, dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + (img_size // patch_size) ** 2, dim))
+        if n_registers:
+            self.register_tokens = nn.Parameter(torch.empty(1, n_registers, dim))
+            nn.init.normal_(self.register_tokens, std=1e-6)
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.blocks = nn.ModuleList(Block(dim, n_heads, ffn, layer_scale, drop_path) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+        nn.init.normal_(self.cls_token, std=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def positions(self, height, width):
+        """pos_embed resized to a grid of height×width patches: (1, 1 + height·width, D).
+
+        Bicubic as in the official models, which differ: those with registers resize to the size, with
+        antialias, those without by a factor (n + 0.1)/37 without.  The native grid is used as it is.
+        """
+        n = math.isqrt(self.pos_embed.shape[1] - 1)
+        if height == width == n:
+            return self.pos_embed
+        cls, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        grid = rearrange(grid.float(), "1 (h w) d -> 1 d h w", h=n)
+        if self.n_registers:
+            grid = F.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
+        else:
+            factor = ((height + OFFSET) / n, (width + OFFSET) / n)
+            grid = F.interpolate(grid, scale_factor=factor, mode="bicubic")
+        return torch.cat([cls, rearrange(grid, "1 d h w -> 1 (h w) d")], dim=1)
+
+    def tokens(self, images, masks=None):
+        """(B, 3, H, W) pixels and (B, N) bool masks, or none -> (B, 1 + R + N, D)."""
+        b, _, height, width = images.shape
+        P = self.patch_size
+        assert height % P == 0 and width % P == 0, f"{height}×{width} pixels do not divide into patches of {P}"
+        x = self.patch_embed(images)  # (B, N, D)
+        if masks is not None:
+            x = torch.where(masks[:, :, None], self.mask_token.to(x.dtype), x)
+        x = torch.cat([self.cls_token.expand(b, -1, -1), x], dim=1)  # (B, 1 + N, D)
+        x = x + self.positions(height // P, width // P)
+        if self.n_registers:
+            registers = repeat(self.register_tokens, "1 r d -> b r d", b=b)
+            x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)  # (B, 1 + R + N, D)
+        return x
+
+    def run_blocks(self, x, shapes):
+        """The packed tokens (T, D) before the first and after each block, one after the other."""
+        yield x
+        for block in self.blocks:
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, shapes, use_reentrant=False)
+            else:
+                x = block(x, shapes)
+            yield x
+
+    def forward_features(self, x, masks=None):
+        """Images (B, 3, H, W) and masks (B, N) bool, or none -> a dict of normalised tokens.
+
+        x_norm_clstoken (B, D), x_norm_regtokens (B, R, D), x_norm_patchtokens (B, N, D),
+        x_prenorm (B, 1 + R + N, D), masks.  A list of batches of different resolution and a list of masks
+        (entries may be None) give a list of dicts, computed in one packed pass.
+        """
+        if not isinstance(x, list):
+            return self.forward_features([x], [masks])[0]
+        masks = masks or [None] * len(x)
+        batches = [self.tokens(images, mask) for images, mask in zip(x, masks, strict=True)]
+        shapes = [tuple(tokens.shape[:2]) for tokens in batches]
+        *_, packed = self.run_blocks(torch.cat([tokens.flatten(0, 1) for tokens in batches]), shapes)
+        normed = unpack(self.norm(packed), shapes)
+        R = self.n_registers
+        return [
+            {
+                "x_norm_clstoken": y[:, 0],
+                "x_norm_regtokens": y[:, 1 : 1 + R],
+                "x_norm_patchtokens": y[:, 1 + R :],
+                "x_prenorm": prenorm,
+                "masks": mask,
+            }
+            for y, prenorm, mask in zip(normed, unpack(packed, shapes), masks, strict=True)
+        ]
+
+    def forward(self, x):
+        """Images (B, 3, H, W) -> [CLS] features (B, D)."""
+        return self.forward_features(x)["x_norm_clstoken"]
+
+    def get_intermediate_layers(self, x, n=1, reshape=False, return_class_token=False, norm=True):
+        """Patch tokens of the last n blocks, or of the blocks numbered in the list n, in block order.
+
+        x: (B, 3, H, W).  A tuple of (B, N, D), or (B, D, H/P, W/P) with reshape; with return_class_token of
+        pairs (patch tokens, [CLS] (B, D)).
+        """
+        tokens = self.tokens(x)
+        shape = tuple(tokens.shape[:2])
+        last = len(self.blocks)
+        wanted = range(last - n, last) if isinstance(n, int) else n
+        assert all(0 <= i < last for i in wanted), f"there are blocks 0 to {last - 1}; got {n}"
+        layers = []
+        for i, y in enumerate(self.run_blocks(tokens.flatten(0, 1), [shape]), start=-1):
+            if i in wanted:
+                y = (self.norm(y) if norm else y).unflatten(0, shape)
+                patches = y[:, 1 + self.n_registers :]
+                if reshape:
+                    patches = rearrange(patches, "b (h w) d -> b d h w", h=x.shape[2] // self.patch_size)
+                layers.append((patches, y[:, 0]) if return_class_token else patches)
+        return tuple(layers)
+
+
+def vit_tiny(**options):
+    """192 wide, 12 deep, 3 heads (DeiT-Ti); options as in ViT."""
+    return ViT(192, 12, 3, **options)
+
+
+def vit_small(**options):
+    """384 wide, 12 deep, 6 heads (Table 17); options as in ViT."""
+    return ViT(384, 12, 6, **options)
+
+
+def vit_base(**options):
+    """768 wide, 12 deep, 12 heads (Table 17); options as in ViT."""
+    return ViT(768, 12, 12, **options)
+
+
+def vit_large(**options):
+    """1024 wide, 24 deep, 16 heads (Table 17); options as in ViT."""
+    return ViT(1024, 24, 16, **options)
+
+
+def vit_giant2(**options):
+    """1536 wide, 40 deep, 24 heads, SwiGLU (Table 17); options as in ViT."""
+    return ViT(1536, 40, 24, **{"ffn": "swiglu", **options})
+
+
+# ---------------------------------------------------------------------------- weights
+
+
+def load_vit(name_or_path, device="cpu"):
+    """A ViT in eval mode from an official name or file, or from our own vit.pt or checkpoint.pt.
+
+    Names: dinov2_vits14, dinov2_vitb14, dinov2_vitl14, dinov2_vitg14, and each with _reg; fetched once into
+    torch's hub cache.  The architecture is read off the tensors, with heads of 64.  A training checkpoint gives
+    its teacher.  Raises FileNotFoundError or ValueError, each with one line that says what is wrong.
+    """
+    state = read_state(str(name_or_path))
+    try:
+        dim, grid = state["cls_token"].shape[-1], math.isqrt(state["pos_embed"].shape[1] - 1)
+        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+        patch_size = state["patch_embed.proj.weight"].shape[-1]
+        n_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+        ffn = "swiglu" if "blocks.0.mlp.w12.weight" in state else "mlp"
+        vit = ViT(dim, depth, dim // 64, patch_size, grid * patch_size, n_registers, ffn)
+        vit.load_state_dict(state)
+    except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name_or_path} does not hold the weights of a DINOv2 ViT ({reason})") from None
+    return vit.eval().to(device)
+
+
+def read_state(name_or_path):
+    """The state dict of a ViT in official keys, from any of the files that load_vit takes; nothing is executed."""
+    if re.fullmatch(r"dinov2_vit[sblg]14(_reg)?", name_or_path):
+        family = name_or_path.removesuffix("_reg")
+        file = f"{name_or_path.replace('_reg', '_reg4')}_pretrain.pth"
+        address = f"https://dl.fbaipublicfiles.com/dinov2/{family}/{file}"
+        try:
+            return torch.hub.load_state_dict_from_url(address, map_location="cpu", weights_only=True)
+        except OSError:
+            place = f"{torch.hub.get_dir()}/checkpoints/{file}"
+            raise FileNotFoundError(f"cannot fetch {address}; put the file at {place}") from None
+    try:
+        state = torch.load(name_or_path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no weights at {name_or_path}: neither a file nor an official name") from None
+    except Exception:  # torch.load raises half a dozen kinds for a file that is not its own
+        raise ValueError(f"{name_or_path} is not a weights file of PyTorch") from None
+    if isinstance(state, dict) and "teacher" in state:
+        state = state["teacher"]
+        state = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    if not isinstance(state, dict):
+        raise ValueError(f"{name_or_path} holds a {type(state).__name__}, not named tensors")
+    return {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", k): v for k, v in state.items()}  # unchunk blocks
