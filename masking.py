@@ -4,7 +4,7 @@ Half of the views are masked, each by rectangles until a share of 10 to 50 % of 
 
     area   s ~ U(4, what is still to cover)         in patches
     aspect log r ~ U(log 0.3, log 1/0.3)            height √(s·r), width √(s/r)
-    place  uniform, over the edge too, so that every patch is covered equally often
+    place  uniform, over the edge too, so that every patch is covered about equally often
 
 The shares of a batch are the middles of equal strata of `ratio`, so the number of masked patches M depends on
 the arguments alone: no shape in a step ever changes.  The official generator falls short of its target, its M

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from distributed import max_over_ranks, sum_over_ranks
 
-FLOOR = 1e-30  # of a prototype's mass, ours: one that float32 cannot see (70 nats down) stays finite
+FLOOR = 1e-30  # of a prototype's mass by the largest, ours: one that float32 cannot see (70 nats down) stays finite
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
     temp: τ > 0.  n_iters: 3 in the paper (§4).  Prototype sums go over the samples of all ranks.
 
     >>> z = torch.tensor([[1.0, 2.0], [1.0, 1.0]]).log()  # exp(z) = [[1, 2], [1, 1]]
-    >>> sinkhorn_knopp(z, temp=1.0, n_iters=1) * 35  # r ∝ (1/2, 1/3): rows (1/2, 2/3), (1/2, 1/3)
+    >>> (sinkhorn_knopp(z, temp=1.0, n_iters=1) * 35).round()  # r ∝ (1/2, 1/3): rows (1/2, 2/3), (1/2, 1/3)
     tensor([[15., 20.],
             [21., 14.]])
     """
@@ -45,6 +45,7 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
         a = (row_max - max_over_ranks(top)).exp()  # (B,)
         E = z.sub_(row_max[:, None]).exp_()  # (B, K)  exp(Z/τ) without each row's largest factor
         for _ in range(n_iters):
-            r = 1 / sum_over_ranks(a @ E).clamp(min=FLOOR)  # (K,)
+            mass = sum_over_ranks(a @ E)  # (K,)
+            r = 1 / (mass / mass.max()).clamp(min=FLOOR)  # (K,)  r >= 1 and a <= 1: else a grows by B/K each time
             a = 1 / (E @ r)  # (B,)
         return E.mul_(r).mul_(a[:, None])  # (B, K)

@@ -43,7 +43,7 @@ class Attention(nn.Module):
     def forward(self, x, shapes):
         """x (T, D), shapes [(b, n), ...] with Σ b·n = T -> (T, D)."""
         out = []
-        for qkv, (b, n) in zip(unpack(self.qkv(x), shapes), shapes, strict=True):
+        for qkv in unpack(self.qkv(x), shapes):  # (b, n, 3·D)
             q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
             out.append(rearrange(attend(q, k, v), "b h n d -> (b n) (h d)"))
         return self.proj(torch.cat(out))  # (T, D)
@@ -281,6 +281,11 @@ class ViT(nn.Module):
         return tuple(layers)
 
 
+def vit_nano(**options):
+    """192 wide, 6 deep, 3 heads (ours: half of ViT-Ti, to train on a CPU); options as in ViT."""
+    return ViT(192, 6, 3, **options)
+
+
 def vit_tiny(**options):
     """192 wide, 12 deep, 3 heads (DeiT-Ti); options as in ViT."""
     return ViT(192, 12, 3, **options)
@@ -325,8 +330,8 @@ def load_vit(name_or_path, device="cpu"):
         ffn = "swiglu" if "blocks.0.mlp.w12.weight" in state else "mlp"
         vit = ViT(dim, depth, dim // 64, patch_size, grid * patch_size, n_registers, ffn)
         vit.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name_or_path} does not hold the weights of a DINOv2 ViT ({reason})") from None
     return vit.eval().to(device)
 
@@ -337,20 +342,23 @@ def read_state(name_or_path):
         family = name_or_path.removesuffix("_reg")
         file = f"{name_or_path.replace('_reg', '_reg4')}_pretrain.pth"
         address = f"https://dl.fbaipublicfiles.com/dinov2/{family}/{file}"
+        place = f"{torch.hub.get_dir()}/checkpoints/{file}"
         try:
             return torch.hub.load_state_dict_from_url(address, map_location="cpu", weights_only=True)
         except OSError:
-            place = f"{torch.hub.get_dir()}/checkpoints/{file}"
             raise FileNotFoundError(f"cannot fetch {address}; put the file at {place}") from None
+        except Exception:  # as below
+            raise ValueError(f"{place} is not a weights file of PyTorch; delete it") from None
     try:
         state = torch.load(name_or_path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"no weights at {name_or_path}: neither a file nor an official name") from None
     except Exception:  # torch.load raises half a dozen kinds for a file that is not its own
         raise ValueError(f"{name_or_path} is not a weights file of PyTorch") from None
+    prefix = ""
     if isinstance(state, dict) and "teacher" in state:
-        state = state["teacher"]
-        state = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+        state, prefix = state["teacher"], "backbone."
     if not isinstance(state, dict):
         raise ValueError(f"{name_or_path} holds a {type(state).__name__}, not named tensors")
+    state = {str(k).removeprefix(prefix): v for k, v in state.items() if str(k).startswith(prefix)}
     return {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", k): v for k, v in state.items()}  # unchunk blocks

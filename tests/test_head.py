@@ -37,9 +37,9 @@ def slow_head(head, x):
 
 
 def test_cosines_by_hand():
-    """With the identity for an MLP, x = (8, 6) points to (4/5, 3/5); prototypes (0, 7) and (3, 4) to (0, 1), (3/5, 4/5).
+    """With the identity for an MLP, x = (8, 6) points to (4/5, 3/5).
 
-    Cosines: 3/5, and 12/25 + 12/25.
+    Prototypes (0, 7) and (3, 4) point to (0, 1) and (3/5, 4/5). Cosines: 3/5, and 12/25 + 12/25.
     """
     head = Head(2, 2, bottleneck_dim=2, n_layers=1)
     with torch.no_grad():

@@ -85,8 +85,8 @@ def test_the_gradient_does_not_change_lengths():
 def test_it_spreads_a_bunch_of_points():
     """Eight points bunched on the circle; 8 evenly spread ones would be 2·sin(π/8) = 0.77 apart.
 
-    Following −gradient must bring the smallest distance from 0.02 to above 0.5. The step has a fixed length:
-    the gradient's own, 1/d, is largest where it matters least how far to go.
+    Following −gradient must bring the smallest distance from 0.02 to above 0.5. Steps have a length of their own,
+    which shrinks to 0: the gradient's, 1/d, would fling close points across the circle.
     """
     angle = torch.arange(8.0) * 0.02
     x = torch.stack([angle.cos(), angle.sin()], dim=1)

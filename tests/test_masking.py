@@ -100,11 +100,10 @@ def test_a_generator_leaves_the_global_one_alone():
 def test_every_patch_is_masked_about_equally_often(height, width):
     """The official generator masks corners 4 % of the time and the centre 52 %; ours must keep within 30 ± 5 %.
 
-    12 800 masks: a frequency of 0.3 is off by √(0.3·0.7/12 800) = 0.004. Our own deviates by 0.01 (a rectangle
-    over the edge fits more often), which leaves 10 σ: a chance below 10⁻²⁰ for each patch.
+    12 800 masks: a frequency of 0.3 is off by √(0.3·0.7/12 800) = 0.004. Our own is 0.29 in the corners and 0.31
+    in the centre, which leaves 10 σ: a chance below 10⁻²⁰ for each patch.
     """
-    often = sum(sample_masks(1280, height, width, probability=1.0, generator=seeded(s)).float().mean(0) for s in range(10))
-    often = often / 10
+    often = sample_masks(12_800, height, width, probability=1.0, generator=seeded(0)).float().mean(dim=0)
     assert often.mean() == pytest.approx(0.3, abs=1e-3)
     assert 0.25 < often.min() and often.max() < 0.35
 
@@ -112,12 +111,12 @@ def test_every_patch_is_masked_about_equally_often(height, width):
 def test_every_image_is_masked_equally_often_and_at_every_ratio():
     """Which images are masked, and how much, must not depend on their place in the batch.
 
-    2000 draws of 4 images, a half of them masked, with 0.2 and 0.4 of 100 patches. The mean count of each is 15; its
-    deviation √(½·20² + ½·0... ) is at most 17.3/√2000 = 0.39. We allow 2.3, 6 σ: a chance of 10⁻⁸.
+    400 draws of 4 images: each has 20 or 40 masked patches of 100, a quarter of the time each, or none. Mean 15,
+    variance (20² + 40²)/4 − 15² = 275, so the mean of 400 is off by 0.83. We allow 6 σ = 5: a chance of 10⁻⁸.
     """
-    counts = torch.stack([sample_masks(4, 10, 10, generator=seeded(s)).sum(dim=1) for s in range(2000)]).float()
+    counts = torch.stack([sample_masks(4, 10, 10, generator=seeded(s)).sum(dim=1) for s in range(400)]).float()
     assert ((counts > 0).sum(dim=1) == 2).all()
-    assert (counts.mean(dim=0) - 15).abs().max() < 2.3
+    assert (counts.mean(dim=0) - 15).abs().max() < 5
 
 
 def test_masks_are_blocks():

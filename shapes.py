@@ -1,0 +1,146 @@
+"""The built-in pictures: ten kinds of things, drawn from a seed, with labels and foreground masks.
+
+Each kind has one outline and one texture, so both tell what it is; colours, size, turn and place tell nothing.
+Outlines are signed distances on the unit disc (negative inside), textures are in [0, 1] between the thing's two
+tones, and the ground is a soft noise.  Ours: no paper has this set; it stands in for one that needs no download.
+"""
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+
+N_IMAGES = {"train": 8000, "test": 2000}  # enough for a small ViT, drawn in seconds
+AREA = (0.15, 0.32)  # share of the picture that the thing covers
+PERIOD = (0.28, 0.5)  # of its texture, in half widths: 9 to 16 pixels of 64
+TINT = 0.15  # how far a colour channel is from grey
+
+# ---------------------------------------------------------------------------- outlines and textures
+
+def disc(x, y):
+    return torch.hypot(x, y) - 1
+
+
+def ring(x, y):
+    return (torch.hypot(x, y) - 0.76).abs() - 0.24
+
+
+def pill(x, y):
+    return torch.hypot(x - x.clamp(-0.6, 0.6), y) - 0.4
+
+
+def cross(x, y):
+    x, y = torch.maximum(x.abs(), y.abs()), torch.minimum(x.abs(), y.abs())
+    return torch.maximum(torch.maximum(x - 0.95, y - 0.3), torch.minimum(x, y) - 0.3)
+
+
+def crescent(x, y):
+    return torch.maximum(torch.hypot(x, y) - 1, 0.78 - torch.hypot(x - 0.5, y))
+
+
+def heart(x, y):
+    x, y = x.abs() * 0.64, y * 0.64 + 0.63  # the frame of the exact formula: tip at (0, 0), width 1.2
+    lobe = torch.hypot(x - 0.25, y - 0.75) - math.sqrt(2) / 4
+    diagonal = (x + y).clamp(min=0) / 2
+    edge = torch.minimum(torch.hypot(x, y - 1), torch.hypot(x - diagonal, y - diagonal)) * torch.sign(x - y)
+    return torch.where(x + y > 1, lobe, edge) / 0.64
+
+
+def star(x, y, points=5, inner=0.5):
+    """Tips at radius 1, notches at radius `inner`; a regular polygon if inner = cos(π / points)."""
+    half = math.pi / points
+    angle = half - (torch.atan2(y, x).remainder(2 * half) - half).abs()  # from the nearest tip
+    u, v = torch.hypot(x, y) * angle.cos(), torch.hypot(x, y) * angle.sin()  # where all edges are one
+    a, b = inner * math.sin(half), 1 - inner * math.cos(half)  # across the edge from (1, 0) to the notch
+    return ((u - 1) * a + v * b) / math.hypot(a, b)
+
+
+def polygon(points):
+    return functools.partial(star, points=points, inner=math.cos(math.pi / points))
+
+
+# A texture gets: u, v, turned and counted in periods; x, y, in the thing's own frame; noise(cells), smooth.
+
+def wave(phase):
+    return (0.5 + 1.2 * torch.sin(2 * math.pi * phase)).clamp(0, 1)  # period 1, edges a little soft
+
+
+def centred(u):
+    return u.remainder(1) - 0.5
+
+
+KINDS = {
+    "striped disc": (disc, lambda u, v, x, y, noise: wave(u)),
+    "dotted square": (polygon(4), lambda u, v, x, y, noise:
+                      (3.5 - 10 * torch.hypot(centred(u), centred(v))).clamp(0, 1)),
+    "checked triangle": (polygon(3), lambda u, v, x, y, noise:
+                         (0.5 + 2 * torch.sin(math.pi * u) * torch.sin(math.pi * v)).clamp(0, 1)),
+    "ringed star": (star, lambda u, v, x, y, noise: wave(2.5 * torch.hypot(x, y))),
+    "blotched ring": (ring, lambda u, v, x, y, noise: (0.5 + 8 * (noise(12) - 0.5)).clamp(0, 1)),
+    "shaded cross": (cross, lambda u, v, x, y, noise: (0.5 + 0.6 * x).clamp(0, 1)),
+    "wavy crescent": (crescent, lambda u, v, x, y, noise: wave(u + 0.3 * torch.sin(2 * math.pi * v))),
+    "gridded heart": (heart, lambda u, v, x, y, noise:
+                      (2 - 10 * torch.minimum(centred(u).abs(), centred(v).abs())).clamp(0, 1)),
+    "rayed hexagon": (polygon(6), lambda u, v, x, y, noise: wave(torch.atan2(y, x) * 6 / (2 * math.pi))),
+    "plain pill": (pill, lambda u, v, x, y, noise: torch.zeros_like(x)),
+}
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+def draw_shapes(split, size, seed):
+    """The pictures of a split, classes in turn: pixels (N, 3, S, S) uint8, labels (N,), masks (N, S, S) bool."""
+    count = N_IMAGES[split]
+    generator = torch.Generator().manual_seed(2 * seed + (split == "test"))  # never shared
+    labels = torch.arange(count) % len(KINDS)
+    pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)
+    masks = torch.empty(count, size, size, dtype=torch.bool)
+    for kind, (shape, texture) in enumerate(KINDS.values()):
+        for rows in torch.where(labels == kind)[0].split(50):  # few at a time stay in the processor's cache
+            pixels[rows], masks[rows] = draw(shape, texture, len(rows), size, generator)
+    return pixels, labels, masks
+
+
+def draw(shape, texture, n, size, generator):
+    """n pictures of one kind: (n, 3, S, S) uint8, (n, S, S) bool."""
+    def uniform(low, high, channels=1):
+        return low + (high - low) * torch.rand(n, channels, 1, 1, generator=generator)  # (n, channels, 1, 1)
+
+    def smooth(cells):
+        return F.interpolate(torch.rand(n, 1, cells, cells, generator=generator), size=size, mode="bicubic")
+
+    def turned(x, y, angle):
+        return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+
+    line = (torch.arange(size) + 0.5) * (2 / size) - 1  # (S,), pixel centres in [-1, 1]
+    radius = torch.sqrt(4 * uniform(*AREA) / unit_area(shape))
+    free = (1 - radius).clamp(min=0)  # the whole thing stays in the picture
+    x, y = line - free * uniform(-1, 1), line[:, None] - free * uniform(-1, 1)
+    x, y = turned(x / radius, y / radius, uniform(0, 2 * math.pi))  # (n, 1, S, S), the thing's own frame
+    inside = (0.5 - shape(x, y) * radius * size / 2).clamp(0, 1)  # edges one pixel wide
+    period = uniform(*PERIOD)
+    u, v = turned(line / period, line[:, None] / period, uniform(0, 2 * math.pi))
+    surface = texture(u + uniform(0, 1), v + uniform(0, 1), x, y, smooth)
+
+    # Colours say little, or matching two crops by colour would be all there is to learn: the ground is greyish, the
+    # thing has a lighter and a darker tone.
+    def tinted(light):
+        return light + uniform(-TINT, TINT, 3)  # (n, 3, 1, 1)
+
+    light = uniform(0.4, 0.6)
+    contrast = uniform(0.3, 0.38) * torch.where(uniform(0, 1) < 0.5, 1, -1)
+    slope = turned(line, line[:, None], uniform(0, 2 * math.pi))[0]  # (n, 1, S, S)
+    ground = tinted(light) + uniform(-0.1, 0.1, 3) * slope + 0.2 * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
+    first, second = tinted(light + contrast), tinted(light - contrast)
+    thing = first + (second - first) * surface
+    picture = ground + (thing - ground) * inside
+    return (picture.clamp(0, 1) * 255).round().byte(), inside[:, 0] > 0.5
+
+
+@functools.cache
+def unit_area(shape):
+    """Area of a shape, the unit disc's being π."""
+    line = torch.linspace(-1, 1, 400)
+    return 4 * (shape(line.expand(400, 400), line[:, None].expand(400, 400)) < 0).float().mean().item()

@@ -1,0 +1,625 @@
+"""The Vision Transformer: a slow one beside it, packing, positions, stochastic depth, official keys and files.
+
+    pytest tests/test_vit.py
+"""
+
+import copy
+import math
+import os
+import urllib.error
+
+import pytest
+import torch
+from einops import rearrange
+from torch.nn import functional as F
+
+import vit
+from vit import SwiGLU, ViT, add_branch, attend, load_vit, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
+
+P = 4  # patch size of the toys
+
+
+def toy(seed=0, **options):
+    """64 wide, 3 deep, 2 heads, patches of 4, positions for 4×4 of them; all parameters large enough to matter."""
+    torch.manual_seed(seed)
+    network = ViT(64, 3, 2, **{"patch_size": P, "img_size": 16, **options})
+    for name, p in network.named_parameters():
+        torch.nn.init.normal_(p, mean=1.0 if name.endswith(("gamma", "norm1.weight")) else 0.0, std=0.2)
+    return network.eval()
+
+
+def pictures(b, height, width, seed=0):
+    """(b, 3, height, width) normal pixels."""
+    return torch.randn(b, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def some_masks(b, n, seed=0):
+    """(b, n) bool, a third of them true."""
+    return torch.rand(b, n, generator=torch.Generator().manual_seed(seed)) < 1 / 3
+
+
+# --------------------------------------------------------------------------------------------------------
+# The equation
+
+
+def slow_forward(network, image, mask, positions):
+    """One image (3, H, W) in float64, patch by patch and head by head -> tokens (1 + R + N, D) before the norm.
+
+    positions: (1 + N, D), what the resizing is expected to give.
+    """
+    w = {name: p.double() for name, p in network.state_dict().items()}
+    rows, columns = image.shape[1] // P, image.shape[2] // P
+    tokens = [w["cls_token"][0, 0] + positions[0]]
+    tokens += list(w["register_tokens"][0]) if network.n_registers else []
+    for i in range(rows * columns):
+        y, x = i // columns * P, i % columns * P
+        pixels = image.double()[:, y : y + P, x : x + P]
+        patch = (w["patch_embed.proj.weight"] * pixels).sum(dim=(1, 2, 3)) + w["patch_embed.proj.bias"]
+        tokens.append((w["mask_token"][0] if mask is not None and mask[i] else patch) + positions[1 + i])
+    x = torch.stack(tokens)
+
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps=1e-6)
+
+    for b in range(len(network.blocks)):
+        block = f"blocks.{b}"
+
+        def linear(x, name, block=block):
+            return x @ w[f"{block}.{name}.weight"].T + w[f"{block}.{name}.bias"]
+
+        q, k, v = linear(norm(x, f"{block}.norm1"), "attn.qkv").chunk(3, dim=1)
+        heads = []
+        for h in range(2):
+            of = slice(32 * h, 32 * (h + 1))
+            heads.append((q[:, of] @ k[:, of].T / math.sqrt(32)).softmax(dim=1) @ v[:, of])
+        x = x + w[f"{block}.ls1.gamma"] * linear(torch.cat(heads, dim=1), "attn.proj")
+        y = norm(x, f"{block}.norm2")
+        if f"{block}.mlp.w12.weight" in w:
+            gate, value = linear(y, "mlp.w12").chunk(2, dim=1)
+            y = linear(gate * gate.sigmoid() * value, "mlp.w3")
+        else:
+            y = linear(y, "mlp.fc1")
+            y = linear(y * 0.5 * (1 + torch.erf(y / math.sqrt(2))), "mlp.fc2")
+        x = x + w[f"{block}.ls2.gamma"] * y
+    return x
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("n_registers", [0, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_is_the_slow_one(ffn, n_registers, masked):
+    """Masks act in place of the patch, before positions, and registers have no position."""
+    network, images = toy(ffn=ffn, n_registers=n_registers), pictures(2, 16, 16)
+    masks = some_masks(2, 16) if masked else None
+    out = network.forward_features(images, masks)
+    for i in range(2):
+        mask = masks[i] if masked else None
+        slow = slow_forward(network, images[i], mask, network.pos_embed[0].double())
+        torch.testing.assert_close(out["x_prenorm"][i].double(), slow, rtol=1e-4, atol=1e-3)
+    normed = F.layer_norm(out["x_prenorm"], (64,), network.norm.weight, network.norm.bias, eps=1e-6)
+    torch.testing.assert_close(out["x_norm_clstoken"], normed[:, 0])
+    torch.testing.assert_close(out["x_norm_regtokens"], normed[:, 1 : 1 + n_registers])
+    torch.testing.assert_close(out["x_norm_patchtokens"], normed[:, 1 + n_registers :])
+    assert out["masks"] is masks
+    torch.testing.assert_close(network(images), network.forward_features(images)["x_norm_clstoken"])
+
+
+def test_attention_by_hand():
+    """One query of 1 at d = 1; keys log 1, log 3 give weights 1/4, 3/4; values 8 and 4: 8/4 + 3·4/4 = 5."""
+    q = torch.tensor([1.0, 1.0]).view(1, 1, 2, 1)
+    k = torch.tensor([1.0, 3.0]).log().view(1, 1, 2, 1)
+    v = torch.tensor([8.0, 4.0]).view(1, 1, 2, 1)
+    torch.testing.assert_close(attend(q, k, v), torch.full((1, 1, 2, 1), 5.0))
+
+
+@pytest.mark.parametrize("n", [1, 7, 512, 513])
+def test_attention_is_the_fused_one_short_and_long(n):
+    q, k, v = torch.randn(3, 2, 3, n, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+def test_swiglu_width():
+    """int(4·1536·2/3) = 4096 for ViT-g; for 64 it is int(170.67) = 170, up to 176, a multiple of 8."""
+    with torch.device("meta"):
+        assert SwiGLU(1536).w3.in_features == 4096
+        assert SwiGLU(64).w3.in_features == 176 and SwiGLU(64).w12.out_features == 2 * 176
+
+
+def test_a_fresh_network_is_near_the_identity():
+    """λ = 10⁻⁵: what comes out of the blocks is what went in, to about 12·2·10⁻⁵ of its size."""
+    torch.manual_seed(0)
+    network, images = vit_tiny(img_size=28).eval(), pictures(1, 28, 28)
+    before, after = network.tokens(images), network.forward_features(images)["x_prenorm"]
+    change = (after - before).abs().max()
+    assert 0 < change < 1e-3
+    assert after.std() > 0.1
+
+
+def test_a_size_that_does_not_divide_is_named():
+    with pytest.raises(AssertionError, match="18×16 pixels do not divide into patches of 4"):
+        toy()(pictures(1, 18, 16))
+
+
+# --------------------------------------------------------------------------------------------------------
+# Packing
+
+
+@pytest.mark.parametrize("n_registers", [0, 4])
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_a_packed_pass_is_the_separate_passes(n_registers, ffn):
+    network = toy(n_registers=n_registers, ffn=ffn)
+    batches = [pictures(2, 16, 16), pictures(5, 8, 8, seed=1), pictures(1, 8, 20, seed=2)]
+    masks = [some_masks(2, 16), None, some_masks(1, 10)]
+    for given in (masks, None):
+        packed = network.forward_features(batches, given)
+        for x, mask, out in zip(batches, given or [None] * 3, packed, strict=True):
+            alone = network.forward_features(x, mask)
+            for key in ("x_norm_clstoken", "x_norm_regtokens", "x_norm_patchtokens", "x_prenorm"):
+                torch.testing.assert_close(out[key], alone[key], rtol=1e-4, atol=1e-4)
+            assert out["masks"] is mask
+
+
+def test_images_do_not_see_each_other():
+    network, images = toy(), pictures(3, 16, 16)
+    torch.testing.assert_close(network(images)[1:2], network(images[1:2]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network(images.flip(0)), network(images).flip(0), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_a_packed_pass_are_those_of_the_separate_passes():
+    network = toy()
+    batches, masks = [pictures(2, 16, 16), pictures(3, 8, 8, seed=1)], [some_masks(2, 16), None]
+    parameters = list(network.parameters())
+    packed = sum(out["x_norm_patchtokens"].square().mean() for out in network.forward_features(batches, masks))
+    alone = sum(
+        network.forward_features(x, m)["x_norm_patchtokens"].square().mean()
+        for x, m in zip(batches, masks, strict=True)
+    )
+    torch.testing.assert_close(
+        torch.autograd.grad(packed, parameters), torch.autograd.grad(alone, parameters), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_autocast_is_close_and_finite():
+    """bfloat16 keeps 8 bits; three blocks later the [CLS] token agrees in direction to 1 in 100."""
+    network, images = toy(n_registers=4), pictures(4, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network.forward_features([images, pictures(2, 8, 8)])[0]["x_norm_clstoken"]
+    out.float().sum().backward()
+    assert F.cosine_similarity(out.float(), network(images)).min() > 0.99
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+
+
+def test_inputs_are_not_changed():
+    network, images, masks = toy(), pictures(2, 16, 16), some_masks(2, 16)
+    kept = images.clone(), masks.clone()
+    network.forward_features(images, masks)
+    assert torch.equal(images, kept[0]) and torch.equal(masks, kept[1])
+
+
+def test_a_masked_patch_is_not_seen():
+    """Other pixels under the mask change nothing; without it they do. All masked and none masked are fine."""
+    network, images, masks = toy(), pictures(2, 16, 16), some_masks(2, 16)
+    pixels = rearrange(masks, "b (h w) -> b 1 h w", h=4).repeat_interleave(P, 2).repeat_interleave(P, 3)
+    others = torch.where(pixels, pictures(2, 16, 16, seed=1), images)
+    torch.testing.assert_close(
+        network.forward_features(others, masks)["x_prenorm"], network.forward_features(images, masks)["x_prenorm"]
+    )
+    assert (network(others) - network(images)).abs().max() > 0.01
+    everything = network.forward_features(images, torch.ones_like(masks))["x_norm_clstoken"]
+    torch.testing.assert_close(everything[0], everything[1])
+    nothing = network.forward_features(images, torch.zeros_like(masks))["x_norm_clstoken"]
+    assert torch.equal(nothing, network(images))
+
+
+# --------------------------------------------------------------------------------------------------------
+# Positions
+
+
+def official_positions(pos_embed, height, width, n_registers):
+    """The reference implementation's arithmetic: a scale factor of (n + 0.1)/M without antialias for the models
+    without registers, a size with antialias for those with."""
+    M = int(math.sqrt(pos_embed.shape[1] - 1))
+    dim = pos_embed.shape[-1]
+    grid = pos_embed[:, 1:].reshape(1, M, M, dim).permute(0, 3, 1, 2)
+    if n_registers:
+        grid = F.interpolate(grid, mode="bicubic", antialias=True, size=(height, width))
+    else:
+        sx, sy = float(height + 0.1) / M, float(width + 0.1) / M
+        grid = F.interpolate(grid, mode="bicubic", antialias=False, scale_factor=(sx, sy))
+    assert grid.shape[-2:] == (height, width)
+    return torch.cat([pos_embed[:, :1], grid.permute(0, 2, 3, 1).view(1, -1, dim)], dim=1)
+
+
+@pytest.mark.parametrize("n_registers", [0, 4])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (7, 7), (7, 16), (40, 30), (1, 1), (36, 37), (74, 74)])
+def test_resized_positions_are_the_official_ones(n_registers, height, width):
+    network = toy(img_size=37 * P, n_registers=n_registers)
+    expected = official_positions(network.pos_embed, height, width, n_registers)
+    torch.testing.assert_close(network.positions(height, width), expected)
+
+
+def test_native_positions_are_untouched():
+    network = toy()
+    assert network.positions(4, 4) is network.pos_embed
+
+
+def test_the_same_number_of_patches_is_not_the_same_grid():
+    """2×8 patches are as many as 4×4, and still have to be resized."""
+    network = toy()
+    expected = official_positions(network.pos_embed, 2, 8, 0)
+    torch.testing.assert_close(network.positions(2, 8), expected)
+    assert (expected - network.pos_embed).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("n_registers", [0, 4])
+def test_every_grid_gets_its_size(n_registers):
+    """(n + 0.1)/37 · 37 must come to n again after rounding down."""
+    network = toy(img_size=37 * P, n_registers=n_registers)
+    for n in range(1, 80):
+        assert network.positions(n, 80 - n).shape == (1, 1 + n * (80 - n), 64)
+
+
+def test_height_and_width_are_not_swapped():
+    """A ramp down the grid stays a ramp down a grid of another shape."""
+    network = toy()
+    ramp = torch.arange(4.0).repeat_interleave(4)
+    network.pos_embed.data[0, 1:] = ramp[:, None]
+    resized = network.positions(2, 8)[0, 1:, 0].view(2, 8)
+    assert (resized - resized[:, :1]).abs().max() < 1e-5 and resized[1, 0] > resized[0, 0] + 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (2, 3)])
+def test_positions_learn_at_every_size(height, width):
+    network = toy()
+    network(pictures(1, height * P, width * P)).sum().backward()
+    assert network.pos_embed.grad.abs().sum() > 0 and network.pos_embed.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("n_registers", [0, 4])
+def test_a_non_square_image_is_the_slow_one(n_registers):
+    network, images = toy(n_registers=n_registers), pictures(1, 8, 24)
+    slow = slow_forward(network, images[0], None, official_positions(network.pos_embed, 2, 6, n_registers)[0].double())
+    out = network.forward_features(images)["x_prenorm"][0]
+    torch.testing.assert_close(out.double(), slow, rtol=1e-4, atol=1e-3)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Stochastic depth and checkpointing
+
+
+def test_the_branch_runs_on_a_subset_by_hand():
+    """4 samples of 2 tokens at rate ½: two of them get 4/2 times the branch, here the number 10, two get nothing."""
+    seen = []
+
+    def branch(x, shapes):
+        seen.append((tuple(x.shape), shapes))
+        return torch.full_like(x, 10.0)
+
+    torch.manual_seed(0)
+    x = torch.arange(8.0)[:, None]
+    y = add_branch(x, [(4, 2)], branch, rate=0.5)
+    assert seen == [((4, 1), [(2, 2)])]
+    added = (y - x).view(4, 2)
+    assert torch.equal(added[:, 0], added[:, 1]) and sorted(added[:, 0].tolist()) == [0, 0, 20, 20]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.4, 0.99])
+def test_each_crop_size_draws_its_own_subset(rate):
+    """k = max(int(b·(1 − rate)), 1) of each crop size's b samples, so a packed pass leaves none out."""
+    shapes, seen = [(10, 5), (16, 2), (1, 3)], []
+
+    def branch(x, kept):
+        seen.append(kept)
+        return torch.ones_like(x)
+
+    torch.manual_seed(0)
+    x = torch.zeros(50 + 32 + 3, 1)
+    y = add_branch(x, shapes, branch, rate)
+    expected = [(max(int(b * (1 - rate)), 1), n) for b, n in shapes]
+    assert seen == [expected]
+    for part, (b, _), (k, _) in zip(y.split([50, 32, 3]), shapes, expected, strict=True):
+        per_sample = part.view(b, -1)
+        assert ((per_sample > 0).all(dim=1) == (per_sample > 0).any(dim=1)).all()
+        assert (per_sample[:, 0] > 0).sum() == k
+        assert per_sample.max().item() == pytest.approx(b / k)
+
+
+def test_the_subset_sees_its_own_tokens():
+    """With x → 3x for a branch a sample becomes x + (b/k)·3x or stays x; none gets another one's."""
+    torch.manual_seed(0)
+    x = torch.randn(6 * 4 + 4 * 3, 2)
+    y = add_branch(x, [(6, 4), (4, 3)], lambda x, _: 3 * x, rate=0.5)
+    factor = (y / x).round(decimals=3)
+    assert set(factor.flatten().tolist()) == {1.0, 7.0}
+
+
+def test_stochastic_depth_keeps_the_expectation():
+    """E[y] = x + branch(x). Rate 0.4 of 5 samples: k = 3, so the factor is 5/3 with chance 3/5, of variance 2/3.
+
+    4000 draws leave √(2/3/4000) = 0.013; 0.065 is 5 σ, a chance of 6·10⁻⁷ for each of 5 samples.
+    """
+    torch.manual_seed(0)
+    x = torch.arange(1.0, 6.0)[:, None]
+    mean = sum(add_branch(x, [(5, 1)], lambda x, _: x, rate=0.4) for _ in range(4000)) / 4000
+    assert (mean / x - 2).abs().max() < 0.065
+
+
+def test_each_branch_draws_anew(monkeypatch):
+    """3 blocks, 2 branches, 2 crop sizes: 12 draws, and none in evaluation."""
+    draws, randperm = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n, **options: draws.append(n) or randperm(n, **options))
+    network, batches = toy(drop_path=0.5), [pictures(4, 16, 16), pictures(6, 8, 8)]
+    network.train().forward_features(batches)
+    assert draws == [4, 6] * 6
+    draws.clear()
+    network.eval().forward_features(batches)
+    assert draws == []
+
+
+def test_no_drop_in_evaluation_nor_at_rate_zero():
+    network, images = toy(drop_path=0.5), pictures(4, 16, 16)
+    same = toy(drop_path=0.0)
+    assert torch.equal(network(images), same(images))
+    assert torch.equal(same.train()(images), same.eval()(images))
+    assert (network.train()(images) - network.eval()(images)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_checkpointing_changes_neither_loss_nor_gradients(drop_path):
+    network = toy(drop_path=drop_path).train()
+    batches, masks = [pictures(4, 16, 16), pictures(6, 8, 8)], [some_masks(4, 16), None]
+    results = []
+    for network.checkpointing in (False, True):
+        torch.manual_seed(1)
+        loss = sum(out["x_norm_patchtokens"].square().mean() for out in network.forward_features(batches, masks))
+        results.append((loss, torch.autograd.grad(loss, list(network.parameters()))))
+    torch.testing.assert_close(results[1], results[0])
+
+
+# --------------------------------------------------------------------------------------------------------
+# Intermediate layers
+
+
+@pytest.mark.parametrize("n_registers", [0, 4])
+def test_the_last_layer_is_forward_features(n_registers):
+    network, images = toy(n_registers=n_registers), pictures(2, 8, 24)
+    out = network.forward_features(images)
+    [(patches, cls)] = network.get_intermediate_layers(images, return_class_token=True)
+    torch.testing.assert_close(patches, out["x_norm_patchtokens"])
+    torch.testing.assert_close(cls, out["x_norm_clstoken"])
+    [(patches, cls)] = network.get_intermediate_layers(images, return_class_token=True, norm=False)
+    torch.testing.assert_close(patches, out["x_prenorm"][:, 1 + n_registers :])
+    torch.testing.assert_close(cls, out["x_prenorm"][:, 0])
+
+
+def test_earlier_layers_are_those_of_a_shorter_network():
+    network, images = toy(), pictures(2, 16, 16)
+    layers = network.get_intermediate_layers(images, n=3)
+    for i, layer in enumerate(layers):
+        shorter = copy.deepcopy(network)
+        shorter.blocks = shorter.blocks[: i + 1]
+        torch.testing.assert_close(layer, shorter.forward_features(images)["x_norm_patchtokens"])
+    for n, expected in [(2, layers[1:]), ([0, 2], layers[::2]), ([2, 0], layers[::2]), ([1], layers[1:2])]:
+        torch.testing.assert_close(network.get_intermediate_layers(images, n=n), expected)  # in block order
+
+
+def test_reshaped_to_a_grid_that_is_not_square():
+    network, images = toy(n_registers=4), pictures(2, 8, 24)
+    [flat] = network.get_intermediate_layers(images)
+    [(grid, cls)] = network.get_intermediate_layers(images, reshape=True, return_class_token=True)
+    assert grid.shape == (2, 64, 2, 6) and cls.shape == (2, 64)
+    for i in range(12):
+        torch.testing.assert_close(grid[:, :, i // 6, i % 6], flat[:, i])
+
+
+@pytest.mark.parametrize("n", [4, [3], [-1]])
+def test_a_block_that_does_not_exist_is_named(n):
+    with pytest.raises(AssertionError, match="there are blocks 0 to 2"):
+        toy().get_intermediate_layers(pictures(1, 16, 16), n=n)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Keys and parameters
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("n_registers", [0, 4])
+def test_keys_are_the_official_ones(ffn, n_registers):
+    expected = {"cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    expected |= {"norm.weight", "norm.bias"} | ({"register_tokens"} if n_registers else set())
+    layers = ["w12", "w3"] if ffn == "swiglu" else ["fc1", "fc2"]
+    for i in range(3):
+        expected |= {f"blocks.{i}.ls1.gamma", f"blocks.{i}.ls2.gamma"}
+        for name in ["norm1", "attn.qkv", "attn.proj", "norm2", *(f"mlp.{layer}" for layer in layers)]:
+            expected |= {f"blocks.{i}.{name}.weight", f"blocks.{i}.{name}.bias"}
+    state = toy(ffn=ffn, n_registers=n_registers).state_dict()
+    assert set(state) == expected
+    assert state["mask_token"].shape == (1, 64) and state["cls_token"].shape == (1, 1, 64)
+    assert state["pos_embed"].shape == (1, 17, 64)
+    assert not n_registers or state["register_tokens"].shape == (1, 4, 64)
+
+
+@pytest.mark.parametrize(("build", "D", "depth", "heads", "millions"), [
+    (vit_small, 384, 12, 6, 22.06), (vit_base, 768, 12, 12, 86.58),
+    (vit_large, 1024, 24, 16, 304.37), (vit_giant2, 1536, 40, 24, 1136.48),
+])  # fmt: skip
+def test_parameter_counts_are_the_published_ones(build, D, depth, heads, millions):
+    """A block has 4D² weights in attention (qkv 3D², proj D²), biases 3D + D, two norms 4D and two λ 2D: 4D² + 10D.
+    Its MLP has 2·4D² and biases 4D + D; SwiGLU of width h has 3Dh and biases 2h + D.
+    Outside: patches 3·14²·D + D = 589D, positions (37² + 1)·D = 1370D, [CLS] and mask token 2D, norm 2D: 1963D.
+    ViT-S: 12·(12·384² + 15·384) + 1963·384 = 22 056 576.
+    """
+    with torch.device("meta"):
+        network = build()
+    h = 4096
+    mlp = 3 * D * h + 2 * h + D if build is vit_giant2 else 8 * D**2 + 5 * D
+    count = sum(p.numel() for p in network.parameters())
+    assert count == depth * (4 * D**2 + 10 * D + mlp) + 1963 * D
+    assert round(count / 1e6, 2) == millions
+    assert all(block.attn.n_heads == heads for block in network.blocks)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build(n_registers=4).parameters()) == count + 4 * D
+
+
+# --------------------------------------------------------------------------------------------------------
+# Weights
+
+
+def assert_same_network(loaded, network):
+    """Equal parameters, equal outputs, ready to evaluate."""
+    assert not loaded.training
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=0, atol=0)
+    loaded.blocks.apply(lambda m: setattr(m, "n_heads", 2) if hasattr(m, "n_heads") else None)
+    assert torch.equal(loaded(pictures(1, 16, 16)), network(pictures(1, 16, 16)))
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("n_registers", [0, 4])
+@pytest.mark.parametrize("kind", ["vit.pt", "checkpoint.pt", "chunked", "chunked checkpoint"])
+def test_load_what_was_saved(tmp_path, ffn, n_registers, kind):
+    """Chunked: the official training code calls block 2 of chunk 1 blocks.1.2."""
+    network = toy(ffn=ffn, n_registers=n_registers)
+    state = network.state_dict()
+    if kind.startswith("chunked"):
+        names = {f"blocks.{i}.": f"blocks.{i // 2}.{i}." for i in range(3)}
+        state = {names.get(k[:9], k[:9]) + k[9:]: v for k, v in state.items()}
+        assert "blocks.1.2.ls1.gamma" in state
+    if kind.endswith("checkpoint") or kind == "checkpoint.pt":
+        teacher = {f"backbone.{k}": v for k, v in state.items()} | {"dino_head.prototypes": torch.zeros(5, 2)}
+        state = {"teacher": teacher, "student": {}, "step": 3}
+    torch.save(state, tmp_path / "weights.pt")
+    assert_same_network(load_vit(tmp_path / "weights.pt"), network)
+
+
+def test_the_architecture_is_read_off_the_tensors(tmp_path):
+    network = vit_tiny(patch_size=16, img_size=224, n_registers=2)
+    torch.save(network.state_dict(), tmp_path / "vit.pt")
+    loaded = load_vit(str(tmp_path / "vit.pt"))
+    assert (loaded.embed_dim, loaded.patch_size, loaded.n_registers, len(loaded.blocks)) == (192, 16, 2, 12)
+    assert loaded.blocks[0].attn.n_heads == 3
+    images = pictures(1, 32, 48)
+    assert torch.equal(loaded(images), network.eval()(images))
+
+
+class Trap:
+    """A pickle of it asks whoever opens it to make a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def one_line(error):
+    """The message, which must be a single line."""
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("wrap", [lambda trap: trap, lambda trap: {"teacher": trap}, lambda trap: {"cls_token": trap}])
+def test_code_in_a_file_is_not_run(tmp_path, wrap):
+    torch.save(wrap(Trap(str(tmp_path / "sprung"))), tmp_path / "trap.pt")
+    with pytest.raises(ValueError, match="trap.pt") as error:
+        load_vit(tmp_path / "trap.pt")
+    one_line(error)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights\n", b"\x80\x02garbage", b"PK\x03\x04 half a zip"])
+def test_a_file_of_another_kind(tmp_path, content):
+    (tmp_path / "notes.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="notes.txt is not a weights file of PyTorch") as error:
+        load_vit(tmp_path / "notes.txt")
+    one_line(error)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights at .*none.pt") as error:
+        load_vit(tmp_path / "none.pt")
+    one_line(error)
+    with pytest.raises(FileNotFoundError, match="dinov2_vitx14"):
+        load_vit("dinov2_vitx14")
+
+
+def test_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="not a weights file") as error:
+        load_vit(tmp_path)
+    one_line(error)
+
+
+ODD = {
+    "other tensors": {"weight": torch.zeros(3), "bias": torch.zeros(3)},
+    "nothing": {},
+    "a tensor": torch.zeros(3),
+    "a list": [torch.zeros(3)],
+    "numbered tensors": {0: torch.zeros(3)},
+    "an empty teacher": {"teacher": {}},
+    "a tensor for a teacher": {"teacher": torch.zeros(3)},
+    "a teacher without a backbone": {"teacher": {"head.weight": torch.zeros(3)}},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_file_with_other_things_in_it(tmp_path, kind):
+    torch.save(ODD[kind], tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match="odd.pt") as error:
+        load_vit(tmp_path / "odd.pt")
+    one_line(error)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("norm.weight", None), ("cls_token", None), ("blocks.2.mlp.fc1.weight", None), ("extra", torch.zeros(3)),
+    ("norm.weight", torch.zeros(65)), ("cls_token", torch.tensor(1.0)), ("pos_embed", torch.zeros(3)),
+    ("pos_embed", torch.zeros(1, 12, 64)), ("blocks.x", torch.zeros(3)), ("norm.weight", "text"), ("cls_token", 5),
+    ("patch_embed.proj.weight", torch.zeros(64)), ("register_tokens", torch.zeros(4)),
+])  # fmt: skip
+def test_a_state_dict_with_a_flaw(tmp_path, key, value):
+    state = toy().state_dict()
+    state.pop(key, None)
+    if value is not None:
+        state[key] = value
+    torch.save(state, tmp_path / "flawed.pt")
+    with pytest.raises(ValueError, match="flawed.pt does not hold the weights of a DINOv2 ViT") as error:
+        load_vit(tmp_path / "flawed.pt")
+    assert len(one_line(error)) < 400
+
+
+@pytest.mark.parametrize(("name", "path"), [
+    ("dinov2_vits14", "dinov2_vits14/dinov2_vits14_pretrain.pth"),
+    ("dinov2_vitg14_reg", "dinov2_vitg14/dinov2_vitg14_reg4_pretrain.pth"),
+])  # fmt: skip
+def test_an_official_name_without_a_network(monkeypatch, tmp_path, name, path):
+    """The error names the address, and the place where a file fetched by other means belongs."""
+
+    def unreachable(address, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FileNotFoundError) as error:
+        load_vit(name)
+    message = one_line(error)
+    assert f"https://dl.fbaipublicfiles.com/dinov2/{path}" in message
+    assert f"{tmp_path}/checkpoints/{path.split('/')[1]}" in message
+
+
+def test_an_official_name_with_its_file_in_place(monkeypatch, tmp_path):
+    """The cache is read as it is, without asking the network; nothing in it is run."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    place = tmp_path / "checkpoints" / "dinov2_vits14_pretrain.pth"
+    network = toy()
+    torch.save(network.state_dict(), place)
+    assert_same_network(load_vit("dinov2_vits14"), network)
+    torch.save(Trap(str(tmp_path / "sprung")), place)
+    with pytest.raises(ValueError, match="dinov2_vits14_pretrain.pth") as error:
+        load_vit("dinov2_vits14")
+    one_line(error)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_patches_of_the_reference_position_arithmetic():
+    """The constants the official weights depend on: 37 patches of 14 pixels, and 0.1."""
+    assert vit.NATIVE // 14 == 37 and vit.OFFSET == 0.1
