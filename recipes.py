@@ -5,7 +5,7 @@ the steps of a phase, so that fewer steps, or the high-resolution phase, compres
 Values of the paper's recipes name their source; those marked "ours" were found by experiment.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 
 def _f(default, help):
@@ -27,7 +27,7 @@ class Recipe:
     blur_sigma: tuple[float, float] = _f((0.1, 2.0), "range of the blur's sigma, in pixels")  # DINO
     jitter: float = _f(1.0, "strength of the colour jitter, as a multiple of DINO's")  # DINO
     # network
-    arch: str = _f("vit_large", "vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
+    arch: str = _f("vit_large", "vit_nano, vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
     patch_size: int = _f(14, "side of a patch, in pixels")  # Table 17
     ffn: str = _f("mlp", "mlp or swiglu")  # Table 17
     n_registers: int = _f(0, "register tokens")  # Darcet et al. 2024
@@ -79,15 +79,10 @@ class Recipe:
     eval_images: int = _f(10_000, "training images in a k-NN measurement on the way")
 
 
-def field_names():
-    """The names of a recipe's fields, which are the flags of train.py."""
-    return [f.name for f in fields(Recipe)]
-
-
 # Pictures drawn on the spot; a ViT from nothing to a clear k-NN in minutes on a laptop.  All values ours.
 shapes = Recipe(
     data="shapes", image_size=64, global_size=48, local_size=24, n_local=4,
-    arch="vit_tiny", patch_size=8, layer_scale=0.1, drop_path=0.0,
+    arch="vit_nano", patch_size=8, layer_scale=0.1, drop_path=0.0,
     n_prototypes=1024, head_hidden=512, dino_bottleneck=128, ibot_bottleneck=128,
     blur_sigma=(0.1, 1.0), teacher_temp_start=0.02, teacher_temp=0.04,
     batch=128, steps=800, lr=4e-3, momentum=0.98, patch_embed_lr=1.0,
@@ -97,7 +92,7 @@ shapes = Recipe(
 # Real pictures of 32² pixels in small batches.  All values ours.
 cifar10 = Recipe(
     data="cifar10", image_size=32, global_size=24, local_size=12, n_local=4,
-    arch="vit_tiny", patch_size=4, layer_scale=0.1, drop_path=0.0,
+    arch="vit_nano", patch_size=4, layer_scale=0.1, drop_path=0.0,
     n_prototypes=1024, head_hidden=512, dino_bottleneck=128, ibot_bottleneck=128,
     blur_sigma=(0.1, 0.5), teacher_temp_start=0.02, teacher_temp=0.04,
     batch=256, steps=1000, lr=4e-3, momentum=0.98, patch_embed_lr=1.0,

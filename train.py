@@ -47,7 +47,7 @@ from recipes import RECIPES, Recipe, get_recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 
-ARCHS = ("vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2")
+ARCHS = ("vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2")
 
 # ---------------------------------------------------------------------------- flags
 
@@ -410,7 +410,8 @@ def load_splits(data, size, seed):
             print(f"skipped {name}: {reason}", file=sys.stderr)
     skipped = sum(len(images.skipped) for images in splits)
     labels = f"{len(splits[0].classes)} classes" if splits[0].classes else "no labels"
-    print(f"{data}: {len(splits[0])} training and {len(splits[1])} test images, {labels}, {skipped} broken files skipped")
+    counts = f"{len(splits[0])} training and {len(splits[1])} test images"
+    print(f"{data}: {counts}, {labels}, {skipped} broken files skipped")
     return splits
 
 
@@ -497,11 +498,13 @@ def train(run, out, device):
     if main:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_safely(out / "metrics.jsonl", lambda temporary: temporary.write_text(text))
+    splits_at(min(run.step, r.steps - 1), r)  # before the bar, so that a wrong --data is one line
     before = rows[-1]["seconds"] if rows else 0.0
     began = logged = time.perf_counter()
     stopped, hires = [], None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, _: (stopped.append(n), signal.signal(n, signal.SIG_DFL)))
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first one is noted, the second does what it always did
+        usual = signal.getsignal(number)
+        signal.signal(number, lambda n, _, usual=usual: (stopped.append(n), signal.signal(n, usual)))
     healthy = torch.ones((), dtype=torch.bool, device=device)
     bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=not main, mininterval=1)
 

@@ -60,7 +60,7 @@ def test_temperature_by_hand():
     assert dino_loss(z, p_t, student_temp=0.5).item() == pytest.approx(math.log(10))
 
 
-@pytest.mark.parametrize(("V", "G", "B", "K"), [(2, 1, 3, 4), (2, 2, 1, 5), (3, 3, 2, 6), (10, 2, 4, 50), (6, 2, 2, 99)])
+@pytest.mark.parametrize(("V", "G", "B", "K"), [(2, 1, 3, 4), (2, 2, 1, 5), (3, 3, 2, 6), (10, 2, 4, 50), (6, 2, 2, 9)])
 def test_is_the_double_loop_of_the_paper(V, G, B, K):
     z, p_t = random_case(V, G, B, K)
     torch.testing.assert_close(dino_loss(z, p_t).double(), slow_dino_loss(z, p_t, 0.1), rtol=1e-5, atol=1e-5)

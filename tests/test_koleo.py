@@ -178,10 +178,11 @@ def test_duplicates_do_not_drown_the_rest():
 
 
 def test_autocast_around_it_changes_nothing():
-    """Among 200 close rows the products rounded to bfloat16 would name other neighbours."""
-    x = 1 + 0.05 * random_rows(200, 32)
+    """Among 100 close rows the products rounded to bfloat16 would name other neighbours."""
+    x = 1 + 0.05 * random_rows(100, 32)
     expected = torch.autograd.grad(koleo_loss(x.requires_grad_()), x)[0]
     with torch.autocast("cpu", torch.bfloat16):
         loss = koleo_loss(x)
     assert torch.equal(loss, koleo_loss(x))
     assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+    torch.testing.assert_close(loss.double(), slow_koleo_loss(x), rtol=1e-4, atol=0)

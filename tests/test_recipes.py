@@ -44,7 +44,7 @@ def test_vitl14_has_the_papers_schedule():
 
 
 def test_high_resolution_compresses_every_schedule():
-    """B.2: 20 steps of which the last quarter, 5, are at high resolution; each schedule runs from end to end in them."""
+    """B.2: 20 steps of which the last quarter, 5, are at high resolution; each schedule runs through in them."""
     r = get_recipe("shapes", steps=20, hires_share=0.25, lr_warmup=0.2, hires_lr=1e-3, batch=1024)
     at = [values_at(step, r) for step in range(20)]
     assert [v["hires"] for v in at] == [False] * 15 + [True] * 5

@@ -37,7 +37,7 @@ def test_one_peak_no_jump_and_the_end_at_the_last_step(total, warmup):
     assert values[: warmup + 1] == sorted(values[: warmup + 1])
     assert values[warmup:] == sorted(values[warmup:], reverse=True)
     steepest = max(1 / max(warmup, 1) if warmup else 0, 0.9 * math.pi / 2 / (total - 1 - warmup))
-    assert all(abs(b - a) <= steepest * 1.001 for a, b in zip(values, values[1:]))
+    assert all(abs(b - a) <= steepest * 1.001 for a, b in zip(values, values[1:], strict=False))
 
 
 def test_after_the_last_step_it_stays_at_the_end():

@@ -1,0 +1,384 @@
+"""The loop: a step, resuming, stopping, collapse, distillation, what a run leaves.  `pytest tests/test_train.py`"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import train
+from recipes import get_recipe
+from train import UserError, collapse_meter, collapse_warning, main, parameter_groups
+from vit import load_vit
+
+ROOT = Path(__file__).parents[1]
+CLOCK = ("seconds", "images_per_s", "peak_memory")  # of a row of metrics.jsonl: what may differ between equal runs
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Forty pictures of 16×16 noise, light ones and dark ones."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for kind, base in (("dark", 0), ("light", 128)):
+        (root / kind).mkdir()
+        for i in range(20):
+            Image.fromarray(rng.integers(base, base + 128, (16, 16, 3), dtype=np.uint8)).save(root / kind / f"{i}.png")
+    return root
+
+
+def flags(folder, out, **changes):
+    """The smallest run there is: 8 steps of 6 images, the last 2 at high resolution."""
+    options = {
+        "data": folder, "out": out, "device": "cpu", "image_size": 16, "global_size": 8, "local_size": 4, "n_local": 2,
+        "patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
+        "blur_sigma": (0.1, 0.5), "batch": 6, "steps": 8, "hires_share": 0.25, "hires_size": 16,
+        "hires_image_size": 16, "log_every": 1, "save_every": 3, "drop_path": 0.2, **changes,
+    }  # fmt: skip
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def rows(out):
+    """metrics.jsonl without the clock."""
+    lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
+
+
+def small_run(**changes):
+    """A Run that never saw data."""
+    small = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8}
+    sizes = {"global_size": 8, "local_size": 4, "hires_size": 8, "n_local": 2, "batch": 4, "steps": 10}
+    return train.start_run(get_recipe("shapes", **{**small, **sizes, **changes}), CPU)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    assert main(flags(folder, out)) == 0
+    return out
+
+
+# ---------------------------------------------------------------------------- a run from end to end
+
+
+def test_a_run_leaves_what_it_should(whole, capsys):
+    names = {path.name for path in whole.iterdir()}
+    assert names == {"checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png"}
+    for picture in ("curves.png", "pca.png"):
+        assert min(Image.open(whole / picture).size) > 100
+    steps = [row for row in rows(whole) if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert [row["hires"] for row in steps] == [False] * 6 + [True] * 2
+    for row in steps:
+        total = row["dino"] + row["ibot"] + 0.1 * row["koleo"]
+        assert math.isclose(row["loss"], total, rel_tol=1e-5) and math.isfinite(total)
+    assert 0 <= rows(whole)[-1]["knn_20"] <= 1
+
+
+def test_vit_pt_is_the_teacher(whole):
+    vit = load_vit(whole / "vit.pt")
+    teacher = torch.load(whole / "checkpoint.pt", weights_only=True)["teacher"]
+    assert all(torch.equal(value, teacher[f"backbone.{key}"]) for key, value in vit.state_dict().items())
+    assert torch.equal(load_vit(whole / "checkpoint.pt").norm.weight, vit.norm.weight)
+
+
+def test_last_line_and_finished_run(whole, capsys):
+    """--resume of a finished run says its result once more and changes no row but the last."""
+    before = rows(whole)
+    arguments = ["--out", str(whole), "--resume", "--device", "cpu"]
+    assert main(arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "k-NN" in last and last.endswith(f" s, {whole}")
+    assert rows(whole) == before
+
+
+# ---------------------------------------------------------------------------- stopping and going on
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 5, 7])
+def test_resumed_equals_uninterrupted(fails_at, folder, whole, tmp_path, monkeypatch):
+    """A run that dies within a step, and is resumed, ends with the same rows and weights to the last bit."""
+    step = train.train_step
+
+    def dies(run, *rest):
+        if run.step == fails_at:
+            raise MemoryError
+        return step(run, *rest)
+
+    monkeypatch.setattr(train, "train_step", dies)
+    with pytest.raises(MemoryError):
+        main(flags(folder, tmp_path))
+    monkeypatch.undo()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "lo')  # half a line, as a kill leaves it
+    assert main([*flags(folder, tmp_path), "--resume"]) == 0
+    assert rows(tmp_path) == rows(whole)
+    ours, theirs = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (tmp_path, whole))
+    for part in ("student", "teacher"):
+        assert all(torch.equal(value, theirs[part][key]) for key, value in ours[part].items())
+
+
+def test_ctrl_c_saves_and_stops(folder, whole, tmp_path, monkeypatch, capsys):
+    step = train.train_step
+
+    def interrupted(run, *rest):
+        if run.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(run, *rest)
+
+    usual = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(train, "train_step", interrupted)
+    assert main(flags(folder, tmp_path)) == 130
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+    assert "--resume" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is usual
+    assert main([*flags(folder, tmp_path), "--resume"]) == 0
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_nan_stops_with_the_last_good_checkpoint(folder, tmp_path, monkeypatch, capsys):
+    loss = train.koleo_loss
+    calls = []
+
+    def sick(x):
+        calls.append(x)
+        return loss(x) * (math.nan if len(calls) > 8 else 1)  # two calls a step: from the fifth step on
+
+    monkeypatch.setattr(train, "koleo_loss", sick)
+    with pytest.raises(SystemExit) as stop:
+        main(flags(folder, tmp_path))
+    assert stop.value.code == 1
+    assert "NaN" in capsys.readouterr().err
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 3 and all(value.isfinite().all() for value in saved["teacher"].values())
+
+
+# ---------------------------------------------------------------------------- the step
+
+
+def test_step_moves_student_and_teacher_as_it_says():
+    """One step: AdamW changes the student, and the teacher becomes m · teacher + (1 − m) · student."""
+    run = small_run(momentum=0.75, freeze_prototypes=0.5)
+    before = {k: v.clone() for k, v in run.ema.state_dict().items()}
+    values = {**train.values_at(1, run.recipe), "momentum": 0.75}
+    crop = train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5))
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    train.train_step(run, images, crop, values)
+    assert run.step == 1
+    for key, student in run.student.state_dict().items():
+        torch.testing.assert_close(run.ema.state_dict()[key], 0.75 * before[key] + 0.25 * student)
+        frozen = key.endswith("prototypes")  # at the start
+        assert torch.equal(student, before[key]) == frozen, key
+
+
+def test_untied_heads():
+    student = small_run().student
+    assert student.dino_head.prototypes is not student.ibot_head.prototypes
+    assert not torch.equal(student.dino_head.prototypes, student.ibot_head.prototypes)
+
+
+def test_gradients_are_clipped_part_by_part():
+    """Every gradient 1: each part's norm is √n, clipped to 0.5; the returned norm is over all, √(Σ n)."""
+    run = small_run(clip=0.5, lr=1e-9)
+    for p in run.student.parameters():
+        p.grad = torch.ones_like(p)
+    norms = {}
+    run.optimizer.register_step_pre_hook(
+        lambda *_: norms.update({k: torch.stack([p.grad.norm() for p in m.parameters()]).norm().item()
+                                 for k, m in run.student.items()})
+    )  # fmt: skip
+    total = train.update_student(run, train.values_at(0, run.recipe))
+    assert norms == pytest.approx({"backbone": 0.5, "dino_head": 0.5, "ibot_head": 0.5}, rel=1e-4)
+    assert total.item() == pytest.approx(math.sqrt(sum(p.numel() for p in run.student.parameters())), rel=1e-4)
+
+
+def test_teacher_is_a_moving_average():
+    """m = 0.75, teacher 1, student 3: 0.75 · 1 + 0.25 · 3 = 1.5."""
+    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    for network, value in ((teacher, 1.0), (student, 3.0)):
+        for p in network.parameters():
+            nn.init.constant_(p, value)
+    train.update_teacher(student, teacher, 0.75)
+    assert all((p == 1.5).all() for p in teacher.parameters())
+
+
+def test_parameter_groups():
+    """Layer-wise decay ½ in a ViT of 6 blocks: block 5 has ½, block 0 ½⁶, the tokens ½⁷, the patches ½⁷ · 0.2."""
+    run = small_run(layer_decay=0.5, patch_embed_lr=0.2)
+    found = {}
+    names = {id(p): name for name, p in run.student.named_parameters()}
+    for group in parameter_groups(run.student, run.recipe):
+        for p in group["params"]:
+            found[names.pop(id(p))] = (group["lr_factor"], group["decay_factor"], group["prototypes"])
+    assert not names  # each parameter is in one group
+    assert found["backbone.norm.weight"] == (1, 0, False)
+    assert found["backbone.blocks.5.attn.qkv.weight"] == (0.5, 1, False)
+    assert found["backbone.blocks.0.mlp.fc1.bias"] == (0.5**6, 0, False)
+    assert found["backbone.blocks.0.ls1.gamma"] == (0.5**6, 0, False)
+    assert found["backbone.blocks.0.norm2.weight"] == (0.5**6, 0, False)
+    assert found["backbone.pos_embed"] == found["backbone.cls_token"] == (0.5**7, 1, False)
+    assert found["backbone.patch_embed.proj.weight"] == (0.5**7 * 0.2, 1, False)
+    assert found["dino_head.prototypes"] == (1, 1, True)
+
+
+def test_softmax_centering_moves_its_centres(folder, tmp_path):
+    assert main(flags(folder, tmp_path, centering="softmax", steps=2, hires_share=0)) == 0
+    centres = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["centering"]
+    assert centres.keys() == {"dino.centre", "ibot.centre"}
+    assert all(centre.abs().max() > 0 for centre in centres.values())
+
+
+def test_distillation(folder, whole, tmp_path, monkeypatch):
+    """§5: the teacher stays as it is, the student sees no mask and drops no path, its EMA is kept."""
+    seen = []
+    build = train.build_network
+
+    def watched(recipe):
+        network = build(recipe)
+        forward = network.backbone.forward_features
+        network.backbone.forward_features = lambda x, masks=None: (seen.append(masks), forward(x, masks))[1]
+        return network
+
+    teacher = str(whole / "checkpoint.pt")
+    before = torch.load(teacher, weights_only=True)["teacher"]
+    monkeypatch.setattr(train, "build_network", watched)
+    run = train.start_run(train.parse_args(flags(folder, tmp_path, teacher=teacher))[1], CPU)
+    assert run.teacher is not run.ema and run.student.backbone.blocks[0].drop_path == 0
+    monkeypatch.undo()
+    assert main(flags(folder, tmp_path, teacher=teacher, steps=2, hires_share=0)) == 0
+    after = torch.load(teacher, weights_only=True)["teacher"]
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(0, run.recipe))
+    assert seen[-1] == [None, None]
+    assert all(torch.equal(run.teacher.state_dict()[key], before[key]) for key in before)
+
+
+# ---------------------------------------------------------------------------- the collapse meter
+
+
+def test_collapse_meter_by_hand():
+    """K = 4, two views of two images.
+
+    Targets (1, 0, 0, 0) and (0, 1, 0, 0): entropy 0 for an image; the mean is (½, ½, 0, 0), ln 2 / ln 4 = ½.
+    L = ln 4: KL = ln 4 − 0.  [CLS] (1, 0) and (3, 4), cosine 3/5.
+    """
+    p = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]).expand(2, 2, 4)
+    cls = torch.tensor([[1.0, 0], [3.0, 4.0], [9.0, 9.0], [9.0, 9.0]])  # the second view is not read
+    meter = collapse_meter(p, torch.tensor(math.log(4)), cls)
+    assert meter == pytest.approx({"entropy_image": 0, "entropy_mean": 0.5, "kl": math.log(4), "cosine": 0.6})
+
+
+def test_collapse_warnings():
+    healthy = {"entropy_image": 0.5, "entropy_mean": 0.99, "kl": 1.0, "cosine": 0.3}
+    assert collapse_warning(healthy) is None
+    assert "uniform" in collapse_warning({**healthy, "entropy_image": 0.995})
+    assert "one code" in collapse_warning({**healthy, "entropy_image": 0.01, "entropy_mean": 0.01})
+    assert "same" in collapse_warning({**healthy, "cosine": 0.999})
+    uniform = torch.full((2, 3, 8), 1 / 8)
+    assert "uniform" in collapse_warning(collapse_meter(uniform, torch.tensor(2.0), torch.randn(6, 4)))
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--bach", "3"], "did you mean --batch"),
+        (["--batch", "three"], "invalid int"),
+        (["--batch", "0"], "1 or more"),
+        (["--arch", "vit_huge"], "vit_small"),
+        (["--global_size", "50"], "multiple of --patch_size 8"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--recipe", "vitb16"], "vitl14"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--teacher", "no/such/file"], "no/such/file"),
+        (["--teacher", __file__], "not a checkpoint"),
+        (["--mask_ratio", "0.5", "0.1"], "interval"),
+        (["--teacher_temp", "nan"], "above 0"),
+        (["--momentum", "2"], "0 to 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "out"), *words]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_a_run_is_not_overwritten_and_not_mixed_up(whole, folder, capsys):
+    before = (whole / "checkpoint.pt").read_bytes()
+    assert main(flags(folder, whole)) == 2
+    assert main([*flags(folder, whole, batch=4), "--resume"]) == 2
+    assert "--batch 6" in capsys.readouterr().err
+    assert (whole / "checkpoint.pt").read_bytes() == before
+
+
+def test_unwritable_folder(capsys):
+    assert main(["--out", "/dev/null/x"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_broken_images_are_named(folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    subprocess.run(["cp", "-r", folder, data], check=True)
+    (data / "dark" / "broken.jpg").write_bytes(b"no picture")
+    assert main(flags(data, tmp_path / "out", steps=1, hires_share=0)) == 0
+    assert "broken.jpg" in capsys.readouterr().err
+
+
+def test_help_explains_each_field(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "LayerScale at the start" in capsys.readouterr().out
+
+
+def test_errors_have_their_own_kind():
+    with pytest.raises(UserError, match="unknown"):
+        train.parse_args(["--nothing"])
+
+
+# ---------------------------------------------------------------------------- other devices and ranks
+
+
+def test_two_ranks_end_as_one_run(folder, tmp_path):
+    """torchrun with two processes of half the batch each: both end, one writes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29537"]
+    words = flags(folder, tmp_path, steps=2, hires_share=0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, ROOT / "train.py", *words], check=True, env=environment, capture_output=True, timeout=120)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda(folder, tmp_path):
+    assert main(flags(folder, tmp_path, device="cuda")) == 0
+    assert all(math.isfinite(row["loss"]) for row in rows(tmp_path) if "loss" in row)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_cuda_step_never_waits():
+    """No operation of a step asks the device for a value."""
+    run = train.start_run(get_recipe("shapes", batch=8), torch.device("cuda"))
+    crop = train.MultiCrop(run.recipe.global_size, run.recipe.local_size, 2, blur_sigma=(0.1, 0.5))
+    images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, device="cuda")
+    train.train_step(run, images, crop, train.values_at(0, run.recipe))  # warm up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train.train_step(run, images, crop, train.values_at(1, run.recipe))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
