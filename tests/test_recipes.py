@@ -35,9 +35,9 @@ def test_vitl14_has_the_papers_schedule():
     assert math.isclose(peak["lr"], 3.46e-4, rel_tol=2e-3)
     assert values_at(99_000, r)["lr"] < peak["lr"] > values_at(101_000, r)["lr"]
     first, last = values_at(0, r), values_at(624_999, r)
-    assert (first["lr"], first["weight_decay"], first["momentum"], first["teacher_temp"]) == (0, 0.04, 0.994, 0.04)
-    assert (last["weight_decay"], last["momentum"], last["teacher_temp"]) == (0.2, 1.0, 0.07)
-    assert math.isclose(last["lr"], 1e-6)
+    names = ("lr", "weight_decay", "momentum", "teacher_temp")
+    assert [first[name] for name in names] == pytest.approx([0, 0.04, 0.994, 0.04])
+    assert [last[name] for name in names] == pytest.approx([1e-6, 0.2, 1.0, 0.07])
     assert not last["hires"] and values_at(625_000, r)["hires"]
     assert first["frozen_prototypes"] and values_at(1249, r)["frozen_prototypes"]  # the first epoch of 1250
     assert not values_at(1250, r)["frozen_prototypes"]
@@ -49,8 +49,10 @@ def test_high_resolution_compresses_every_schedule():
     at = [values_at(step, r) for step in range(20)]
     assert [v["hires"] for v in at] == [False] * 15 + [True] * 5
     for phase in (at[:15], at[15:]):
-        assert phase[0]["lr"] == 0.0 and math.isclose(phase[-1]["lr"], r.lr_end)
-        assert (phase[0]["momentum"], phase[-1]["momentum"]) == (r.momentum, r.momentum_end)
-        assert (phase[0]["teacher_temp"], phase[-1]["teacher_temp"]) == (r.teacher_temp_start, r.teacher_temp)
-        assert (phase[0]["weight_decay"], phase[-1]["weight_decay"]) == (r.weight_decay, r.weight_decay_end)
+        ends = {"weight_decay": "weight_decay_end", "momentum": "momentum_end"}
+        for name, end in ends.items():
+            assert (phase[0][name], phase[-1][name]) == pytest.approx((getattr(r, name), getattr(r, end)))
+        assert phase[0]["lr"] == 0 and phase[-1]["lr"] == pytest.approx(r.lr_end)
+        assert phase[0]["teacher_temp"] == pytest.approx(r.teacher_temp_start)
+        assert phase[-1]["teacher_temp"] == pytest.approx(r.teacher_temp)
     assert at[16]["lr"] == 1e-3  # the one warm-up step is over: hires_lr · √(1024/1024)

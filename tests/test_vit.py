@@ -368,12 +368,15 @@ def test_no_drop_in_evaluation_nor_at_rate_zero():
 def test_checkpointing_changes_neither_loss_nor_gradients(drop_path):
     network = toy(drop_path=drop_path).train()
     batches, masks = [pictures(4, 16, 16), pictures(6, 8, 8)], [some_masks(4, 16), None]
-    results = []
+    results, runs = [], []
+    for block in network.blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
     for network.checkpointing in (False, True):
         torch.manual_seed(1)
         loss = sum(out["x_norm_patchtokens"].square().mean() for out in network.forward_features(batches, masks))
         results.append((loss, torch.autograd.grad(loss, list(network.parameters()))))
     torch.testing.assert_close(results[1], results[0])
+    assert len(runs) == 3 + 2 * 3  # the second time each block runs once more, for the backward pass
 
 
 # --------------------------------------------------------------------------------------------------------
