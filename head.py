@@ -9,6 +9,8 @@
 
 The two losses have a head each.  The official code keeps a trained (and decayed) length for each prototype;
 DINO v1 froze it at 1, and so do we: a length is a per-prototype temperature that centering has to fight.
+It starts all weights with deviation 0.02; ours is 1/√width, without which a narrow head gives all images nearly the
+same logits, and a short run stays at the uniform loss ln K.
 """
 
 import torch
@@ -26,7 +28,7 @@ class Head(nn.Module):
         self.mlp = nn.Sequential(*layers[:-1])
         self.prototypes = nn.Parameter(torch.empty(n_prototypes, bottleneck_dim))
         for layer in layers[::2]:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
