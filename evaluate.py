@@ -28,7 +28,7 @@ from tqdm import tqdm
 from augment import normalize
 from data import DataError, Images, in_order, load_images
 from schedule import cosine_schedule
-from vit import load_vit, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
+from vit import load_vit, vit_base, vit_giant2, vit_large, vit_nano, vit_small, vit_tiny
 
 # --------------------------------------------------------------------------------------------------------
 # Constants
@@ -41,7 +41,7 @@ MOMENTUM = 0.9  # official probe: SGD, momentum 0.9, no weight decay, cosine to 
 SIMILARITIES = 2**24  # ours: cosines held at once by k-NN, 64 MiB
 EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at less is evaluated at its own
 PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
-ARCHS = {f.__name__: f for f in (vit_tiny, vit_small, vit_base, vit_large, vit_giant2)}
+ARCHS = {f.__name__: f for f in (vit_nano, vit_tiny, vit_small, vit_base, vit_large, vit_giant2)}
 
 # --------------------------------------------------------------------------------------------------------
 # Features
@@ -281,7 +281,7 @@ def main(argv=None):
                         f"own, at most {EVAL_SIZE}; {PIXEL_SIZE} for a baseline, the most for 'pixels')")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    parser.add_argument("--arch", choices=ARCHS, default="vit_tiny", help="network of --weights random")
+    parser.add_argument("--arch", choices=ARCHS, default="vit_nano", help="network of --weights random")
     parser.add_argument("--patch-size", type=positive, default=4, help="its patch side in pixels")
     args = parser.parse_args(argv)
     try:

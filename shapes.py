@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 N_IMAGES = {"train": 8000, "test": 2000}  # enough for a small ViT, drawn in seconds
-AREA = (0.15, 0.32)  # share of the picture that the thing covers
+AREA = (0.16, 0.32)  # share of the picture that the thing covers
 PERIOD = (0.28, 0.5)  # of its texture, in half widths: 9 to 16 pixels of 64
-TINT = 0.15  # how far a colour channel is from grey
+TINT = 0.05  # how far a colour channel is from grey
+TURN = math.pi / 4  # either way, of the texture; the outline has any turn
 
 # ---------------------------------------------------------------------------- outlines and textures
 
@@ -121,7 +122,7 @@ def draw(shape, texture, n, size, generator):
     x, y = turned(x / radius, y / radius, uniform(0, 2 * math.pi))  # (n, 1, S, S), the thing's own frame
     inside = (0.5 - shape(x, y) * radius * size / 2).clamp(0, 1)  # edges one pixel wide
     period = uniform(*PERIOD)
-    u, v = turned(line / period, line[:, None] / period, uniform(0, 2 * math.pi))
+    u, v = turned(line / period, line[:, None] / period, uniform(-TURN, TURN))
     surface = texture(u + uniform(0, 1), v + uniform(0, 1), x, y, smooth)
 
     # Colours say little, or matching two crops by colour would be all there is to learn: the ground is greyish, the
@@ -129,10 +130,10 @@ def draw(shape, texture, n, size, generator):
     def tinted(light):
         return light + uniform(-TINT, TINT, 3)  # (n, 3, 1, 1)
 
-    light = uniform(0.4, 0.6)
-    contrast = uniform(0.3, 0.38) * torch.where(uniform(0, 1) < 0.5, 1, -1)
+    light = uniform(0.2, 0.8)
+    contrast = uniform(0.2, 0.4) * torch.where(uniform(0, 1) < 0.5, 1, -1)
     slope = turned(line, line[:, None], uniform(0, 2 * math.pi))[0]  # (n, 1, S, S)
-    ground = tinted(light) + uniform(-0.1, 0.1, 3) * slope + 0.2 * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
+    ground = tinted(light) + uniform(-0.05, 0.05, 3) * slope + 0.35 * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
     first, second = tinted(light + contrast), tinted(light - contrast)
     thing = first + (second - first) * surface
     picture = ground + (thing - ground) * inside

@@ -35,6 +35,7 @@ import distributed
 import vit
 from augment import MultiCrop
 from centering import SoftmaxCentering
+from collapse import collapse_meter, collapse_warning
 from data import DataError, batches, load_images
 from dino_loss import dino_loss
 from evaluate import autocast, frozen_features, knn_accuracies
@@ -304,42 +305,6 @@ def update_student(run, values):
 def update_teacher(student, ema, momentum):
     """teacher ← m · teacher + (1 − m) · student, of all parameters at once."""
     torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 1 - momentum)
-
-
-# ---------------------------------------------------------------------------- collapse meter
-
-
-def collapse_meter(p_t, loss, cls):
-    """What the loss does not show, as a dict of floats.
-
-    p_t: (2, B, K) targets; loss: L_DINO; cls: (2·B, D) teacher [CLS].
-    entropy_image: mean H(p_t) / ln K.  entropy_mean: H(mean p_t) / ln K.  kl: L_DINO − mean H(p_t), the
-    divergence of the student from the teacher.  cosine: mean between the [CLS] of different images of a view.
-    """
-    log_K = math.log(p_t.shape[-1])
-    entropy_image = -torch.special.xlogy(p_t, p_t).sum(dim=-1).mean()
-    mean = p_t.mean(dim=(0, 1))
-    entropy_mean = -torch.special.xlogy(mean, mean).sum()
-    x = nn.functional.normalize(cls.float()[: len(cls) // 2], dim=1)  # (B, D)
-    B = len(x)
-    cosine = (x.sum(dim=0).square().sum() - B) / max(B * (B - 1), 1)
-    return {
-        "entropy_image": (entropy_image / log_K).item(),
-        "entropy_mean": (entropy_mean / log_K).item(),
-        "kl": (loss - entropy_image).item(),
-        "cosine": cosine.item(),
-    }
-
-
-def collapse_warning(meter):
-    """A sentence in plain words when the meter says collapse, otherwise None."""
-    if meter["entropy_image"] > 0.98 and meter["entropy_mean"] > 0.98:
-        return "uniform collapse: every image gets the same flat target; lower teacher_temp or raise the rate"
-    if meter["entropy_mean"] < 0.05:
-        return "collapse to one code: every image gets the same prototype; raise teacher_temp or use sinkhorn"
-    if meter["cosine"] > 0.99:
-        return "the features of all images are nearly the same; lower the rate or raise koleo_weight"
-    return None
 
 
 # ---------------------------------------------------------------------------- files of a run

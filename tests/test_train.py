@@ -16,7 +16,7 @@ from torch import nn
 
 import train
 from recipes import get_recipe
-from train import UserError, collapse_meter, collapse_warning, main, parameter_groups
+from train import UserError, main, parameter_groups
 from vit import load_vit
 
 ROOT = Path(__file__).parents[1]
@@ -266,31 +266,6 @@ def test_distillation(folder, whole, tmp_path, monkeypatch):
     train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(0, run.recipe))
     assert seen[-1] == [None, None]
     assert all(torch.equal(run.teacher.state_dict()[key], before[key]) for key in before)
-
-
-# ---------------------------------------------------------------------------- the collapse meter
-
-
-def test_collapse_meter_by_hand():
-    """K = 4, two views of two images.
-
-    Targets (1, 0, 0, 0) and (0, 1, 0, 0): entropy 0 for an image; the mean is (½, ½, 0, 0), ln 2 / ln 4 = ½.
-    L = ln 4: KL = ln 4 − 0.  [CLS] (1, 0) and (3, 4), cosine 3/5.
-    """
-    p = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]).expand(2, 2, 4)
-    cls = torch.tensor([[1.0, 0], [3.0, 4.0], [9.0, 9.0], [9.0, 9.0]])  # the second view is not read
-    meter = collapse_meter(p, torch.tensor(math.log(4)), cls)
-    assert meter == pytest.approx({"entropy_image": 0, "entropy_mean": 0.5, "kl": math.log(4), "cosine": 0.6})
-
-
-def test_collapse_warnings():
-    healthy = {"entropy_image": 0.5, "entropy_mean": 0.99, "kl": 1.0, "cosine": 0.3}
-    assert collapse_warning(healthy) is None
-    assert "uniform" in collapse_warning({**healthy, "entropy_image": 0.995})
-    assert "one code" in collapse_warning({**healthy, "entropy_image": 0.01, "entropy_mean": 0.01})
-    assert "same" in collapse_warning({**healthy, "cosine": 0.999})
-    uniform = torch.full((2, 3, 8), 1 / 8)
-    assert "uniform" in collapse_warning(collapse_meter(uniform, torch.tensor(2.0), torch.randn(6, 4)))
 
 
 # ---------------------------------------------------------------------------- bad input
