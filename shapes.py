@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 N_IMAGES = {"train": 8000, "test": 2000}  # enough for a small ViT, drawn in seconds
-AREA = (0.16, 0.32)  # share of the picture that the thing covers
+AREA = (0.12, 0.34)  # share of the picture that the thing covers
 PERIOD = (0.28, 0.5)  # of its texture, in half widths: 9 to 16 pixels of 64
 TINT = 0.05  # how far a colour channel is from grey
+GROUND = 0.35  # how far the ground goes from dark to light
 TURN = math.pi / 4  # either way, of the texture; the outline has any turn
 
 # ---------------------------------------------------------------------------- outlines and textures
@@ -23,21 +24,12 @@ def disc(x, y):
     return torch.hypot(x, y) - 1
 
 
-def ring(x, y):
-    return (torch.hypot(x, y) - 0.76).abs() - 0.24
+def flower(x, y):
+    return torch.hypot(x, y) - 0.8 - 0.2 * torch.cos(5 * torch.atan2(y, x))
 
 
-def pill(x, y):
-    return torch.hypot(x - x.clamp(-0.6, 0.6), y) - 0.4
-
-
-def cross(x, y):
-    x, y = torch.maximum(x.abs(), y.abs()), torch.minimum(x.abs(), y.abs())
-    return torch.maximum(torch.maximum(x - 0.95, y - 0.3), torch.minimum(x, y) - 0.3)
-
-
-def crescent(x, y):
-    return torch.maximum(torch.hypot(x, y) - 1, 0.78 - torch.hypot(x - 0.5, y))
+def gear(x, y):
+    return torch.hypot(x, y) - 0.87 - 0.13 * torch.tanh(4 * torch.cos(8 * torch.atan2(y, x)))
 
 
 def heart(x, y):
@@ -78,13 +70,13 @@ KINDS = {
     "checked triangle": (polygon(3), lambda u, v, x, y, noise:
                          (0.5 + 2 * torch.sin(math.pi * u) * torch.sin(math.pi * v)).clamp(0, 1)),
     "ringed star": (star, lambda u, v, x, y, noise: wave(2.5 * torch.hypot(x, y))),
-    "blotched ring": (ring, lambda u, v, x, y, noise: (0.5 + 8 * (noise(12) - 0.5)).clamp(0, 1)),
-    "shaded cross": (cross, lambda u, v, x, y, noise: (0.5 + 0.6 * x).clamp(0, 1)),
-    "wavy crescent": (crescent, lambda u, v, x, y, noise: wave(u + 0.3 * torch.sin(2 * math.pi * v))),
+    "blotched pentagon": (polygon(5), lambda u, v, x, y, noise: (0.5 + 8 * (noise(12) - 0.5)).clamp(0, 1)),
+    "shaded gear": (gear, lambda u, v, x, y, noise: (0.5 + 0.6 * x).clamp(0, 1)),
+    "wavy flower": (flower, lambda u, v, x, y, noise: wave(u + 0.3 * torch.sin(2 * math.pi * v))),
     "gridded heart": (heart, lambda u, v, x, y, noise:
                       (2 - 10 * torch.minimum(centred(u).abs(), centred(v).abs())).clamp(0, 1)),
     "rayed hexagon": (polygon(6), lambda u, v, x, y, noise: wave(torch.atan2(y, x) * 6 / (2 * math.pi))),
-    "plain pill": (pill, lambda u, v, x, y, noise: torch.zeros_like(x)),
+    "plain octagon": (polygon(8), lambda u, v, x, y, noise: torch.zeros_like(x)),
 }
 
 
@@ -125,16 +117,16 @@ def draw(shape, texture, n, size, generator):
     u, v = turned(line / period, line[:, None] / period, uniform(-TURN, TURN))
     surface = texture(u + uniform(0, 1), v + uniform(0, 1), x, y, smooth)
 
-    # Colours say little, or matching two crops by colour would be all there is to learn: the ground is greyish, the
-    # thing has a lighter and a darker tone.
+    # Colours say little, or matching two crops by colour would be all there is to learn.  The ground is dark, the thing
+    # has two lighter tones, all of them near grey.
     def tinted(light):
         return light + uniform(-TINT, TINT, 3)  # (n, 3, 1, 1)
 
-    light = uniform(0.2, 0.8)
-    contrast = uniform(0.2, 0.4) * torch.where(uniform(0, 1) < 0.5, 1, -1)
-    slope = turned(line, line[:, None], uniform(0, 2 * math.pi))[0]  # (n, 1, S, S)
-    ground = tinted(light) + uniform(-0.05, 0.05, 3) * slope + 0.35 * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
-    first, second = tinted(light + contrast), tinted(light - contrast)
+    light = uniform(0.15, 0.25)
+    ground = tinted(light) + GROUND * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
+    tones = [light + uniform(0.15, 0.2), light + uniform(0.6, 0.75)]
+    swapped = uniform(0, 1) < 0.5
+    first, second = tinted(torch.where(swapped, *tones)), tinted(torch.where(swapped, *tones[::-1]))
     thing = first + (second - first) * surface
     picture = ground + (thing - ground) * inside
     return (picture.clamp(0, 1) * 255).round().byte(), inside[:, 0] > 0.5

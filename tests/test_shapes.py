@@ -47,7 +47,7 @@ def test_shapes_lie_within_the_unit_disc():
 
 def test_edges_are_smooth():
     """A picture equals the one drawn four times as large and averaged over 4×4, to a few grey levels."""
-    shape, texture = shapes.KINDS["plain pill"]
+    shape, texture = shapes.KINDS["plain octagon"]
     small, large = (shapes.draw(shape, texture, 50, size, torch.Generator().manual_seed(0))[0].float()
                     for size in (64, 256))
     error = (F.avg_pool2d(large, 4) - small).abs()
@@ -57,7 +57,7 @@ def test_edges_are_smooth():
 def test_mask_is_where_the_thing_is(few_shapes):
     """A plain thing has one colour, two pixels within its mask; outside hardly a pixel happens to have it."""
     images = load_images("shapes", "test", size=64)
-    plain = images.labels == images.classes.index("plain pill")
+    plain = images.labels == images.classes.index("plain octagon")
     pixels, masks = images.pixels[plain], images.masks[plain].float()[:, None]  # (n, 3, S, S), (n, 1, S, S)
     inner = F.max_pool2d(F.pad(1 - masks, (2, 2, 2, 2), value=1), 5, 1)[:, 0] == 0  # a border is an edge
     outer = F.max_pool2d(masks, 5, 1, 2)[:, 0] == 0
