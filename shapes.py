@@ -13,10 +13,10 @@ import torch.nn.functional as F
 
 N_IMAGES = {"train": 8000, "test": 2000}  # enough for a small ViT, drawn in seconds
 AREA = (0.12, 0.34)  # share of the picture that the thing covers
-PERIOD = (0.28, 0.5)  # of its texture, in half widths: 9 to 16 pixels of 64
-TINT = 0.05  # how far a colour channel is from grey
-GROUND = 0.35  # how far the ground goes from dark to light
-TURN = math.pi / 4  # either way, of the texture; the outline has any turn
+PERIOD = (0.36, 0.46)  # of its texture, in half widths: 12 to 15 pixels of 64
+TINT = 0.04  # how far a colour channel is from grey
+GROUND = 0.5  # how far the ground goes from dark to light
+TURN = 0.5  # either way, of the texture; the outline has any turn
 
 # ---------------------------------------------------------------------------- outlines and textures
 
@@ -122,8 +122,8 @@ def draw(shape, texture, n, size, generator):
     def tinted(light):
         return light + uniform(-TINT, TINT, 3)  # (n, 3, 1, 1)
 
-    light = uniform(0.15, 0.25)
-    ground = tinted(light) + GROUND * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
+    light = torch.full((n, 1, 1, 1), 0.2)
+    ground = light + GROUND * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
     tones = [light + uniform(0.15, 0.2), light + uniform(0.6, 0.75)]
     swapped = uniform(0, 1) < 0.5
     first, second = tinted(torch.where(swapped, *tones)), tinted(torch.where(swapped, *tones[::-1]))

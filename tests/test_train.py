@@ -42,7 +42,7 @@ def flags(folder, out, **changes):
         "data": folder, "out": out, "device": "cpu", "image_size": 16, "global_size": 8, "local_size": 4, "n_local": 2,
         "patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
         "blur_sigma": (0.1, 0.5), "batch": 6, "steps": 8, "hires_share": 0.25, "hires_size": 16,
-        "hires_image_size": 16, "log_every": 1, "save_every": 3, "drop_path": 0.2, **changes,
+        "hires_image_size": 16, "log_every": 1, "save_every": 3, "drop_path": 0.2, "ibot_weight": 0.5, **changes,
     }  # fmt: skip
     words = []
     for name, value in options.items():
@@ -83,7 +83,7 @@ def test_a_run_leaves_what_it_should(whole, capsys):
     assert [row["step"] for row in steps] == list(range(1, 9))
     assert [row["hires"] for row in steps] == [False] * 6 + [True] * 2
     for row in steps:
-        total = row["dino"] + row["ibot"] + 0.1 * row["koleo"]
+        total = row["dino"] + 0.5 * row["ibot"] + 0.1 * row["koleo"]
         assert math.isclose(row["loss"], total, rel_tol=1e-5) and math.isfinite(total)
     assert 0 <= rows(whole)[-1]["knn_20"] <= 1
 
