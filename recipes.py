@@ -2,7 +2,7 @@
 
 A recipe is one `Recipe`; `train.py --recipe NAME --any_field value` changes any of it.  Spans of time are shares of
 the steps of a phase, so that fewer steps, or the high-resolution phase, compress every schedule (B.2).
-Values of the paper's recipes name their source; those marked "ours" were found by experiment.
+Values of the paper's recipes name their source; those marked "ours" are our choice.
 """
 
 from dataclasses import dataclass, field, replace

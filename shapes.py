@@ -1,7 +1,7 @@
 """The built-in pictures: ten kinds of things, drawn from a seed, with labels and foreground masks.
 
-Each kind has one outline and one texture, so both tell what it is; colours, size, turn and place tell nothing.
-Outlines are signed distances on the unit disc (negative inside), textures are in [0, 1] between the thing's two
+Each kind has one outline and one texture, so both tell what it is; colours, size, place and the outline's
+turn tell nothing.  Outlines are signed distances on the unit disc (negative inside), textures are in [0, 1] between the thing's two
 tones, and the ground is a soft noise.  Ours: no paper has this set; it stands in for one that needs no download.
 """
 
@@ -122,7 +122,7 @@ def draw(shape, texture, n, size, generator):
     def tinted(light):
         return light + uniform(-TINT, TINT, 3)  # (n, 3, 1, 1)
 
-    light = torch.full((n, 1, 1, 1), 0.2)
+    light = 0.2
     ground = light + GROUND * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
     tones = [light + uniform(0.15, 0.2), light + uniform(0.6, 0.75)]
     swapped = uniform(0, 1) < 0.5
