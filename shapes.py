@@ -1,8 +1,8 @@
 """The built-in pictures: ten kinds of things, drawn from a seed, with labels and foreground masks.
 
-Each kind has one outline and one texture, so both tell what it is; colours, size, place and the outline's
-turn tell nothing.  Outlines are signed distances on the unit disc (negative inside), textures are in [0, 1] between the thing's two
-tones, and the ground is a soft noise.  Ours: no paper has this set; it stands in for one that needs no download.
+Each kind has one outline and one texture, so both tell what it is; colours, size, place and the outline's turn tell
+nothing.  Outlines are signed distances on the unit disc (negative inside), textures are in [0, 1] between the thing's
+two tones, and the ground is a soft noise.  Ours: it stands in for a set that would have to be downloaded.
 """
 
 import functools
