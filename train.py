@@ -11,23 +11,18 @@ A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its
 step s is drawn from a seed made of (seed, s), so a resumed run repeats an uninterrupted one to the last bit.
 """
 
-import argparse
 import copy
-import difflib
 import functools
 import json
 import math
-import os
-import resource
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from einops import rearrange
-from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
@@ -35,92 +30,20 @@ import distributed
 import vit
 from augment import MultiCrop
 from centering import SoftmaxCentering
+from checkpoint import CheckpointError, read_checkpoint, read_metrics, restore, save_checkpoint, write_safely
 from collapse import collapse_meter, collapse_warning
 from data import DataError, batches, load_images
 from dino_loss import dino_loss
-from evaluate import autocast, frozen_features, knn_accuracies
+from evaluate import autocast
+from flags import UserError, parse_args, show
 from head import Head
 from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
-from pca_viz import draw_pca, foreground_iou, pca_rgb
-from recipes import RECIPES, Recipe, get_recipe
+from recipes import Recipe
+from report import draw_curves, draw_pictures, measure_knn, peak_memory
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
-
-ARCHS = ("vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2")
-
-# ---------------------------------------------------------------------------- flags
-
-
-class UserError(Exception):
-    """A wrong flag, path or file: one line for the person, exit status 2."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with near matches for a misspelt flag."""
-
-    def error(self, message):
-        raise UserError(message)
-
-
-def parse_args(argv=None):
-    """Command line -> (options, recipe, the fields set by hand)."""
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--recipe", choices=RECIPES, default="shapes", help="where the fields below start from")
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
-    group = parser.add_argument_group("recipe fields (default: the recipe's)")
-    for f in fields(Recipe):
-        values = ", ".join(f"{n}: {_show(getattr(r, f.name))}" for n, r in RECIPES.items())
-        options = {"help": f"{f.metadata['help']} ({values})".replace("%", "%%"), "default": argparse.SUPPRESS}
-        if f.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif f.type in (int, float, str):
-            options |= {"type": f.type, "metavar": f.type.__name__.upper()}
-        else:
-            options |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-        group.add_argument(f"--{f.name}", **options)
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=3)
-        raise UserError(f"unknown argument {unknown[0]}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-    changes = {f.name: getattr(options, f.name) for f in fields(Recipe) if hasattr(options, f.name)}
-    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    options.out = options.out or Path("runs") / options.recipe
-    recipe = get_recipe(options.recipe, **changes)
-    check_recipe(recipe)
-    return options, recipe, changes
-
-
-def _show(value):
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
-
-
-def check_recipe(r):
-    """Raise UserError for values that cannot be trained with."""
-    for name, choices in {"arch": ARCHS, "ffn": ("mlp", "swiglu"), "centering": ("sinkhorn", "softmax")}.items():
-        if getattr(r, name) not in choices:
-            raise UserError(f"--{name} must be one of {', '.join(choices)}; got {getattr(r, name)}")
-    sizes = ("global_size", "local_size") + (("hires_size",) if r.hires_share else ())
-    for name in sizes:
-        size = getattr(r, name)
-        if size < r.patch_size or size % r.patch_size:
-            raise UserError(f"--{name} must be a multiple of --patch_size {r.patch_size}; got {size}")
-    for name in ("batch", "steps", "image_size", "patch_size", "n_prototypes", "log_every", "save_every"):
-        if getattr(r, name) < 1:
-            raise UserError(f"--{name} must be 1 or more; got {getattr(r, name)}")
-    for name in ("student_temp", "teacher_temp_start", "teacher_temp", "lr", "clip"):
-        if not 0 < getattr(r, name) < math.inf:
-            raise UserError(f"--{name} must be above 0; got {getattr(r, name)}")
-    for name in ("momentum", "momentum_end", "drop_path", "hires_share", "mask_probability"):
-        if not 0 <= getattr(r, name) <= 1:
-            raise UserError(f"--{name} must lie in 0 to 1; got {getattr(r, name)}")
-    for name in ("global_scale", "local_scale", "mask_ratio"):
-        if not 0 <= getattr(r, name)[0] <= getattr(r, name)[1] <= 1:
-            raise UserError(f"--{name} must be an interval in 0 to 1; got {_show(getattr(r, name))}")
-
 
 # ---------------------------------------------------------------------------- networks
 
@@ -307,63 +230,7 @@ def update_teacher(student, ema, momentum):
     torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 1 - momentum)
 
 
-# ---------------------------------------------------------------------------- files of a run
-
-
-def write_safely(path, write):
-    """Call write(temporary path), then rename: a crash leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def save_checkpoint(run, out):
-    """checkpoint.pt, with all that --resume needs.  Random states need no place: step s is seeded by s."""
-    state = {
-        "recipe": asdict(run.recipe),
-        "step": run.step,
-        "student": run.student.state_dict(),
-        "teacher": run.ema.state_dict(),
-        "centering": run.centering.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-    }
-    write_safely(out / "checkpoint.pt", lambda path: torch.save(state, path))
-
-
-def read_checkpoint(path):
-    """The dict that save_checkpoint wrote; UserError in one line for anything else."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved.keys() >= {"recipe", "step", "student", "teacher", "optimizer"}:
-            return saved
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except Exception:  # torch.load raises half a dozen kinds for a file that is not its own
-        pass
-    raise UserError(f"{path} is not a checkpoint of train.py")
-
-
-def restore(run, saved):
-    """Set run to where the checkpoint was written."""
-    run.student.load_state_dict(saved["student"])
-    run.ema.load_state_dict(saved["teacher"])
-    run.centering.load_state_dict(saved["centering"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    run.step = saved["step"]
-
-
-def read_metrics(path, last_step):
-    """The rows up to last_step; what a killed run wrote after its checkpoint, or half of a line, is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return [row for row in rows if row["step"] <= last_step and "final" not in row]
-
-
-# ---------------------------------------------------------------------------- measuring and drawing
+# ---------------------------------------------------------------------------- images of a phase
 
 
 @functools.lru_cache(maxsize=1)
@@ -385,68 +252,9 @@ def splits_at(step, r):
     return load_splits(r.data, r.hires_image_size if values_at(step, r)["hires"] else r.image_size, r.seed)
 
 
-def measure_knn(run, n_train=None):
-    """k-NN accuracy of the EMA's [CLS] at its last resolution: {"knn_20": a, "knn_200": b}, {} without labels.
-
-    n_train: measure against that many training images, drawn at random, rather than all.
-    """
-    train, test = splits_at(run.step, run.recipe)
-    if train.labels is None or train.pixels is None or test.pixels is None:
-        return {}
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
-    size = last_size(run.recipe)
-    train_features = frozen_features(run.ema.backbone, train.pixels[chosen], size)
-    test_features = frozen_features(run.ema.backbone, test.pixels, size)
-    k20, k200 = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels, (20, 200))
-    return {"knn_20": k20, "knn_200": k200}
-
-
 def last_size(r):
     """The side of the global crops at the end of a run, which the features are measured at."""
     return r.hires_size if r.hires_share else r.global_size
-
-
-def draw_pictures(run, path):
-    """pca.png of 12 test images; the mean IoU of 200 foregrounds where the masks are known, otherwise None."""
-    _, test = splits_at(run.step, run.recipe)
-    if test.pixels is None:
-        return None
-    size = last_size(run.recipe)
-    chosen = torch.linspace(0, len(test) - 1, min(len(test), 200)).long()
-    tokens = frozen_features(run.ema.backbone, test.pixels[chosen], size, "x_norm_patchtokens")  # (I, N, D)
-    rgb, foreground = pca_rgb(tokens)
-    shown = torch.linspace(0, len(chosen) - 1, min(len(chosen), 12)).long()
-    draw_pca(test.pixels[chosen][shown], rgb[shown], (size // run.recipe.patch_size,) * 2, path)
-    return None if test.masks is None else foreground_iou(foreground, test.masks[chosen])
-
-
-def draw_curves(rows, recipe, path):
-    """curves.png: losses beside ln K, the collapse meter, and k-NN over the steps."""
-    figure = Figure(figsize=(15, 4), layout="constrained")
-    panels = {
-        "losses": ("dino", "ibot"),
-        "collapse meter": ("entropy_image", "entropy_mean", "cosine"),
-        "k-NN accuracy of the teacher": ("knn_20", "knn_200"),
-    }
-    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), "o-" if "knn" in name else "-", label=name)
-        if title == "losses":
-            axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
-        axes.set(title=title, xlabel="step")
-        if axes.lines:
-            axes.legend()
-    write_safely(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
-
-
-def peak_memory(device):
-    """Most memory so far, in bytes: allocated on the GPU, or resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -508,7 +316,7 @@ def train(run, out, device):
             if main:
                 save_checkpoint(run, out)
         if main and r.eval_every and run.step % r.eval_every == 0 and not last:
-            accuracies = measure_knn(run, r.eval_images)
+            accuracies = measure_knn(run.ema.backbone, *splits_at(run.step, r), last_size(r), r.eval_images)
             record(accuracies)
             bar.write(f"step {run.step}: " + ", ".join(f"{k} {v:.1%}" for k, v in accuracies.items()), file=sys.stderr)
             logged = time.perf_counter()
@@ -542,7 +350,7 @@ def prepare(argv):
         saved = read_checkpoint(checkpoint)
         for name, value in changes.items():
             if saved["recipe"][name] != value:
-                raise UserError(f"the run in {out} has --{name} {_show(saved['recipe'][name])}, not {_show(value)}")
+                raise UserError(f"the run in {out} has --{name} {show(saved['recipe'][name])}, not {show(value)}")
         recipe = Recipe(**saved["recipe"])
     elif checkpoint.exists():
         raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")
@@ -561,8 +369,9 @@ def prepare(argv):
 def finish(run, out, rows, began):
     """What a finished run leaves besides its checkpoint; prints the last line."""
     write_safely(out / "vit.pt", lambda path: torch.save(run.ema.backbone.state_dict(), path))
-    accuracies = measure_knn(run)
-    iou = draw_pictures(run, out / "pca.png")
+    splits, size = splits_at(run.step, run.recipe), last_size(run.recipe)
+    accuracies = measure_knn(run.ema.backbone, *splits, size)
+    iou = draw_pictures(run.ema.backbone, splits[1], size, out / "pca.png")
     seconds = time.perf_counter() - began
     row = {"step": run.step, **accuracies, **({} if iou is None else {"iou": iou}), "seconds": seconds, "final": True}
     with open(out / "metrics.jsonl", "a") as file:
@@ -579,7 +388,7 @@ def main(argv=None):
     try:
         run, out, device = prepare(argv)
         rows, stopped = train(run, out, device)
-    except (UserError, DataError) as error:
+    except (UserError, CheckpointError, DataError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
     first = distributed.rank() == 0

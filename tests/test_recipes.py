@@ -5,8 +5,9 @@ from dataclasses import fields
 
 import pytest
 
+from flags import check_recipe
 from recipes import RECIPES, Recipe, get_recipe
-from train import check_recipe, values_at
+from train import values_at
 
 
 def test_every_field_is_explained():

@@ -1,0 +1,84 @@
+"""The command line of train.py: a flag for every field of a recipe, checked before anything starts."""
+
+import argparse
+import difflib
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from recipes import RECIPES, Recipe, get_recipe
+
+ARCHS = ("vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2")
+
+
+class UserError(Exception):
+    """A wrong flag, path or file: one line for the person, exit status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with near matches for a misspelt flag."""
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def parse_args(argv=None):
+    """Command line -> (options, recipe, the fields set by hand)."""
+    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--recipe", choices=RECIPES, default="shapes", help="where the fields below start from")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
+    group = parser.add_argument_group("recipe fields (default: the recipe's)")
+    for f in fields(Recipe):
+        values = ", ".join(f"{n}: {show(getattr(r, f.name))}" for n, r in RECIPES.items())
+        options = {"help": f"{f.metadata['help']} ({values})".replace("%", "%%"), "default": argparse.SUPPRESS}
+        if f.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif f.type in (int, float, str):
+            options |= {"type": f.type, "metavar": f.type.__name__.upper()}
+        else:
+            options |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+        group.add_argument(f"--{f.name}", **options)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=3)
+        raise UserError(f"unknown argument {unknown[0]}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    changes = {f.name: getattr(options, f.name) for f in fields(Recipe) if hasattr(options, f.name)}
+    changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+    options.out = options.out or Path("runs") / options.recipe
+    recipe = get_recipe(options.recipe, **changes)
+    check_recipe(recipe)
+    return options, recipe, changes
+
+
+def show(value):
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def check_recipe(r):
+    """Raise UserError for values that cannot be trained with."""
+    for name, choices in {"arch": ARCHS, "ffn": ("mlp", "swiglu"), "centering": ("sinkhorn", "softmax")}.items():
+        if getattr(r, name) not in choices:
+            raise UserError(f"--{name} must be one of {', '.join(choices)}; got {getattr(r, name)}")
+    sizes = ("global_size", "local_size") + (("hires_size",) if r.hires_share else ())
+    for name in sizes:
+        size = getattr(r, name)
+        if size < r.patch_size or size % r.patch_size:
+            raise UserError(f"--{name} must be a multiple of --patch_size {r.patch_size}; got {size}")
+    for name in ("batch", "steps", "image_size", "patch_size", "n_prototypes", "log_every", "save_every"):
+        if getattr(r, name) < 1:
+            raise UserError(f"--{name} must be 1 or more; got {getattr(r, name)}")
+    for name in ("student_temp", "teacher_temp_start", "teacher_temp", "lr", "clip"):
+        if not 0 < getattr(r, name) < math.inf:
+            raise UserError(f"--{name} must be above 0; got {getattr(r, name)}")
+    for name in ("momentum", "momentum_end", "drop_path", "hires_share", "mask_probability"):
+        if not 0 <= getattr(r, name) <= 1:
+            raise UserError(f"--{name} must lie in 0 to 1; got {getattr(r, name)}")
+    for name in ("global_scale", "local_scale", "mask_ratio"):
+        if not 0 <= getattr(r, name)[0] <= getattr(r, name)[1] <= 1:
+            raise UserError(f"--{name} must be an interval in 0 to 1; got {show(getattr(r, name))}")
+
+

@@ -1,0 +1,71 @@
+"""The command line of train.py.  `pytest tests/test_flags.py`"""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from flags import UserError, check_recipe, parse_args, show
+from recipes import RECIPES, Recipe
+
+
+def test_no_flags_mean_the_first_recipe():
+    options, recipe, changes = parse_args([])
+    assert recipe == RECIPES["shapes"] and changes == {}
+    assert options.out == Path("runs/shapes") and not options.resume
+
+
+def test_flags_change_the_recipe_and_say_what_they_changed():
+    """Of each type: whole number, number, text, interval, on, off."""
+    words = "--recipe cifar10 --batch 7 --lr 2e-3 --data here --mask_ratio 0.2 0.3 --compile --no-amp".split()
+    options, recipe, changes = parse_args(words)
+    wanted = {"batch": 7, "lr": 2e-3, "data": "here", "mask_ratio": (0.2, 0.3), "compile": True, "amp": False}
+    assert changes == wanted
+    assert recipe == replace(RECIPES["cifar10"], **wanted)
+    assert options.out == Path("runs/cifar10")
+
+
+def test_every_field_is_a_flag_with_its_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_args(["--help"])
+    printed = "".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for f in fields(Recipe):
+        assert f"--{f.name}" in printed and "".join(f.metadata["help"].split()) in printed
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--bach 3", "did you mean --batch"),
+        ("--nothing", "unknown argument --nothing"),
+        ("--recipe vitb16", "vitl14"),
+        ("--batch three", "invalid int"),
+        ("--batch 0", "--batch must be 1 or more; got 0"),
+        ("--log_every 0", "1 or more"),
+        ("--arch vit_huge", "vit_small"),
+        ("--ffn relu", "swiglu"),
+        ("--centering none", "sinkhorn"),
+        ("--global_size 50", "multiple of --patch_size 8; got 50"),
+        ("--local_size 4", "multiple of --patch_size 8"),
+        ("--hires_size 65", "multiple of --patch_size 8"),
+        ("--teacher_temp nan", "above 0"),
+        ("--lr -1", "above 0"),
+        ("--momentum 2", "0 to 1"),
+        ("--drop_path -0.1", "0 to 1"),
+        ("--mask_ratio 0.5 0.1", "interval in 0 to 1; got 0.5 0.1"),
+        ("--global_scale 0.5 1.5", "interval"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(words, says):
+    with pytest.raises(UserError) as error:
+        parse_args(words.split())
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_size_of_a_phase_that_never_comes_may_be_anything():
+    check_recipe(replace(RECIPES["shapes"], hires_share=0.0, hires_size=65))
+
+
+def test_show():
+    assert show((0.1, 2)) == "0.1 2" and show(3) == 3
