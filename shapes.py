@@ -70,12 +70,12 @@ KINDS = {
     "checked triangle": (polygon(3), lambda u, v, x, y, noise:
                          (0.5 + 2 * torch.sin(math.pi * u) * torch.sin(math.pi * v)).clamp(0, 1)),
     "ringed star": (star, lambda u, v, x, y, noise: wave(2.5 * torch.hypot(x, y))),
-    "blotched pentagon": (polygon(5), lambda u, v, x, y, noise: (0.5 + 8 * (noise(12) - 0.5)).clamp(0, 1)),
+    "speckled pentagon": (polygon(5), lambda u, v, x, y, noise: (0.5 + 8 * (noise(32) - 0.5)).clamp(0, 1)),
     "shaded gear": (gear, lambda u, v, x, y, noise: (0.5 + 0.6 * x).clamp(0, 1)),
     "wavy flower": (flower, lambda u, v, x, y, noise: wave(u + 0.3 * torch.sin(2 * math.pi * v))),
     "gridded heart": (heart, lambda u, v, x, y, noise:
-                      (2 - 10 * torch.minimum(centred(u).abs(), centred(v).abs())).clamp(0, 1)),
-    "rayed hexagon": (polygon(6), lambda u, v, x, y, noise: wave(torch.atan2(y, x) * 6 / (2 * math.pi))),
+                      (2.4 - 8 * torch.minimum(centred(1.5 * u).abs(), centred(1.5 * v).abs())).clamp(0, 1)),
+    "rayed hexagon": (polygon(6), lambda u, v, x, y, noise: wave(torch.atan2(y, x) * 8 / (2 * math.pi))),
     "plain octagon": (polygon(8), lambda u, v, x, y, noise: torch.zeros_like(x)),
 }
 
@@ -122,12 +122,9 @@ def draw(shape, texture, n, size, generator):
     def tinted(light):
         return light + uniform(-TINT, TINT, 3)  # (n, 3, 1, 1)
 
-    light = 0.2
-    ground = light + GROUND * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
-    tones = [light + uniform(0.15, 0.2), light + uniform(0.6, 0.75)]
-    swapped = uniform(0, 1) < 0.5
-    first, second = tinted(torch.where(swapped, *tones)), tinted(torch.where(swapped, *tones[::-1]))
-    thing = first + (second - first) * surface
+    ground = 0.2 + GROUND * (smooth(4) - 0.5) + 0.15 * (smooth(16) - 0.5)
+    dark, light = tinted(uniform(0.35, 0.4)), tinted(uniform(0.8, 0.95))
+    thing = light + (dark - light) * surface
     picture = ground + (thing - ground) * inside
     return (picture.clamp(0, 1) * 255).round().byte(), inside[:, 0] > 0.5
 

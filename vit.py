@@ -157,6 +157,17 @@ class PatchEmbed(nn.Module):
         return rearrange(self.proj(images), "b d h w -> b (h w) d")
 
 
+def sincos(n, dim):
+    """Places on an n×n grid, (n·n, dim) in [-1, 1]: sines and cosines of the column, then of the row.
+
+    They are alike where places are near (Vaswani et al. 2017, §3.5, in two dimensions); dim is a multiple of 4.
+    """
+    rate = 10_000 ** (-torch.arange(dim // 4) / (dim // 4))
+    angle = torch.arange(n)[:, None] * rate
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (n, dim / 2)
+    return torch.cat([repeat(line, "w d -> (h w) d", h=n), repeat(line, "h d -> (h w) d", w=n)], dim=1)
+
+
 class ViT(nn.Module):
     """The Vision Transformer; img_size is the resolution that `pos_embed` is stored for, any other works too.
 
@@ -180,7 +191,9 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
         nn.init.normal_(self.cls_token, std=1e-6)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        with torch.no_grad():  # official: noise of deviation 0.02, which leaves masked patches without a place
+            self.pos_embed[:, :1] = 0
+            self.pos_embed[:, 1:] = 0.5 * sincos(img_size // patch_size, dim)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)  # official: 0.02 at any width

@@ -251,6 +251,21 @@ def test_the_same_number_of_patches_is_not_the_same_grid():
     assert (expected - network.pos_embed).abs().max() > 0.1
 
 
+def test_places_by_hand():
+    """Width 4 has one rate, 1: (sin c, cos c, sin r, cos r) at column c of row r; sin 1 = 0.8415, cos 1 = 0.5403."""
+    expected = [[0, 1, 0, 1], [0.8415, 0.5403, 0, 1], [0, 1, 0.8415, 0.5403], [0.8415, 0.5403, 0.8415, 0.5403]]
+    torch.testing.assert_close(vit.sincos(2, 4), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_near_places_start_alike():
+    """On 8×8 patches the cosine of two places falls with their distance; [CLS] has no place."""
+    grid = vit.vit_tiny(patch_size=8, img_size=64).pos_embed[0].detach()
+    assert (grid[0] == 0).all()
+    cosine = F.normalize(grid[1:], dim=1) @ F.normalize(grid[1:], dim=1).T
+    along = cosine[0, :4]  # columns 0 to 3 of the first row
+    assert (along.diff() < -0.01).all() and torch.allclose(cosine[0, 1], cosine[0, 8])
+
+
 @pytest.mark.parametrize("n_registers", [0, 4])
 def test_every_grid_gets_its_size(n_registers):
     """(n + 0.1)/37 · 37 must come to n again after rounding down."""
