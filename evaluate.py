@@ -40,6 +40,7 @@ BATCH = 512  # ours
 MOMENTUM = 0.9  # official probe: SGD, momentum 0.9, no weight decay, cosine to 0
 SIMILARITIES = 2**24  # ours: cosines held at once by k-NN, 64 MiB
 EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at less is evaluated at its own
+LAYER_SCALE = 0.1  # ours: of the untrained network, as in the small recipes; at 1e-5 its blocks would do nothing
 PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
 ARCHS = {f.__name__: f for f in (vit_nano, vit_tiny, vit_small, vit_base, vit_large, vit_giant2)}
 
@@ -214,7 +215,7 @@ def evaluate(args, device):
     elif args.weights == "random":
         size = whole_patches(args.size or PIXEL_SIZE, args.patch_size)
         torch.manual_seed(0)
-        vit = ARCHS[args.arch](patch_size=args.patch_size, img_size=size).to(device)
+        vit = ARCHS[args.arch](patch_size=args.patch_size, img_size=size, layer_scale=LAYER_SCALE).to(device)
     else:
         vit = load_vit(args.weights, device)
         native = math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size
