@@ -237,13 +237,12 @@ def update_teacher(student, ema, momentum):
 def load_splits(data, size, seed):
     """The training and the test images at one size; broken files are named on the screen."""
     splits = [load_images(data, split, size, seed) for split in ("train", "test")]
-    for images in splits:
-        for name, reason in images.skipped:
-            print(f"skipped {name}: {reason}", file=sys.stderr)
-    skipped = sum(len(images.skipped) for images in splits)
+    skipped = dict(pair for images in splits for pair in images.skipped)  # a file can be in both
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
     labels = f"{len(splits[0].classes)} classes" if splits[0].classes else "no labels"
     counts = f"{len(splits[0])} training and {len(splits[1])} test images"
-    print(f"{data}: {counts}, {labels}, {skipped} broken files skipped")
+    print(f"{data}: {counts}, {labels}, {len(skipped)} broken files skipped")
     return splits
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,10 +303,22 @@ def test_unwritable_folder(capsys):
 
 def test_broken_images_are_named(folder, tmp_path, capsys):
     data = tmp_path / "data"
-    subprocess.run(["cp", "-r", folder, data], check=True)
+    shutil.copytree(folder, data)
     (data / "dark" / "broken.jpg").write_bytes(b"no picture")
     assert main(flags(data, tmp_path / "out", steps=1, hires_share=0)) == 0
     assert "broken.jpg" in capsys.readouterr().err
+
+
+def test_broken_images_without_classes_are_named_once(folder, tmp_path, capsys):
+    """Without classes the test images are some of the training images, and so are the broken ones among them."""
+    data = tmp_path / "data"
+    shutil.copytree(folder / "dark", data)
+    for i in range(20):
+        (data / f"broken{i}.jpg").write_bytes(b"no picture")
+    assert main(flags(data, tmp_path / "out", steps=1, hires_share=0)) == 0
+    printed = capsys.readouterr()
+    assert all(printed.err.count(f"broken{i}.jpg") == 1 for i in range(20))
+    assert "20 broken files skipped" in printed.out
 
 
 def test_help_explains_each_field(capsys):
