@@ -43,7 +43,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_safely(path, fails)
     assert path.read_text() == "old"
-    write_safely(path, lambda temporary: temporary.write_text("new"))
+    with open(path) as reader:
+        write_safely(path, lambda temporary: temporary.write_text("new"))
+        assert reader.read() == "old"  # renamed over the old file, not written into it
     assert path.read_text() == "new"
 
 

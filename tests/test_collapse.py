@@ -20,6 +20,19 @@ def test_collapse_meter_by_hand():
     assert meter == pytest.approx({"entropy_image": 0, "entropy_mean": 0.5, "kl": math.log(4), "cosine": 0.6})
 
 
+def test_both_views_count_by_hand():
+    """K = 4, one image: targets (1, 0, 0, 0) in view 1 and (½, ½, 0, 0) in view 2.
+
+    Entropies 0 and ln 2, ½ ln 2 on average, a quarter of ln 4.  The mean over both is (¾, ¼, 0, 0):
+    H = ¾ ln(4/3) + ¼ ln 4 = 2 ln 2 − ¾ ln 3.  L = ln 4: KL = 2 ln 2 − ½ ln 2 = 1.5 ln 2.
+    """
+    p = torch.tensor([[[1.0, 0, 0, 0]], [[0.5, 0.5, 0, 0]]])
+    meter = collapse_meter(p, torch.tensor(math.log(4)), torch.ones(2, 3))
+    assert meter["entropy_image"] == pytest.approx(1 / 4)
+    assert meter["entropy_mean"] == pytest.approx(1 - 0.75 * math.log(3) / math.log(4))
+    assert meter["kl"] == pytest.approx(1.5 * math.log(2))
+
+
 def test_collapse_warnings():
     healthy = {"entropy_image": 0.5, "entropy_mean": 0.99, "kl": 1.0, "cosine": 0.3}
     assert collapse_warning(healthy) is None
