@@ -199,7 +199,7 @@ def test_each_colour_fills_its_range_over_the_foreground_of_all_images():
     torch.testing.assert_close(rgb[foreground].amax(0), torch.ones(3))
     # The second PCA is of the foreground alone: moving the background along its direction changes no colour.
     far = tokens.clone()
-    far[~foreground, 0] -= 100
+    far[..., 0][~foreground] -= 100
     torch.testing.assert_close(pca_rgb(far)[0], rgb)
 
 
