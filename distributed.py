@@ -24,8 +24,9 @@ def start(device):
 
 
 def stop():
-    """Leave the group, if there is one."""
+    """Leave the group, if there is one, all ranks together."""
     if dist.is_initialized():
+        dist.barrier()  # PyTorch 2.6 can hang in the next line when an all_reduce has only just ended
         dist.destroy_process_group()
 
 
