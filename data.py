@@ -419,6 +419,11 @@ TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(
 
 def decode(raw, size, place):
     """The bytes of an image file -> (3, size, size) uint8; place in [0, 1], the window's on the long side."""
+    return resize(picture(raw, size), size, place)
+
+
+def picture(raw, size):
+    """The bytes of an image file -> upright RGB image, whole; a JPEG may be smaller than stored, but ≥ 2·size."""
     if not raw:
         raise ValueError("empty file")
     image = Image.open(io.BytesIO(raw), formats=FORMATS)
@@ -427,7 +432,7 @@ def decode(raw, size, place):
     image.load()
     turn = TURNS.get(image.getexif().get(0x0112))  # EXIF orientation; after load, where a TIFF turns itself
     image = to_rgb(image)
-    return resize(image if turn is None else image.transpose(turn), size, place)
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image):

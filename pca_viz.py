@@ -1,15 +1,18 @@
 """The picture of DINOv2: two PCAs of the patch features, shown as colours. (DINOv2, Fig. 1 and Fig. 9, §7.5)
 
+    python pca_viz.py IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out pca.png
+    python pca_viz.py --matches A B --weights runs/mine/vit.pt --out matches.png
+
     s = scale((X − μ) v₁)                    scale(a) = (a − min a) / (max a − min a), column by column
     F = {rows of X with s > θ}
     rgb = scale((F − μ_F) [u₁ u₂ u₃])
 
-    X     (I·N, D)  patch features of all images together: the same part has the same colour in each
+    X     (P, D)    patch features of all images together: the same part has the same colour in each
     μ     (D,)      mean of X, as μ_F is that of F
     v₁    (D,)      first principal component of X: its covariance's eigenvector of largest eigenvalue
-    s     (I·N,)    how far along it each patch lies, from 0 to 1
+    s     (P,)      how far along it each patch lies, from 0 to 1
     θ     ()        threshold
-    F     (P, D)    the P patches in the foreground; the rest is black
+    F     (P', D)   the patches in the foreground; the rest is black
     u_j   (D,)      j-th principal component of F, for red, green and blue
 
 The official repository has no code for these pictures. The sign of an eigenvector is arbitrary, so `s > θ`
@@ -20,6 +23,8 @@ picture.
 
 import math
 import os
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +32,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from matplotlib.figure import Figure
+from PIL import Image
+from tqdm import tqdm
+
+from augment import normalize
+from data import DataError, find_files, picture, reason_of
+from flags import Parser, UserError
+from matching import draw_matches, mutual_matches, spread_out
+from vit import load_vit
 
 FLAT = 1e-6  # ours: a component with less spread than this share of the largest feature is float32 rounding
 PAIRS_PER_ROW = 4  # ours: image and colours side by side, four times in a row
@@ -35,73 +48,89 @@ PAIRS_PER_ROW = 4  # ours: image and colours side by side, four times in a row
 # The two PCAs
 
 
-def pca_rgb(patch_tokens, threshold=0.5, grid=None, invert=False):
+def pca_rgb(patch_tokens, threshold=0.5, grid=None, invert=False, mask=True, whiten=False):
     """Colours of the patches by two PCAs, over all images together.
 
     patch_tokens: (I, N, D), N = h·w in row order. threshold: in [0, 1), higher keeps less. grid: (h, w),
-    needed only where h ≠ w. invert: take the other side of the first component as the foreground. Returns rgb
-    (I, N, 3) float32 in [0, 1], 0 in the background, and foreground (I, N) bool, on the tokens' device.
+    needed only where h ≠ w. invert: take the other side of the first component as the foreground. mask: False
+    takes all patches as foreground. whiten: components of unit deviation through σ(2y) instead of min and max,
+    so that a few extreme patches do not pale the rest (ours). Returns rgb (I, N, 3) float32 in [0, 1], 0 in the
+    background, and foreground (I, N) bool, on the tokens' device. Images of different shape: lists of (N_i, D)
+    and of grids, then the results are lists too.
     Nothing to see is never NaN: tokens that are all equal have no foreground, and a colour that does not vary
     over the foreground (fewer than 3 dimensions, or than 4 patches) is 0.5.
     """
-    images, n, d = patch_tokens.shape
-    h, w = grid or (math.isqrt(n), math.isqrt(n))
-    assert images * n * d > 0, f"pca_rgb needs at least one number, got tokens of shape {(images, n, d)}"
-    assert h * w == n, f"{n} patches do not fill a grid of {h}×{w}; give grid=(h, w) with h·w = {n}"
+    if isinstance(patch_tokens, torch.Tensor):
+        grid = grid or (math.isqrt(patch_tokens.shape[1]),) * 2
+        assert patch_tokens.numel() > 0, f"pca_rgb needs at least one number, got shape {tuple(patch_tokens.shape)}"
+        results = pca_rgb(list(patch_tokens), threshold, [grid] * len(patch_tokens), invert, mask, whiten)
+        return tuple(map(torch.stack, results))
+    for tokens, (h, w) in zip(patch_tokens, grid, strict=True):
+        assert h * w == len(tokens), f"{len(tokens)} patches do not fill a grid of {h}×{w}; give grid=(h, w)"
     assert 0 <= threshold < 1, f"threshold must be in [0, 1), got {threshold}"
-    x = rearrange(patch_tokens.detach().cpu().double(), "i n d -> (i n) d")  # (I·N, D)
+    x = torch.cat([tokens.detach().cpu().double() for tokens in patch_tokens])  # (P, D)
     assert x.isfinite().all(), "patch_tokens hold NaN or infinite values: the network has diverged"
-    rgb = torch.zeros(images * n, 3)  # (I·N, 3)
-    first = scaled_components(x, 1)[:, 0]  # (I·N,)
-    foreground = foreground_mask(rearrange(first, "(i n) -> i n", n=n), threshold, (h, w), invert)  # (I, N)
-    inside = foreground.flatten()  # (I·N,)
+    inside = torch.ones(len(x), dtype=torch.bool)
+    if mask:
+        inside = foreground_mask(scale(components(x, 1)[:, 0]), border_patches(grid), threshold, invert)
+    rgb = torch.zeros(len(x), 3)  # (P, 3)
     if inside.any():
-        colours = scaled_components(x[inside], 3)  # (P, 3)
+        y = components(x[inside], 3)  # (P', 3)
+        colours = torch.sigmoid(2 * y / y.std(0, correction=0)) if whiten else scale(y)
         rgb[inside] = torch.where(colours.isnan(), 0.5, colours).float()
-    rgb = rearrange(rgb, "(i n) c -> i n c", n=n)  # (I, N, 3)
-    return rgb.to(patch_tokens.device), foreground.to(patch_tokens.device)
+    counts, device = [len(tokens) for tokens in patch_tokens], patch_tokens[0].device
+    return rgb.to(device).split(counts), inside.to(device).split(counts)
 
 
-def scaled_components(x, k):
-    """The first k principal components of the rows of x, each from 0 to 1: (n, D) -> (n, k) float64.
+def components(x, k):
+    """The first k principal components of the rows of x: (n, D) -> (n, k) float64, of mean 0.
 
-    A component without variance, or beyond the D-th, is NaN: it has no minimum and maximum to scale by. Each
-    eigenvector is signed so that its entry of largest absolute value is positive.
+    A component without variance, or beyond the D-th, is NaN: nothing can be scaled by it. Each eigenvector is
+    signed so that its entry of largest absolute value is positive.
     """
     centred = x - x.mean(0)  # (n, D)
     _, vectors = torch.linalg.eigh(centred.T @ centred / len(x))  # (D, D), columns by rising variance
     vectors = vectors.flip(1)[:, :k]  # (D, k)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))  # (1, k)
     y = centred @ (vectors * largest.sign())  # (n, k)
-    low, high = y.amin(0), y.amax(0)  # (k,)
-    varies = high - low > FLAT * x.abs().max()  # (k,)
-    y = torch.where(varies, (y - low) / (high - low), math.nan)  # (n, k)
+    varies = y.amax(0) - y.amin(0) > FLAT * x.abs().max()  # (k,)
+    y = torch.where(varies, y, math.nan)
     return F.pad(y, (0, k - y.shape[1]), value=math.nan)  # (n, k), also where D < k
 
 
-def foreground_mask(first, threshold, grid, invert):
-    """Which side of the first component is the object: (I, N) in [0, 1], or NaN -> (I, N) bool.
+def scale(y):
+    """(n, ...) -> each column from 0 to 1."""
+    low, high = y.amin(0), y.amax(0)
+    return (y - low) / (high - low)
+
+
+def border_patches(grids):
+    """[(h, w), ...] -> (P,) bool, the outermost patches of each grid; P = Σ h·w."""
+    borders = [torch.ones(h, w, dtype=torch.bool) for h, w in grids]
+    for border in borders:
+        border[1:-1, 1:-1] = False
+    return torch.cat([border.flatten() for border in borders])
+
+
+def foreground_mask(first, border, threshold, invert):
+    """Which side of the first component is the object: (P,) in [0, 1], or NaN -> (P,) bool.
 
     The sides are `first > threshold` and, for the opposite sign, `1 − first > threshold`. Photographers put
     things in the middle, so the border of a picture is mostly background: the object is the side whose share
     of the border patches, less its share of the inner patches, is smaller. ("The smaller side" would fail on
-    close-ups.) All images vote together, for they share the component.
+    close-ups.) All images vote together, for they share the component. border: (P,) of border_patches.
 
     A tie goes to the side with fewer patches (so on a grid under 3×3, which has no inner patches), then to
     the side where the first corner has the lower value. None of this depends on the eigenvector's sign, so X
     and −X have the same foreground.
     """
-    h, w = grid
-    border = torch.ones(h, w, dtype=torch.bool)
-    border[1:-1, 1:-1] = False
-    border = border.flatten()  # (N,)
     n_border, n_inner = border.sum().item(), (~border).sum().item()
 
     def rank(s):
-        side = s > threshold  # (I, N)
-        on_border, inner = side[:, border].sum().item(), side[:, ~border].sum().item()
+        side = s > threshold  # (P,)
+        on_border, inner = side[border].sum().item(), side[~border].sum().item()
         # Both shares over their common denominator: whole numbers, so that a tie is a tie.
-        return on_border * n_inner - inner * n_border, on_border + inner, s[0, 0].item()
+        return on_border * n_inner - inner * n_border, on_border + inner, s[0].item()
 
     sides = sorted((first, 1 - first), key=rank)
     return sides[1 if invert else 0] > threshold  # NaN is above no threshold
@@ -126,26 +155,29 @@ def foreground_iou(foreground, masks, grid=None):
     return torch.where(union == 0, 1.0, intersection / union.clamp(min=1)).mean().item()
 
 
-def draw_pca(images, rgb, grid, path):
+def draw_pca(images, colours, path, columns=PAIRS_PER_ROW):
     """A PNG of each image beside the colours of its patches, written whole or not at all.
 
-    images: (I, 3, H, W) uint8, or float in [0, 1]. rgb: (I, N, 3) of pca_rgb. grid: (h, w).
+    images: I of (3, H, W) uint8. colours: I of (h, w, 3) in [0, 1], drawn over the same area as the image.
+    columns: pairs in a row.
     """
-    images = images.cpu().float() / (255 if images.dtype == torch.uint8 else 1)
-    images = rearrange(images, "i c h w -> i h w c").numpy()  # (I, H, W, 3)
-    colours = rearrange(rgb.cpu().float(), "i (h w) c -> i h w c", h=grid[0], w=grid[1]).numpy()
-    columns = min(PAIRS_PER_ROW, len(images))
+    columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    height = 1.6 * images.shape[1] / images.shape[2]  # inches, of a picture 1.6 wide
+    height = 1.6 * max(image.shape[1] / image.shape[2] for image in images)  # inches, of a picture 1.6 wide
     # Figure rather than pyplot, which keeps every figure of the process and picks a window system.
     figure = Figure(figsize=(3.4 * columns, (height + 0.1) * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, 2 * columns)).reshape(-1)
     for ax in axes:
         ax.axis("off")
-    extent = (0, images.shape[2], images.shape[1], 0)  # patches are drawn over the same area as the image
     for i, (image, colour) in enumerate(zip(images, colours, strict=True)):
-        axes[2 * i].imshow(image, extent=extent)
-        axes[2 * i + 1].imshow(colour, extent=extent, interpolation="nearest")
+        axes[2 * i].imshow(rearrange(image, "c h w -> h w c").cpu().numpy())
+        extent = (0, image.shape[2], image.shape[1], 0)
+        axes[2 * i + 1].imshow(colour.cpu().numpy(), extent=extent, interpolation="nearest")
+    save_figure(figure, path)
+
+
+def save_figure(figure, path):
+    """A PNG, written to a temporary name and renamed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -153,3 +185,127 @@ def draw_pca(images, rgb, grid, path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+# --------------------------------------------------------------------------------------------------------
+# The program
+
+
+def read_images(paths, size, patch, keep_aspect):
+    """Files and folders -> (3, H, W) uint8 images, whole patches wide and high; broken files are named.
+
+    The short side becomes `size`, rounded to whole patches; of the long side the middle, or with keep_aspect all.
+    """
+    size = max(1, round(size / patch)) * patch
+    images, skipped = [], {}
+    for path in paths:
+        names, read = find_files(path) if Path(path).is_dir() else ([path], lambda name: Path(name).read_bytes())
+        for name in names:
+            try:
+                images.append(resized(picture(read(name), size), size, patch, keep_aspect))
+            except Exception as error:  # Pillow raises every kind on a broken file
+                skipped[name] = reason_of(error)
+    if not images:
+        name, reason = next(iter(skipped.items()), (paths[0], "an empty folder"))
+        raise UserError(f"none of the images can be read (the first, {name}: {reason})")
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    return images
+
+
+def resized(image, size, patch, keep_aspect):
+    """RGB image -> (3, H, W) uint8, its short side `size` and its long side as much or, kept, a multiple of patch."""
+    short = min(image.size)
+    width, height = (max(1, round(side * size / short / patch)) * patch if keep_aspect else size for side in image.size)
+    factor = min(image.width / width, image.height / height)  # the box has the shape of the result
+    left, top = (image.width - factor * width) / 2, (image.height - factor * height) / 2
+    box = (left, top, left + factor * width, top + factor * height)
+    square = np.array(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    return rearrange(torch.from_numpy(square), "h w c -> c h w")
+
+
+@torch.inference_mode()
+def tokens_of(vit, images, layer):
+    """I of (3, H, W) uint8 -> I of (N_i, D) patch tokens of a block, normalised, on the CPU; float32 throughout."""
+    device = next(vit.parameters()).device
+    tokens = []
+    for image in tqdm(images, "features", unit="img"):  # one by one: shapes differ, and at 518² an image is a batch
+        layers = vit.get_intermediate_layers(normalize(image[None].to(device)), n=[layer])
+        tokens.append(layers[0][0].cpu())
+    return tokens
+
+
+def parse_args(argv):
+    parser = Parser(prog="pca_viz.py", description="Images beside the PCA colours of their patches.")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official file, or a name such as "
+                        "dinov2_vits14")
+    parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=518, help="side of an image in pixels, rounded to whole patches "
+                        "(default: %(default)s)")
+    parser.add_argument("--keep-aspect", action="store_true", help="all of the long side, not only its middle")
+    parser.add_argument("--threshold", type=float, default=0.5, help="of the first component: higher leaves less "
+                        "foreground (default: %(default)s)")
+    parser.add_argument("--invert", action="store_true", help="the other side of the first component is foreground")
+    parser.add_argument("--no-mask", dest="mask", action="store_false", help="colours for all patches: one PCA")
+    parser.add_argument("--whiten", action="store_true", help="components of unit deviation through a sigmoid")
+    parser.add_argument("--layer", type=int, help="tokens of this block, from 0 (default: the last)")
+    parser.add_argument("--grid", type=int, default=PAIRS_PER_ROW, metavar="COLUMNS", help="images in a row "
+                        "(default: %(default)s)")
+    parser.add_argument("--matches", nargs=2, metavar=("A", "B"), help="instead: lines between patches of two images "
+                        "that are each other's nearest (§7.5)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, "
+                        "... (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if bool(args.matches) == bool(args.images):
+        raise UserError("give image files, or --matches A B")
+    if not 0 <= args.threshold < 1:
+        raise UserError(f"--threshold must be at least 0 and below 1, got {args.threshold}")
+    if args.size < 1 or args.grid < 1:
+        raise UserError("--size and --grid must be at least 1")
+    try:
+        args.device = torch.empty(0, device=args.device).device
+    except (RuntimeError, AssertionError):
+        raise UserError(f"there is no device {args.device} here; try --device cpu") from None
+    return args
+
+
+def draw(args):
+    """The picture that the command line asks for; the last line."""
+    began = time.perf_counter()
+    vit = load_vit(args.weights, args.device)
+    depth, patch = len(vit.blocks), vit.patch_size
+    layer = depth - 1 if args.layer is None else args.layer
+    if not 0 <= layer < depth:
+        raise UserError(f"--layer {layer}: the network has blocks 0 to {depth - 1}")
+    images = read_images(args.matches or args.images, args.size, patch, args.keep_aspect)
+    grids = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
+    tokens = tokens_of(vit, images, layer)
+    rgb, foreground = pca_rgb(tokens, args.threshold, grids, args.invert, args.mask, args.whiten)
+    share = torch.cat(foreground).float().mean().item()
+    result = f"{len(images)} images, {share:.0%} of the patches in the foreground"
+    if args.matches:
+        if len(images) < 2:
+            raise UserError("--matches needs two images that can be read")
+        pairs, cosine = mutual_matches(*tokens, *foreground)
+        pairs = spread_out(pairs, cosine, grids)
+        save_figure(draw_matches(images, grids, pairs), args.out)
+        result += f", {len(cosine)} mutual matches, {len(pairs)} of them drawn"
+    else:
+        colours = [rearrange(c, "(h w) c -> h w c", h=h) for c, (h, _) in zip(rgb, grids)]
+        draw_pca(images, colours, args.out, args.grid)
+    print(f"{result}, {time.perf_counter() - began:.1f} s, {args.out}")
+
+
+def main(argv=None):
+    """The program; returns its exit status."""
+    try:
+        draw(parse_args(argv))
+    except (UserError, DataError, ValueError, OSError) as error:
+        print(f"pca_viz.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

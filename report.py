@@ -5,6 +5,7 @@ import resource
 import sys
 
 import torch
+from einops import rearrange
 from matplotlib.figure import Figure
 
 from checkpoint import write_safely
@@ -35,7 +36,8 @@ def draw_pictures(vit, test, size, path):
     tokens = frozen_features(vit, test.pixels[chosen], size, "x_norm_patchtokens")  # (I, N, D)
     rgb, foreground = pca_rgb(tokens)
     shown = torch.linspace(0, len(chosen) - 1, min(len(chosen), 12)).long()
-    draw_pca(test.pixels[chosen][shown], rgb[shown], (size // vit.patch_size,) * 2, path)
+    colours = rearrange(rgb[shown], "i (h w) c -> i h w c", h=size // vit.patch_size)
+    draw_pca(test.pixels[chosen][shown], colours, path)
     return None if test.masks is None else foreground_iou(foreground, test.masks[chosen])
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from pca_viz import draw_pca, foreground_iou, foreground_mask, pca_rgb, scaled_components
+from pca_viz import border_patches, components, draw_pca, foreground_iou, foreground_mask, pca_rgb, scale
 
 # --------------------------------------------------------------------------------------------------------
 # The components
@@ -21,7 +21,7 @@ def test_components_of_points_on_paper():
     There is no third.
     """
     x = torch.tensor([[4.0, 0], [-4, 0], [0, 1], [0, -1]], dtype=torch.float64) + torch.tensor([2.0, 3.0])
-    y = scaled_components(x, 3)
+    y = scale(components(x, 3))
     torch.testing.assert_close(y[:, 0], torch.tensor([1, 0, 1 / 2, 1 / 2], dtype=torch.float64))
     torch.testing.assert_close(y[:, 1], torch.tensor([1 / 2, 1 / 2, 1, 0], dtype=torch.float64))
     assert y[:, 2].isnan().all()
@@ -31,7 +31,7 @@ def test_component_along_a_diagonal_and_its_sign():
     """Points t·(1, −2), t = 0, 1, 4: v₁ = (−1, 2)/√5, for the larger entry is made positive. Along it they
     lie at −√5·t, so scaled at 1, 3/4, 0."""
     t = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
-    y = scaled_components(t[:, None] * torch.tensor([1.0, -2.0]), 2)
+    y = scale(components(t[:, None] * torch.tensor([1.0, -2.0]), 2))
     torch.testing.assert_close(y[:, 0], 1 - t / 4)
     assert y[:, 1].isnan().all()  # a line has one component; the second is rounding
 
@@ -44,7 +44,7 @@ def test_components_are_those_of_the_svd():
         v = torch.stack([row if row.max() > -row.min() else -row for row in v[:3]])  # (3, 8)
         expected = (x - x.mean(0)) @ v.T  # (50, 3)
         expected = (expected - expected.amin(0)) / (expected.amax(0) - expected.amin(0))
-        torch.testing.assert_close(scaled_components(x, 3), expected)
+        torch.testing.assert_close(scale(components(x, 3)), expected)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -152,9 +152,10 @@ def test_any_grid():
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8])
 def test_random_components_keep_their_foreground_when_negated(threshold):
     generator = torch.Generator().manual_seed(1)
+    border = border_patches([(3, 3)] * 2)
     for _ in range(50):
-        first = torch.rand(2, 9, generator=generator, dtype=torch.float64)
-        sides = [foreground_mask(s, threshold, (3, 3), False) for s in (first, 1 - first)]
+        first = torch.rand(18, generator=generator, dtype=torch.float64)
+        sides = [foreground_mask(s, border, threshold, False) for s in (first, 1 - first)]
         assert torch.equal(*sides)
 
 
@@ -287,7 +288,7 @@ def test_picture(tmp_path, n):
     colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
     path = tmp_path / "pca.png"
     path.write_text("an older picture")
-    draw_pca(images, colours.expand(n, 4, 3), (2, 2), path)
+    draw_pca(images, colours.view(2, 2, 3).expand(n, 2, 2, 3), path)
     assert [file.name for file in tmp_path.iterdir()] == ["pca.png"]  # nothing temporary is left
     picture = matplotlib.image.imread(path)[..., :3]  # (H, W, 3)
     centre = {}
@@ -311,5 +312,5 @@ def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pca_viz.Figure.savefig", fail)
     with pytest.raises(OSError, match="disk full"):
-        draw_pca(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 3), (2, 2), path)
+        draw_pca(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 2, 2, 3), path)
     assert path.read_text() == "an older picture" and len(list(tmp_path.iterdir())) == 1
