@@ -263,6 +263,8 @@ def parse_args(argv):
         raise UserError(f"--threshold must be at least 0 and below 1, got {args.threshold}")
     if args.size < 1 or args.grid < 1:
         raise UserError("--size and --grid must be at least 1")
+    if not args.out.parent.is_dir():
+        raise UserError(f"there is no folder {args.out.parent} for --out")
     try:
         args.device = torch.empty(0, device=args.device).device
     except (RuntimeError, AssertionError):

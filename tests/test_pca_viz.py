@@ -4,11 +4,26 @@
 """
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from PIL import Image
 
-from pca_viz import border_patches, components, draw_pca, foreground_iou, foreground_mask, pca_rgb, scale
+from augment import normalize
+from pca_viz import (
+    border_patches,
+    components,
+    draw_pca,
+    foreground_iou,
+    foreground_mask,
+    main,
+    pca_rgb,
+    resized,
+    scale,
+    tokens_of,
+)
+from vit import vit_nano
 
 # --------------------------------------------------------------------------------------------------------
 # The components
@@ -314,3 +329,125 @@ def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         draw_pca(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 2, 2, 3), path)
     assert path.read_text() == "an older picture" and len(list(tmp_path.iterdir())) == 1
+
+
+# --------------------------------------------------------------------------------------------------------
+# Options
+
+
+def test_without_a_mask_there_is_one_pca_of_all_patches():
+    tokens, _ = scenes()
+    rgb, foreground = pca_rgb(tokens, mask=False)
+    expected = scale(components(tokens.flatten(0, 1).double(), 3))
+    assert foreground.all()
+    torch.testing.assert_close(rgb.flatten(0, 1), expected.float())
+
+
+def test_whitened_colours_by_hand():
+    """Tokens −3, 1, 1, 1: deviation √(12/4) = √3, so σ(2·y/√3) at y = −3 and 1. The other colours do not vary."""
+    rgb, _ = pca_rgb(ramp(-3.0, 1, 1, 1), mask=False, whiten=True)
+    low, high = 1 / (1 + np.exp(2 * 3**0.5)), 1 / (1 + np.exp(-2 / 3**0.5))
+    torch.testing.assert_close(rgb[0, :, 0], torch.tensor([low, high, high, high]).float())
+    assert (rgb[0, :, 1:] == 0.5).all()
+
+
+def test_images_of_different_shape_share_their_colours():
+    tokens, _ = scenes()
+    whole, _ = pca_rgb(tokens)
+    parts, _ = pca_rgb([tokens[0], tokens[1:].flatten(0, 1)], grid=[(8, 8), (24, 8)], mask=False)
+    assert [part.shape for part in parts] == [(64, 3), (192, 3)] and whole.shape == (4, 64, 3)
+    torch.testing.assert_close(torch.cat(parts), pca_rgb(tokens, mask=False)[0].flatten(0, 1))
+
+
+def test_border_patches_by_hand():
+    """3×4: all but the two in the middle of row 2. 1×2: no inner patch."""
+    border = border_patches([(3, 4), (1, 2)])
+    assert border.int().tolist() == [1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+
+
+def test_the_middle_of_the_long_side_or_all_of_it():
+    """20×60 pixels, left third black, right third white: at 10² the grey middle; with its aspect 10×30, patch 5."""
+    x = np.repeat(np.array([0, 128, 255], dtype=np.uint8), 20)
+    wide = Image.fromarray(np.broadcast_to(x[None, :, None], (20, 60, 3)).copy())
+    square = resized(wide, 10, 5, False)
+    assert square.shape == (3, 10, 10) and (square[:, :, 2:8] == 128).all()  # bicubic reads a little beyond
+    whole = resized(wide, 10, 5, True)
+    assert whole.shape == (3, 10, 30) and whole[0, 5, 4] == 0 and whole[0, 5, 25] == 255
+    # 20×33 at 10 would be 16.5 wide, rounded to 3 patches of 5: the picture is cut, never stretched
+    disc = Image.new("RGB", (33, 20))
+    disc.paste((255, 255, 255), (10, 4, 20, 14))  # a square stays as wide as high
+    spot = resized(disc, 10, 5, True)[0] > 128
+    assert spot.shape == (10, 15) and spot.any(0).sum() == spot.any(1).sum() == 5
+
+
+# --------------------------------------------------------------------------------------------------------
+# The program
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with weights and four pictures, one of them wide and one broken."""
+    torch.manual_seed(0)
+    torch.save(vit_nano(patch_size=4, img_size=16, layer_scale=1.0).state_dict(), tmp_path / "vit.pt")
+    generator = np.random.default_rng(0)
+    for name, shape in {"a": (20, 20, 3), "b": (16, 40, 3), "c": (30, 30, 3)}.items():
+        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def run(place, capsys, *flags):
+    status = main([*map(str, flags), "--weights", str(place / "vit.pt"), "--out", str(place / "out.png"),
+                   "--device", "cpu"])  # fmt: skip
+    out, err = capsys.readouterr()
+    return status, out.strip(), [line for line in err.splitlines() if line.strip() and "img" not in line]
+
+
+@pytest.mark.parametrize("flags", [(), ("--keep-aspect", "--grid", "2"), ("--layer", "0", "--whiten"), ("--no-mask",),
+                                   ("--invert", "--threshold", "0.3")], ids=str)  # fmt: skip
+def test_the_program_draws(place, capsys, flags):
+    status, out, err = run(place, capsys, place / "a.png", place / "b.png", "--size", 16, *flags)
+    assert status == 0 and out.startswith("2 images, ") and out.endswith(str(place / "out.png")) and err == []
+    assert matplotlib.image.imread(place / "out.png").ndim == 3
+
+
+def test_a_folder_and_a_broken_picture(place, capsys):
+    status, out, err = run(place, capsys, place, "--size", 16)
+    assert status == 0 and out.startswith("3 images, ")
+    assert err == ["skipped broken.png: not an image in a format that Pillow reads"]
+
+
+def test_two_images_are_matched(place, capsys):
+    status, out, _ = run(place, capsys, "--matches", place / "a.png", place / "a.png", "--size", 16, "--no-mask")
+    assert status == 0 and "16 mutual matches" in out
+
+
+def test_the_last_layer_is_what_forward_features_gives():
+    torch.manual_seed(0)
+    network = vit_nano(patch_size=4, img_size=16, n_registers=2, layer_scale=1.0).eval()
+    image = torch.randint(0, 256, (3, 16, 12), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = network.forward_features(normalize(image[None]))["x_norm_patchtokens"][0]
+    torch.testing.assert_close(tokens_of(network, [image], 5)[0], expected)
+
+
+@pytest.mark.parametrize("flags, words", [
+    ((), "give image files, or --matches A B"),
+    (("a.png", "--matches", "a.png", "c.png"), "give image files, or --matches A B"),
+    (("broken.png",), "none of the images can be read"),
+    (("missing.png",), "missing.png"),
+    (("a.png", "--threshold", "1"), "--threshold must be at least 0 and below 1"),
+    (("a.png", "--layer", "6"), "blocks 0 to 5"),
+    (("a.png", "--size", "0"), "at least 1"),
+    (("a.png", "--device", "cuda:99"), "there is no device"),
+    (("--matches", "a.png", "broken.png"), "two images"),
+    (("a.png", "--weights", "a.png"), "not a weights file"),
+    (("a.png", "--out", "no/such/folder.png"), "there is no folder no/such"),
+    (("a.png", "--colour"), "unrecognized"),
+])  # fmt: skip
+def test_bad_input_is_one_line(place, capsys, monkeypatch, flags, words):
+    monkeypatch.chdir(place)
+    status = main(["--weights", "vit.pt", "--size", "16", "--device", "cpu", "--out", "out.png", *flags])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "pca_viz" in line or "Traceback" in line]
+    assert status == 2 and len(lines) == 1 and words in lines[0] and lines[0].startswith("pca_viz.py: error: ")
+    assert not list(place.glob("out.png"))

@@ -1,0 +1,47 @@
+"""The entry points of torch.hub, from this folder.  `pytest tests/test_hubconf.py`"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import hubconf
+import vit
+
+REPO = str(Path(vit.__file__).parent)
+
+
+def test_every_entry_is_listed_and_nothing_else():
+    names = {f"vit_{n}" for n in ("nano", "tiny", "small", "base", "large", "giant2")}
+    names |= {f"dinov2_vit{n}14{reg}" for n in "sblg" for reg in ("", "_reg")}
+    assert {name for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"} == names
+
+
+def test_an_untrained_network_takes_the_options_of_vit():
+    network = torch.hub.load(REPO, "vit_nano", source="local", patch_size=4, img_size=8, n_registers=2)
+    assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 192) and network.n_registers == 2
+
+
+def test_weights_come_back(tmp_path):
+    network = vit.vit_nano(patch_size=4, img_size=8).eval()
+    torch.save(network.state_dict(), tmp_path / "vit.pt")
+    loaded = torch.hub.load(REPO, "vit_nano", source="local", weights=tmp_path / "vit.pt")
+    x = torch.rand(1, 3, 8, 12)
+    assert not loaded.training and torch.equal(loaded(x), network(x))
+
+
+def test_other_weights_are_named(tmp_path):
+    torch.save(vit.vit_nano(patch_size=4, img_size=8).state_dict(), tmp_path / "vit.pt")
+    with pytest.raises(ValueError, match="192 wide and 6 deep; vit_tiny is 192 wide and 12 deep"):
+        torch.hub.load(REPO, "vit_tiny", source="local", weights=tmp_path / "vit.pt")
+    with pytest.raises(ValueError, match="the weights decide n_registers"):
+        torch.hub.load(REPO, "vit_nano", source="local", weights=tmp_path / "vit.pt", n_registers=4)
+
+
+def test_official_models_go_to_load_vit(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    network = vit.vit_nano(patch_size=14, img_size=28, n_registers=4)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / "dinov2_vits14_reg4_pretrain.pth")
+    loaded = torch.hub.load(REPO, "dinov2_vits14_reg", source="local")
+    assert torch.equal(loaded.register_tokens, network.register_tokens)
