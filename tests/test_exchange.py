@@ -8,7 +8,6 @@ antialias.  There the two get our positions at the resolution of the test, so th
 with registers agree about positions too, and get the file as it is.
 """
 
-import importlib.util
 import re
 import sys
 from types import ModuleType
@@ -17,6 +16,9 @@ import pytest
 import torch
 
 from vit import ViT, load_vit
+
+# Both import torchvision, whose operators a torch built for CPUs alone lacks; none is needed.
+sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
 
 TOLERANCE = 1e-5  # of values around 1
 
@@ -69,11 +71,7 @@ def saved(tmp_path):
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.inference_mode()
 def test_timm(name, n_registers, size, saved):
-    if not importlib.util.find_spec("timm"):
-        pytest.skip("timm is not installed: pip install -r requirements-dev.txt")
-    # timm imports torchvision, whose operators a torch built for CPUs alone lacks; none is needed
-    sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
-    import timm
+    timm = pytest.importorskip("timm", reason="pip install -r requirements-dev.txt")
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     network, x = lively(name, n_registers), picture(*size)
