@@ -5,7 +5,8 @@
 `in_order` the finite one that evaluation reads. `data` is one of
 
     a folder           images at any depth; the first folder below the split names the class
-    a .txt file        image paths, one a line, relative ones counted from the file's own folder
+    a .txt file        image paths, one a line, relative ones counted from the file's own folder; a path may
+                       lead into an archive, as pictures.tar/cats/1.jpg
     an archive         .zip, .tar, .tar.gz, .tar.bz2, .tar.xz of such a folder; no member is ever extracted
     cifar10            downloaded once, checked, then read from the cache folder
     shapes             ten kinds of drawn things, each with a shape and a texture of its own
@@ -202,7 +203,7 @@ def find_files(data):
         if path.suffix.lower() == ".txt":
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             names = [os.path.abspath(path.parent / line) for line in lines if line]
-            return sorted(names, key=by_folder), functools.partial(read_from_folder, "/")
+            return sorted(names, key=by_folder), read_from_list
         with open(path, "rb") as f:
             head = f.read(6)
         if head[:4] == b"PK\3\4":
@@ -280,6 +281,20 @@ def choose_split(names, split):
 
 def read_from_folder(folder, name):
     return Path(folder, name).read_bytes()
+
+
+def read_from_list(name):
+    """A file, or a member of the archive that is the first file on the way to it."""
+    if not os.path.exists(name):
+        for archive in reversed(Path(name).parents):
+            if archive.is_file():
+                return member_reader(str(archive), archive.stat().st_mtime_ns)(os.path.relpath(name, archive))
+    return Path(name).read_bytes()
+
+
+@functools.lru_cache(maxsize=8)
+def member_reader(archive, modified):
+    return find_files(archive)[1]
 
 
 def read_from_zip(path, members, name):

@@ -6,20 +6,25 @@ and nothing else.  The official code shards the model with FSDP; plain replicas 
 """
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 
-def start(device):
-    """Join the group that torchrun announces in the environment; returns this rank's device."""
+def start(device, patience=None):
+    """Join the group that torchrun announces in the environment; returns this rank's device.
+
+    patience: hours that a rank may wait for another before it gives up; PyTorch's minutes without it.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         return torch.device(device)
     device = torch.device(device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    timeout = timedelta(hours=patience) if patience else None
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     return device
 
 
@@ -60,6 +65,30 @@ def any_rank(flag):
         return bool(flag)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     return max_over_ranks(torch.tensor(float(bool(flag)), device=device)).item() > 0
+
+
+def gather(x):
+    """x (...) of equal shape on each rank -> (world, ...), in the order of ranks; no gradient."""
+    if world_size() == 1:
+        return x[None]
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.stack(parts)  # (world, ...)
+
+
+def from_first_rank(make):
+    """make() as rank 0 computes it, on all ranks: any object that can be pickled.  Errors too are everybody's."""
+    answer = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = make()
+        except Exception as error:
+            answer[1] = error
+    if world_size() > 1:
+        dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 def average_gradients(parameters):
