@@ -1,0 +1,272 @@
+"""Images of web pages: the addresses in their <img> tags, and a polite, careful download. (§3, "Data sources")
+
+    page → src, srcset and the attributes of lazy loading, resolved against the page or its <base> → unique http(s)
+
+A page is somebody else's text and may name anything: an address inside our network, an endless answer, a picture of
+a million gigapixels.  So each connection's own address is checked before a request is sent on it (a name may point
+anywhere, and a redirect too), an answer has a deadline and a size, and only what Pillow reads as a whole image stays.
+"""
+
+import hashlib
+import http.client
+import io
+import ipaddress
+import json
+import os
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import lxml.html
+from PIL import Image
+from tqdm import tqdm
+from warcio.archiveiterator import ArchiveIterator
+
+from data import FORMATS, DataError
+
+LAZY = ("src", "data-src", "data-original", "data-lazy", "data-lazy-src")  # where pages keep an image's address
+LAZY_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
+MAX_PAGE = 20 * 2**20  # bytes of a page
+MAX_BYTES = 50 * 2**20  # of an image file
+MAX_PIXELS = 100_000_000
+DEADLINE = 30  # seconds for a whole answer
+AT_ONCE, AT_ONE_HOST = 16, 2  # downloads
+REDIRECTS = 5
+AGENT = "nanoDINOv2-curate (research; images of public pages)"
+
+# ---------------------------------------------------------------------------- addresses
+
+
+def collect_addresses(place):
+    """A saved page, a folder of pages, or a WARC file -> [(address, page)], each address once, in order."""
+    found = {}
+    for page, url, text in pages(Path(place)):
+        for address in image_addresses(text, url):
+            found.setdefault(address, page)
+    return list(found.items())
+
+
+def pages(place):
+    """(name, its own address or "", bytes) of each page."""
+    if place.is_dir():
+        for path in sorted(p for p in place.rglob("*") if p.is_file()):
+            yield from pages(path)
+    elif not place.exists():
+        raise DataError(f"{place}: no such page, folder or WARC file")
+    elif place.name.endswith((".warc", ".warc.gz")):
+        with open(place, "rb") as file:
+            for record in ArchiveIterator(file):
+                if record.rec_type == "response" and "html" in (record.http_headers.get_header("Content-Type") or ""):
+                    url = record.rec_headers.get_header("WARC-Target-URI")
+                    yield url, url, record.content_stream().read(MAX_PAGE)
+    elif place.suffix.lower() in (".html", ".htm", ".xhtml"):
+        with open(place, "rb") as file:
+            yield str(place), "", file.read(MAX_PAGE)
+
+
+def image_addresses(text, url=""):
+    """The http(s) addresses of a page's images: bytes of HTML and the page's own address -> a list, unique."""
+    try:
+        root = lxml.html.document_fromstring(text)
+    except (lxml.etree.ParserError, ValueError):  # an empty page
+        return []
+    base = next((urljoined(url, tag.get("href")) for tag in root.iter("base") if tag.get("href")), url)
+    raw = []
+    for tag in root.iter("img"):
+        raw += [tag.get(name) for name in LAZY if tag.get(name)]
+        for name in LAZY_SETS:  # "a.jpg 1x, b.jpg 2x": addresses hold no blanks, and may hold commas
+            raw += [part.split()[0] for part in (tag.get(name) or "").split(", ") if part.strip()]
+    addresses = [urljoined(base, r.strip()).split("#")[0] for r in raw]
+    return list(dict.fromkeys(a for a in addresses if is_web(a)))
+
+
+def urljoined(base, address):
+    try:
+        return urljoin(base, address)
+    except ValueError:  # "http://[" and the like
+        return ""
+
+
+def is_web(address):
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
+# ---------------------------------------------------------------------------- download
+
+
+class Refused(Exception):
+    """An answer that is no image for us; its text is the reason, for the summary.  A second try would not help."""
+
+
+def download(addresses, folder, allow_private=False):
+    """[(address, page)] -> image files folder/ab/abcd….jpg, and a Counter of what came of each address.
+
+    manifest.jsonl in the folder has a line for each address: file or reason, address, page.  Addresses that have one
+    are not fetched again, so that a download that was killed goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / "manifest.jsonl"
+    counts, known = Counter(), set()
+    if manifest.exists():
+        for line in manifest.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the last line of a killed run
+                continue
+            known.add(row["address"])
+            counts[row["result"]] += 1
+    left = [(address, page) for address, page in addresses if address not in known]
+    hosts = {host: threading.Semaphore(AT_ONE_HOST) for host in {urlsplit(a).hostname for a, _ in left}}
+
+    def work(address, page):
+        with hosts[urlsplit(address).hostname]:
+            result, file = fetch_image(address, folder, allow_private)
+        return {"address": address, "page": page, "result": result, **({"file": file} if file else {})}
+
+    with open(manifest, "a") as out, ThreadPoolExecutor(AT_ONCE) as pool:
+        if manifest.stat().st_size and not manifest.read_bytes().endswith(b"\n"):
+            out.write("\n")
+        jobs = [pool.submit(work, *entry) for entry in left]
+        for job in tqdm(as_completed(jobs), "download", len(jobs), unit="img", leave=False):
+            row = job.result()
+            counts[row["result"]] += 1
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+    return counts
+
+
+def fetch_image(address, folder, allow_private):
+    """One address -> ("saved", file relative to folder), or (reason, None).  A passing fault is tried once more."""
+    for last in (False, True):
+        try:
+            raw = fetch(address, allow_private)
+            end = check_image(raw)
+            break
+        except Refused as refused:
+            return str(refused), None
+        except urllib.error.HTTPError as error:
+            if last or error.code not in (429, 500, 502, 503, 504):
+                return f"HTTP {error.code}", None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if last or isinstance(error, ValueError):
+                return "no answer in time" if "timed out" in str(error) else "broken off", None
+        time.sleep(1)
+    name = hashlib.sha256(address.encode()).hexdigest()[:24]
+    path = folder / name[:2] / f"{name}.{end}"
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(raw)
+    os.replace(temporary, path)
+    return "saved", str(path.relative_to(folder))
+
+
+def fetch(address, allow_private):
+    """The bytes of an http(s) answer, at most MAX_BYTES of them, within DEADLINE seconds."""
+    request = urllib.request.Request(address, headers={"User-Agent": AGENT, "Accept": "image/*"})
+    watch = Watch(allow_private)
+    timer = threading.Timer(DEADLINE, watch.cut)
+    timer.start()
+    try:
+        with watch.opener().open(request, timeout=DEADLINE) as answer:
+            if int(answer.headers.get("Content-Length") or 0) > MAX_BYTES:
+                raise Refused("too large")
+            raw = answer.read(MAX_BYTES + 1)
+            if len(raw) > MAX_BYTES:
+                raise Refused("too large")
+            if answer.length:  # http.client gives what there is, without a word
+                raise http.client.IncompleteRead(raw)
+            return raw
+    except OSError as error:
+        reason = getattr(error, "reason", error)  # urllib wraps what a connection raises
+        if isinstance(reason, PrivateAddress):
+            raise Refused("private address") from None
+        if watch.late:
+            raise Refused("no answer in time") from None
+        if isinstance(error, urllib.error.HTTPError) and ("redirect" in str(error) or 300 <= error.code < 400):
+            raise Refused("redirects nowhere") from None
+        raise
+    except http.client.HTTPException:
+        if watch.late:
+            raise Refused("no answer in time") from None
+        raise
+    finally:
+        timer.cancel()
+
+
+class PrivateAddress(OSError):
+    """A connection into the local network."""
+
+
+class Watch:
+    """One fetch: the sockets it opened, which `cut` ends from another thread, and whether they may be private."""
+
+    def __init__(self, allow_private):
+        self.allow_private, self.sockets, self.late = allow_private, [], False
+
+    def cut(self):
+        self.late = True
+        for sock in self.sockets:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for it
+            except OSError:
+                pass
+
+    def opener(self):
+        """An opener for http and https alone, without proxies, whose connections are checked before they are used."""
+        watch = self
+
+        class Checked(http.client.HTTPConnection):
+            def connect(self):
+                super().connect()
+                watch.sockets.append(self.sock)
+                address = ipaddress.ip_address(self.sock.getpeername()[0].split("%")[0])
+                address = getattr(address, "ipv4_mapped", None) or address
+                if not (watch.allow_private or address.is_global) or address.is_multicast:
+                    self.sock.close()
+                    raise PrivateAddress("private address")
+
+        class CheckedTLS(http.client.HTTPSConnection, Checked):  # its connect() calls Checked's before the handshake
+            pass
+
+        class Plain(urllib.request.HTTPHandler):
+            def http_open(self, request):
+                return self.do_open(Checked, request)
+
+        class TLS(urllib.request.HTTPSHandler):
+            def https_open(self, request):
+                return self.do_open(CheckedTLS, request)
+
+        class Redirect(urllib.request.HTTPRedirectHandler):
+            max_redirections = REDIRECTS
+
+        opener = urllib.request.OpenerDirector()
+        for handler in (Plain, TLS, Redirect, urllib.request.HTTPDefaultErrorHandler,
+                        urllib.request.HTTPErrorProcessor):  # fmt: skip
+            opener.add_handler(handler())
+        return opener
+
+
+def check_image(raw):
+    """The ending for a file with these bytes, by their content; Refused if they are no whole image of sensible size."""
+    try:
+        image = Image.open(io.BytesIO(raw), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise Refused("too many pixels")
+        image.load()
+    except (Refused, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise Refused("too many pixels") from None
+    except Exception:  # Pillow raises every kind on a broken file
+        raise Refused("not a whole image") from None
+    return {"JPEG": "jpg", "TIFF": "tif"}.get(image.format, image.format.lower())

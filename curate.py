@@ -1,0 +1,445 @@
+"""Curation: how LVD-142M was made. (§3, Appendix A)
+
+    python curate.py --curated DIR --uncurated DIR [--exclude DIR] --weights runs/mine/vit.pt --out selected.txt
+    python train.py --data selected.txt
+    torchrun --nproc-per-node 8 curate.py ...             each rank embeds and searches its share
+
+    collect → PCA hash → embed → self-de-duplication → relative de-duplication → retrieval
+
+    copies of each other     i ~ j  where ⟨e_i, e_j⟩ > 0.6 and j is one of i's 64 nearest; one of each component stays
+    copies of a test image   i ~ j  where ⟨e_i, e_j⟩ > 0.45, test images included; their whole components go
+    retrieval, samples       the k pool images nearest to each curated one
+    retrieval, clusters      of each k-means cluster of the pool with more than 3 curated images, a number at random
+
+    e  (N, D)   [CLS] features of length 1, float32, in a mapped file that grows as it is made
+
+Every stage leaves its result in OUT's work folder, named by a digest of all that decides it.  A run that was killed
+goes on from there, and a run with another threshold starts at the first stage that the threshold changes.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
+
+import distributed
+import pca_hash
+from augment import normalize
+from checkpoint import write_safely
+from crawl import collect_addresses, download
+from data import DataError, decode, find_files
+from flags import Parser, UserError
+from neighbours import nearest, nearest_in_blocks
+from vit import load_vit
+
+SMALL = 1_000_000  # curated images: fewer are retrieved by clusters, more by samples (App. A)
+CLUSTERS, PER_CLUSTER, MIN_HITS, MAX_TOTAL = 100_000, 10_000, 3, 1_000_000  # App. A
+CLUSTER_SIZE = 100  # pool images for each cluster at least, ours: small pools have fewer clusters
+TRAINING = 256  # images for each centroid that k-means sees, as in Faiss
+EMBEDDED = 64  # images at once, and written at once
+SHOWN_ROWS, SHOWN, SHOWN_SIZE = 8, 7, 112  # curated images of the picture, selected ones beside each, pixels
+
+# ---------------------------------------------------------------------------- the equations of §3 and App. A
+
+
+def deduplicate(embeddings, threshold=0.6, k=64, seed=0):
+    """(N, D) float32, rows of length 1 -> sorted indices of those that stay: the first of each component.
+
+    Components are those of the graph of each row's k nearest others with a cosine above threshold.
+    """
+    n = len(embeddings)
+    return np.unique(components(n, edges_above(embeddings, threshold, k, seed)), return_index=True)[1]
+
+
+def remove_near(embeddings, reference, threshold=0.45, k=64, seed=0):
+    """(N, D), (R, D) -> sorted indices of the rows in whose component there is no reference.
+
+    Components as above, of rows and references together; the references' edges are each row's nearest one.
+    """
+    n = len(embeddings)
+    cosines, ids = nearest(embeddings, reference, 1, seed, "nearest reference")
+    near = np.flatnonzero(cosines[:, 0] > threshold)
+    edges = np.concatenate([edges_above(embeddings, threshold, k, seed), np.stack([near, n + ids[near, 0]], axis=1)])
+    label = components(n + len(reference), edges)
+    return np.flatnonzero(~np.isin(label[:n], label[n:]))
+
+
+def edges_above(x, threshold, k, seed):
+    """(N, D) -> (E, 2) pairs of rows, the second one of the first's k nearest others, with a cosine above threshold."""
+    edges = [np.zeros((0, 2), dtype=np.int64)]
+    for start, cosines, ids in nearest_in_blocks(x, x, k + 1, seed, "neighbours"):  # a row is among its own
+        row, place = np.nonzero((cosines > threshold) & (ids != np.arange(start, start + len(ids))[:, None]))
+        edges.append(np.stack([start + row, ids[row, place]], axis=1))
+    return np.concatenate(edges)
+
+
+def components(n, edges):
+    """n nodes and (E, 2) edges -> (n,) the number of each node's connected component."""
+    graph = coo_array((np.ones(len(edges), dtype=bool), tuple(edges.T)), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
+
+
+def retrieve_samples(curated, pool, k=4, seed=0):
+    """(C, D), (N, D) -> sorted indices of the pool's rows that are among the k nearest of a curated one."""
+    ids = nearest(curated, pool, k, seed, "retrieval")[1]
+    return np.unique(ids[ids >= 0])
+
+
+def retrieve_clusters(curated, pool, n_clusters, per_cluster, min_hits=MIN_HITS, max_total=MAX_TOTAL, seed=0):
+    """(C, D), (N, D) -> sorted indices of the pool's rows drawn from the clusters that curated rows fall into.
+
+    Spherical k-means of the pool.  Of each cluster with more than min_hits curated rows, per_cluster rows at random,
+    or all it has; of those max_total at random.  (The paper does not say which images of a cluster: at random is ours.)
+    """
+    n_clusters = min(n_clusters, len(pool))
+    centroids = distributed.from_first_rank(lambda: k_means(pool, n_clusters, seed))  # (n_clusters, D)
+    hits = np.bincount(nearest(curated, centroids, 1, seed)[1][:, 0], minlength=n_clusters)
+    cluster = nearest(pool, centroids, 1, seed, "clusters")[1][:, 0]  # (N,)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(pool))
+    order = order[np.argsort(cluster[order], kind="stable")]  # by cluster, at random within each
+    first = np.searchsorted(cluster[order], np.arange(n_clusters))  # (n_clusters,), where each begins
+    place = np.arange(len(pool)) - first[cluster[order]]  # of each row within its cluster
+    chosen = order[(place < per_cluster) & (hits[cluster[order]] > min_hits)]
+    return np.sort(generator.permutation(chosen)[:max_total])
+
+
+def k_means(x, n_clusters, seed):
+    """Centroids (n_clusters, D) of length 1, of a sample of x (N, D)."""
+    sample = np.sort(np.random.default_rng(seed).choice(len(x), min(len(x), TRAINING * n_clusters), replace=False))
+    k_means = faiss.Kmeans(x.shape[1], n_clusters, seed=seed, spherical=True, gpu=faiss.get_num_gpus() > 0,
+                           min_points_per_centroid=1)  # fmt: skip
+    k_means.train(np.ascontiguousarray(x[sample]))
+    return k_means.centroids
+
+
+# ---------------------------------------------------------------------------- images
+
+
+class Source:
+    """The images of folders, archives and lists: their full names, and the bytes of each."""
+
+    def __init__(self, places):
+        found = [(place, *find_files(place)) for place in places]
+        self.files = [(place, name, read) for place, names, read in found for name in names]
+        if not self.files:
+            raise UserError(f"no images in {', '.join(map(str, places))}")
+
+    def __len__(self):
+        return len(self.files)
+
+    def name(self, i):
+        """What a list for train.py holds: a path, that may lead into an archive."""
+        place, name, _ = self.files[i]
+        return name if os.path.isabs(name) else os.path.abspath(os.path.join(place, name))
+
+    def raw(self, i):
+        _, name, read = self.files[i]
+        return read(name)
+
+
+def mapped(path, shape, dtype):
+    """A .npy file of this shape, mapped for reading and writing; a new one is zero."""
+    if distributed.rank() == 0 and not path.exists():
+        write_safely(path, lambda new: np.lib.format.open_memmap(new, "w+", dtype, shape).flush())
+    distributed.from_first_rank(lambda: None)  # the others wait for it
+    return np.lib.format.open_memmap(path, "r+")
+
+
+def in_blocks(path, n, shape, dtype, compute, name):
+    """Fill a mapped array (n, *shape) with compute(start, stop), blocks of EMBEDDED rows, going on where it was.
+
+    A second file holds a 1 for each block that is whole; ranks take turns, so a run may go on with other ranks.
+    """
+    out, done = mapped(path, (n, *shape), dtype), mapped(path.with_suffix(".done.npy"), (-(-n // EMBEDDED),), np.uint8)
+    mine = range(distributed.rank(), len(done), distributed.world_size())
+    left = [block for block in mine if not done[block]]
+    for block in tqdm(left, name, unit_scale=EMBEDDED, unit="img", disable=distributed.rank() > 0):
+        rows = slice(block * EMBEDDED, min((block + 1) * EMBEDDED, n))
+        out[rows] = compute(range(rows.start, rows.stop))
+        out.flush()
+        done[block] = 1
+    distributed.from_first_rank(lambda: None)  # all blocks of all ranks are there
+    return out
+
+
+def thumbnails(source, path):
+    """Grey thumbnails and pixel counts (N,) of dtype THUMBNAIL; a picture that cannot be read has 0 pixels."""
+
+    def compute(rows):
+        block = np.zeros(len(rows), dtype=pca_hash.THUMBNAIL)
+        for at, i in enumerate(rows):
+            try:
+                block[at] = pca_hash.thumbnail(source.raw(i))
+            except Exception:  # Pillow raises every kind; 0 pixels say it, and main() names the file
+                pass
+        return block
+
+    return in_blocks(path, len(source), (), pca_hash.THUMBNAIL, compute, "hash")
+
+
+def embed(vit, source, chosen, size, path, name):
+    """[CLS] features of length 1 (len(chosen), D) float32 of the chosen images; bf16 where there is a GPU."""
+    device = next(vit.parameters()).device
+
+    @torch.inference_mode()
+    def compute(rows):
+        pixels = np.stack([readable(source, chosen[row], size) for row in rows])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            features = vit(normalize(torch.from_numpy(pixels).to(device)))
+        return torch.nn.functional.normalize(features.float(), dim=1).cpu().numpy()
+
+    return in_blocks(path, len(chosen), (vit.embed_dim,), np.float32, compute, name)
+
+
+def readable(source, i, size):
+    """(3, size, size) uint8; grey if the picture breaks only here, past the thumbnail."""
+    try:
+        return decode(source.raw(i), size, 0.5)
+    except Exception:  # as above
+        return np.full((3, size, size), 128, dtype=np.uint8)
+
+
+# ---------------------------------------------------------------------------- stages
+
+
+def digest(*things):
+    """Twelve hex digits of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(things).encode()).hexdigest()[:12]
+
+
+def once(path, compute):
+    """The array that compute() gives on every rank alike, from the file if there is one."""
+    if not distributed.from_first_rank(path.exists):
+        result = compute()
+        if distributed.rank() == 0:
+            write_safely(path, lambda new: np.save(open(new, "wb"), result))
+        distributed.from_first_rank(lambda: None)
+    return np.load(path)
+
+
+def unique_pictures(thumbs, n_bits):
+    """(N,) THUMBNAIL -> sorted indices: of each group of copies the one with most pixels, none that is unreadable."""
+    readable = np.flatnonzero(thumbs["pixels"] > 0)
+    grey, pixels = thumbs["grey"][readable], thumbs["pixels"][readable]
+    if len(readable) == 0:
+        raise UserError("none of the uncurated images can be read")
+    h = pca_hash.hashes(grey, pca_hash.principal_components(grey[:: max(1, len(grey) // 10_000)]))
+    label = components(len(readable), pca_hash.copies(h, n_bits))
+    order = np.lexsort((np.arange(len(readable)), -pixels, label))  # by group, most pixels first
+    return np.sort(readable[order[np.unique(label[order], return_index=True)[1]]])
+
+
+def rows_of(x, rows, path):
+    """x[rows] as a mapped file, copied piece by piece."""
+
+    def compute(out):
+        for at in range(0, len(rows), 2**16):
+            out[at : at + 2**16] = x[rows[at : at + 2**16]]
+        out.flush()
+
+    if not distributed.from_first_rank(path.exists):
+        shape = (len(rows), x.shape[1])
+        distributed.from_first_rank(lambda: write_safely(
+            path, lambda new: compute(np.lib.format.open_memmap(new, "w+", x.dtype, shape))))  # fmt: skip
+    return np.load(path, mmap_mode="r")
+
+
+def retrieve(args, curated, pool):
+    """Sorted indices of the pool, and the mode that made them."""
+    mode = args.mode if args.mode != "auto" else "clusters" if len(curated) < SMALL else "samples"
+    if mode == "samples":
+        if args.per_image > len(pool):
+            raise UserError(f"--per-image {args.per_image} is more than the pool has: {len(pool)} images")
+        return retrieve_samples(curated, pool, args.per_image, args.seed), mode
+    n_clusters = args.clusters or min(CLUSTERS, max(1, len(pool) // CLUSTER_SIZE))
+    return retrieve_clusters(curated, pool, n_clusters, args.per_cluster, MIN_HITS, args.max_total, args.seed), mode
+
+
+def curate(args):
+    """All stages; the last line."""
+    began = time.perf_counter()
+    work = args.out.with_name(args.out.name + ".work")
+    distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
+    table = []
+
+    def stage(name, before, compute):
+        started = time.perf_counter()
+        result = compute()
+        table.append((name, before, len(result), time.perf_counter() - started))
+        return result
+
+    places = [args.uncurated] if args.uncurated else []
+    if args.html:
+        addresses = collect_addresses(args.html)
+        if distributed.rank() == 0:
+            write_safely(work / "addresses.txt", lambda new: new.write_text("".join(f"{a}\n" for a, _ in addresses)))
+        print_first(f"{len(addresses)} addresses of images in {args.html}: {work / 'addresses.txt'}")
+        if args.download:
+            counts = distributed.from_first_rank(lambda: download(addresses, work / "images", args.allow_private))
+            print_first("download: " + ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items())))
+            places.append(work / "images")
+    if not places:
+        raise UserError("nothing to choose from: give --uncurated, or --html with --download")
+    pool_source, curated_source = Source(places), Source([args.curated])
+    vit = load_vit(args.weights, args.device)
+    size = args.size or max(1, round(224 / vit.patch_size)) * vit.patch_size
+    weights = digest(*[float(p.double().abs().sum()) for p in vit.parameters()])
+
+    names = digest([pool_source.name(i) for i in range(len(pool_source))])
+    thumbs = thumbnails(pool_source, work / f"thumbnails-{names}.npy")
+    for i in np.flatnonzero(thumbs["pixels"] == 0):
+        print_first(f"skipped {pool_source.name(i)}: cannot be read", file=sys.stderr)
+    key = digest(names, args.hash_bits)
+    unique = stage("PCA hash", len(thumbs), lambda: once(
+        work / f"unique-{key}.npy", lambda: unique_pictures(thumbs, args.hash_bits)))  # fmt: skip
+
+    key = digest(key, weights, size)
+    e = stage("embed", len(unique), lambda: embed(vit, pool_source, unique, size, work / f"pool-{key}.npy", "embed"))
+    references = []
+    for what, source in [("curated", curated_source), *([("exclude", Source([args.exclude]))] if args.exclude else [])]:
+        own = digest([source.name(i) for i in range(len(source))], weights, size)
+        references.append(embed(vit, source, range(len(source)), size, work / f"{what}-{own}.npy", f"embed {what}"))
+        key = digest(key, own)
+    key = digest(key, args.self_threshold, args.neighbours, args.seed)
+    kept = stage("self-de-duplication", len(e), lambda: once(
+        work / f"kept-{key}.npy", lambda: deduplicate(e, args.self_threshold, args.neighbours, args.seed)))  # fmt: skip
+    e, unique = rows_of(e, kept, work / f"rows-{key}.npy"), unique[kept]
+    if args.exclude:
+        key = digest(key, args.reference_threshold)
+        kept = stage("relative de-duplication", len(e), lambda: once(work / f"apart-{key}.npy", lambda: remove_near(
+            e, references[1], args.reference_threshold, args.neighbours, args.seed)))  # fmt: skip
+        if len(kept) == 0:
+            raise UserError("every image is in a component of an excluded one; raise --reference-threshold")
+        e, unique = rows_of(e, kept, work / f"rows-{key}.npy"), unique[kept]
+    started = time.perf_counter()
+    chosen, mode = retrieve(args, references[0], e)
+    table.append((f"retrieval, {mode}", len(e), len(chosen), time.perf_counter() - started))
+    if len(chosen) == 0:
+        raise UserError(f"no cluster holds more than {MIN_HITS} curated images; fewer --clusters, or --mode samples")
+    e = e[chosen]
+    closest = nearest(e, references[0], 1, args.seed)
+    shown = np.linspace(0, len(references[0]) - 1, min(len(references[0]), SHOWN_ROWS)).astype(int)
+    found = nearest(references[0][shown], e, SHOWN, args.seed)[1]  # (rows, SHOWN)
+    if distributed.rank() == 0:
+        paths = [pool_source.name(i) for i in unique[chosen]]
+        write_safely(args.out, lambda new: new.write_text("".join(f"{path}\n" for path in paths)))
+        near = [curated_source.name(i) for i in closest[1][:, 0]]
+        write_csv(args.out.with_suffix(".csv"), paths, mode, near, closest[0][:, 0])
+        rows = [[curated_source.raw(c), *(pool_source.raw(unique[chosen[i]]) for i in ids if i >= 0)]
+                for c, ids in zip(shown, found)]  # fmt: skip
+        draw_rows(rows, args.out.with_suffix(".png"))
+        print(f"{'stage':25} {'images in':>10} {'out':>10} {'seconds':>8}")
+        for name, before, after, seconds in table:
+            print(f"{name:25} {before:10} {after:10} {seconds:8.1f}")
+        print(f"{len(chosen)} of {len(thumbs)} images selected, {time.perf_counter() - began:.0f} s: {args.out}, and "
+              f"{args.out.stem}.csv and .png beside it")  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- what is left behind
+
+
+def write_csv(path, paths, mode, near, cosines):
+    """A line for each selected image: its path, the retrieval that chose it, the nearest curated image, the cosine."""
+
+    def write(new):
+        with open(new, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "stage", "nearest_curated", "cosine"])
+            writer.writerows((p, mode, n, f"{c:.6f}") for p, n, c in zip(paths, near, cosines))
+
+    write_safely(path, write)
+
+
+def draw_rows(rows, path):
+    """A PNG: in each row a curated image, framed, and the selected ones nearest to it.  rows: bytes of image files."""
+    figure = Figure(figsize=(1.2 * (1 + SHOWN), 1.2 * len(rows)), layout="constrained")
+    axes = np.atleast_2d(figure.subplots(len(rows), 1 + SHOWN, squeeze=False))
+    for ax in axes.flat:
+        ax.axis("off")
+    for line, files in zip(axes, rows):
+        for ax, raw in zip(line, files):
+            ax.imshow(rearrange(decode(raw, SHOWN_SIZE, 0.5), "c h w -> h w c"))
+        line[0].axis("on")
+        line[0].set(xticks=[], yticks=[])
+    write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))
+
+
+# ---------------------------------------------------------------------------- the program
+
+
+def print_first(text, **options):
+    """Print, on rank 0 alone."""
+    if distributed.rank() == 0:
+        print(text, **options)
+
+
+def parse_args(argv):
+    parser = Parser(prog="curate.py", description="Select from uncurated images those like the curated ones.")
+    parser.add_argument("--curated", required=True, help="folder, archive or .txt list of images to look for")
+    parser.add_argument("--uncurated", help="folder, archive or list of images to choose from")
+    parser.add_argument("--exclude", help="evaluation images: what is near them is left out")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official name or file")
+    parser.add_argument("--out", type=Path, default=Path("selected.txt"), help="the list (default: %(default)s)")
+    parser.add_argument("--html", help="a saved page, a folder of them, or a .warc.gz: their images' addresses")
+    parser.add_argument("--download", action="store_true", help="fetch those addresses too, into OUT's work folder")
+    parser.add_argument("--allow-private", action="store_true", help="also from addresses of the local network")
+    parser.add_argument("--hash-bits", type=int, default=2, help="of 64 that copies differ in at most")
+    parser.add_argument("--self-threshold", type=float, default=0.6, help="cosine above which images are one")
+    parser.add_argument("--reference-threshold", type=float, default=0.45, help="the same to excluded images")
+    parser.add_argument("--neighbours", type=int, default=64, help="neighbours that are looked at")
+    parser.add_argument("--mode", choices=("auto", "samples", "clusters"), default="auto",
+                        help=f"retrieval; auto: clusters for fewer than {SMALL} curated images")
+    parser.add_argument("--per-image", type=int, default=4, help="samples: images for each curated one")
+    parser.add_argument("--clusters", type=int, help=f"of the pool (default: one for {CLUSTER_SIZE} images, at most "
+                        f"{CLUSTERS})")
+    parser.add_argument("--per-cluster", type=int, default=PER_CLUSTER, help="images from each cluster")
+    parser.add_argument("--max-total", type=int, default=MAX_TOTAL, help="images from all clusters")
+    parser.add_argument("--size", type=int, help="side of an embedded image (default: 224, in whole patches)")
+    parser.add_argument("--seed", type=int, default=0, help="of the index, k-means and random choices")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    args = parser.parse_args(argv)
+    for name in ("neighbours", "per_image", "clusters", "per_cluster", "max_total", "size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= args.hash_bits < 16:
+        raise UserError(f"--hash-bits must be between 0 and 15, got {args.hash_bits}")
+    if args.download and not args.html:
+        raise UserError("--download needs --html")
+    if not args.out.parent.is_dir():
+        raise UserError(f"there is no folder {args.out.parent} for --out")
+    try:
+        args.device = torch.empty(0, device=args.device).device
+    except (RuntimeError, AssertionError):
+        raise UserError(f"there is no device {args.device} here; try --device cpu") from None
+    return args
+
+
+def main(argv=None):
+    """The program; returns its exit status."""
+    try:
+        args = parse_args(argv)
+        args.device = distributed.start(args.device, patience=24)
+        curate(args)
+    except (UserError, DataError, ValueError, OSError) as error:
+        if distributed.rank() == 0:
+            print(f"curate.py: error: {error}", file=sys.stderr)
+        return 2
+    distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
