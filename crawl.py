@@ -263,9 +263,9 @@ def check_image(raw):
         if image.width * image.height > MAX_PIXELS:
             raise Refused("too many pixels")
         image.load()
-    except (Refused, MemoryError):
+    except Refused:
         raise
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, MemoryError):
         raise Refused("too many pixels") from None
     except Exception:  # Pillow raises every kind on a broken file
         raise Refused("not a whole image") from None

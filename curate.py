@@ -187,7 +187,7 @@ def thumbnails(source, path):
                 pass
         return block
 
-    return in_blocks(path, len(source), (), pca_hash.THUMBNAIL, compute, "hash")
+    return in_blocks(path, len(source), (), pca_hash.THUMBNAIL, compute, "collect")
 
 
 def embed(vit, source, chosen, size, path, name):
@@ -294,22 +294,23 @@ def curate(args):
     if not places:
         raise UserError("nothing to choose from: give --uncurated, or --html with --download")
     pool_source, curated_source = Source(places), Source([args.curated])
+    named = {"curated": curated_source} | ({"exclude": Source([args.exclude])} if args.exclude else {})
     vit = load_vit(args.weights, args.device)
     size = args.size or max(1, round(224 / vit.patch_size)) * vit.patch_size
-    weights = digest(*[float(p.double().abs().sum()) for p in vit.parameters()])
+    weights = digest(*[p.double().abs().sum().item() for p in vit.parameters()])
 
-    names = digest([pool_source.name(i) for i in range(len(pool_source))])
-    thumbs = thumbnails(pool_source, work / f"thumbnails-{names}.npy")
+    key = digest([pool_source.name(i) for i in range(len(pool_source))])
+    thumbs = stage("collect", len(pool_source), lambda: thumbnails(pool_source, work / f"thumbnails-{key}.npy"))
     for i in np.flatnonzero(thumbs["pixels"] == 0):
         print_first(f"skipped {pool_source.name(i)}: cannot be read", file=sys.stderr)
-    key = digest(names, args.hash_bits)
-    unique = stage("PCA hash", len(thumbs), lambda: once(
+    key = digest(key, args.hash_bits)
+    unique = stage("PCA hash", (thumbs["pixels"] > 0).sum(), lambda: once(
         work / f"unique-{key}.npy", lambda: unique_pictures(thumbs, args.hash_bits)))  # fmt: skip
 
     key = digest(key, weights, size)
     e = stage("embed", len(unique), lambda: embed(vit, pool_source, unique, size, work / f"pool-{key}.npy", "embed"))
     references = []
-    for what, source in [("curated", curated_source), *([("exclude", Source([args.exclude]))] if args.exclude else [])]:
+    for what, source in named.items():
         own = digest([source.name(i) for i in range(len(source))], weights, size)
         references.append(embed(vit, source, range(len(source)), size, work / f"{what}-{own}.npy", f"embed {what}"))
         key = digest(key, own)

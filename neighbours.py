@@ -74,10 +74,19 @@ def nearest_in_blocks(queries, x, k, seed=0, name=None):
     blocks = range(0, len(queries), BLOCK)
     for start in tqdm(blocks, name, unit="block", leave=False, disable=not name or distributed.rank() > 0):
         q = np.ascontiguousarray(queries[start : start + BLOCK])  # (B, D)
-        candidates = best(*gathered(*index.search(q, wanted)), wanted)[1]  # (B, wanted), of all shards
+        candidates = certain(*best(*gathered(*index.search(q, wanted)), wanted))  # (B, wanted), of all shards
         part = shard(len(q))
         cosines, ids = best(exact_cosines(q[part], x, candidates[part]), candidates[part], k)
         yield start, joined(cosines), joined(ids)
+
+
+def certain(scores, ids):
+    """(B, C) falling scores and ids -> the ids, −1 where a score ties with the last one, unless all do.
+
+    Codes of few bits tie often, and which of the last ones got into the list depends on the shards.
+    """
+    tied = (scores == scores[:, -1:]) & (scores < scores[:, :1])
+    return np.where(tied, -1, ids)
 
 
 def exact_cosines(q, x, ids):
