@@ -13,6 +13,7 @@ import io
 import ipaddress
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -81,7 +82,7 @@ def image_addresses(text, url=""):
     for tag in root.iter("img"):
         raw += [tag.get(name) for name in LAZY if tag.get(name)]
         for name in LAZY_SETS:  # "a.jpg 1x, b.jpg 2x": addresses hold no blanks, and may hold commas
-            raw += [part.split()[0] for part in (tag.get(name) or "").split(", ") if part.strip()]
+            raw += [part.split()[0] for part in re.split(r",\s", tag.get(name) or "") if part.strip()]
     addresses = [urljoined(base, r.strip()).split("#")[0] for r in raw]
     return list(dict.fromkeys(a for a in addresses if is_web(a)))
 

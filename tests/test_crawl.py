@@ -1,0 +1,231 @@
+"""Addresses in pages, and downloads from a web server that does everything wrong.
+
+    pytest tests/test_crawl.py
+"""
+
+import gzip
+import io
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+import crawl
+from crawl import check_image, collect_addresses, download, image_addresses
+
+# --------------------------------------------------------------------------------------------------------
+# Addresses
+
+
+def test_where_pages_keep_addresses():
+    page = b"""<html><body><img src="/a.jpg"><img data-src="b.png" src="c.gif#part"><IMG SRC=d.webp>
+        <img srcset="e.jpg 1x, f,1.jpg 2x"><img data-srcset="g.jpg 100w,
+        h.jpg 200w"><img src="//cdn.example/i.jpg"><img src="/a.jpg"><p src="no.jpg"><a href="no.jpg">"""
+    assert image_addresses(page, "http://site.example/dir/page.html") == [
+        "http://site.example/a.jpg",
+        "http://site.example/dir/c.gif",
+        "http://site.example/dir/b.png",
+        "http://site.example/dir/d.webp",
+        "http://site.example/dir/e.jpg",
+        "http://site.example/dir/f,1.jpg",
+        "http://site.example/dir/g.jpg",
+        "http://site.example/dir/h.jpg",
+        "http://cdn.example/i.jpg",
+    ]
+
+
+def test_the_base_of_a_page():
+    page = b'<head><base href="https://other.example/x/"></head><img src="a.jpg">'
+    assert image_addresses(page) == ["https://other.example/x/a.jpg"]
+    assert image_addresses(b'<base href="/y/"><img src="a.jpg">', "http://s.example/z/p") == ["http://s.example/y/a.jpg"]
+
+
+def test_only_the_web():
+    page = b"""<img src="data:image/png;base64,AAAA"><img src="file:///etc/passwd"><img src="ftp://h/a.jpg">
+        <img src="javascript:alert(1)"><img src="http://["><img src="http://h:99999999/a.jpg"><img src="">
+        <img src="relative.jpg"><img src="https:///nohost.jpg">"""
+    assert image_addresses(page) == []
+
+
+@pytest.mark.parametrize("page", [b"", b"   ", b"\x00\xff\xfe", b"<", b"<img", b"<img src=", b"<!-- <img src='http://h/a'>"])
+def test_broken_pages(page):
+    assert image_addresses(page, "http://h/") == []
+
+
+def test_pages_of_a_folder_and_of_a_crawl(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.html").write_text('<img src="http://h.example/1.jpg"><img src="x.jpg">')
+    (tmp_path / "sub" / "b.htm").write_text('<img src="http://h.example/1.jpg"><img src="http://h.example/2.jpg">')
+    (tmp_path / "note.txt").write_text('<img src="http://h.example/no.jpg">')
+    with open(tmp_path / "crawl.warc.gz", "wb") as file:
+        writer = WARCWriter(file, gzip=True)
+        for kind, body in (("text/html", b'<img src="/3.jpg">'), ("image/png", b'<img src="/no.jpg">')):
+            head = StatusAndHeaders("200 OK", [("Content-Type", kind)], protocol="HTTP/1.0")
+            writer.write_record(writer.create_warc_record("http://w.example/p", "response", io.BytesIO(body),
+                                                          http_headers=head))  # fmt: skip
+    assert collect_addresses(tmp_path) == [
+        ("http://h.example/1.jpg", str(tmp_path / "a.html")),
+        ("http://w.example/3.jpg", "http://w.example/p"),
+        ("http://h.example/2.jpg", str(tmp_path / "sub" / "b.htm")),
+    ]
+    with pytest.raises(crawl.DataError, match="no such page"):
+        collect_addresses(tmp_path / "none.html")
+
+
+# --------------------------------------------------------------------------------------------------------
+# A web server
+
+
+def png(width=8, height=8):
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb():
+    """A small PNG that says it is 100,000 pixels square."""
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(10**6)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):  # noqa: N802
+        self.server.seen.append(self.path)
+        name = self.path.strip("/")
+        if name == "missing.jpg":
+            return self.send_error(404)
+        if name == "busy-once.jpg" and self.server.seen.count(self.path) == 1:
+            return self.send_error(503)
+        to = {"loop.jpg": "/loop.jpg", "inside.jpg": self.server.inside, "file.jpg": "file:///etc/passwd",
+              "moved.jpg": "/good.jpg"}.get(name)  # fmt: skip
+        if to:
+            self.send_response(302)
+            self.send_header("Location", to)
+            return self.end_headers()
+        odd = {"page.jpg": b"<html>no picture</html>", "bomb.png": bomb(), "cut.png": png(64, 64)[:-30]}
+        body = odd.get(name, png())
+        self.send_response(200)
+        self.send_header("Content-Type", "image/png")
+        length = {"huge.jpg": 300 * 2**20, "short.png": len(body) + 100}.get(name, len(body))
+        if name != "endless.jpg":
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        try:
+            if name in ("slow.jpg", "endless.jpg"):
+                while not self.server.over.wait(0.01 if name == "endless.jpg" else 0.3):
+                    self.wfile.write(bytes(2**16) if name == "endless.jpg" else b"x")
+            else:
+                self.wfile.write(body)
+        except OSError:
+            pass
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.seen, server.over = [], threading.Event()
+    server.address = f"http://127.0.0.1:{server.server_port}"
+    server.inside = server.address.replace("127.0.0.1", "localhost") + "/secret.jpg"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
+
+
+EXPECTED = {
+    "good.jpg": "saved",
+    "moved.jpg": "saved",
+    "busy-once.jpg": "saved",
+    "missing.jpg": "HTTP 404",
+    "loop.jpg": "redirects nowhere",
+    "file.jpg": "redirects nowhere",
+    "page.jpg": "not a whole image",
+    "cut.png": "not a whole image",
+    "bomb.png": "too many pixels",
+    "huge.jpg": "too large",
+    "endless.jpg": "too large",
+    "slow.jpg": "no answer in time",
+    "short.png": "broken off",
+}
+
+
+def test_a_server_that_does_everything_wrong(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(crawl, "DEADLINE", 2)
+    monkeypatch.setattr(crawl, "MAX_BYTES", 2**20)
+    with socket.socket() as s:  # a port where nobody listens
+        s.bind(("127.0.0.1", 0))
+        closed = s.getsockname()[1]
+    wanted = [(f"{server.address}/{name}", "page") for name in EXPECTED]
+    wanted.append((f"http://127.0.0.1:{closed}/a.jpg", "page"))
+    began = time.monotonic()
+    counts = download(wanted, tmp_path / "images", allow_private=True)
+    assert time.monotonic() - began < 20
+    rows = [json.loads(line) for line in (tmp_path / "images" / "manifest.jsonl").read_text().splitlines()]
+    found = {row["address"].rsplit("/", 1)[1]: row["result"] for row in rows}
+    assert found == {**EXPECTED, "a.jpg": "broken off"}
+    assert counts == {reason: list(found.values()).count(reason) for reason in found.values()}
+    saved = sorted(str(p.relative_to(tmp_path / "images")) for p in tmp_path.rglob("*.png"))
+    assert saved == sorted(row["file"] for row in rows if "file" in row) and len(saved) == 3
+    assert {p.name for p in tmp_path.iterdir()} == {"images"} and not list(tmp_path.rglob("*.tmp"))
+    assert server.seen.count("/busy-once.jpg") == 2 and server.seen.count("/missing.jpg") == 1
+
+
+def test_private_addresses_are_asked_nothing(server, tmp_path):
+    names = {f"{server.address}/good.jpg", f"http://localhost:{server.server_port}/good.jpg",
+             f"http://[::ffff:127.0.0.1]:{server.server_port}/good.jpg",
+             f"https://127.0.0.1:{server.server_port}/good.jpg"}  # refused before the handshake, which would fail
+    counts = download([(name, "page") for name in names], tmp_path)
+    assert counts == {"private address": 4} and server.seen == []
+
+
+def test_a_redirect_into_the_local_network(server, tmp_path, monkeypatch):
+    """The first server counts as public here; what it redirects to does not."""
+    class Public(crawl.ipaddress.IPv4Address):
+        is_global = True
+
+    seen = []
+
+    def ip_address(text):
+        seen.append(text)
+        return Public(text) if len(seen) == 1 else crawl.ipaddress.IPv4Address("10.0.0.1")
+
+    monkeypatch.setattr(crawl.ipaddress, "ip_address", ip_address)
+    counts = download([(f"{server.address}/inside.jpg", "page")], tmp_path)
+    assert counts == {"private address": 1} and server.seen == ["/inside.jpg"] and len(seen) == 2
+
+
+def test_a_download_that_was_killed_goes_on(server, tmp_path):
+    wanted = [(f"{server.address}/{name}.jpg", "page") for name in "abcd"]
+    download(wanted[:2], tmp_path, allow_private=True)
+    manifest = tmp_path / "manifest.jsonl"
+    lines = manifest.read_text().splitlines()
+    manifest.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote the second line
+    counts = download(wanted, tmp_path, allow_private=True)
+    assert counts == {"saved": 4} and len(server.seen) == 5  # the one whose line was half is fetched again
+    assert len(list(tmp_path.rglob("*.png"))) == 4
+    assert download(wanted, tmp_path, allow_private=True) == counts and len(server.seen) == 5
+
+
+def test_endings_follow_the_content():
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "JPEG")
+    assert check_image(file.getvalue()) == "jpg" and check_image(png()) == "png"
+    with pytest.raises(crawl.Refused, match="not a whole image"):
+        check_image(gzip.compress(png()))
