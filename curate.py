@@ -297,6 +297,8 @@ def curate(args):
     named = {"curated": curated_source} | ({"exclude": Source([args.exclude])} if args.exclude else {})
     vit = load_vit(args.weights, args.device)
     size = args.size or max(1, round(224 / vit.patch_size)) * vit.patch_size
+    if size % vit.patch_size:
+        raise UserError(f"--size {size} does not divide into patches of {vit.patch_size}")
     weights = digest(*[p.double().abs().sum().item() for p in vit.parameters()])
 
     key = digest([pool_source.name(i) for i in range(len(pool_source))])

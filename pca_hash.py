@@ -8,8 +8,8 @@
     h  ()        64 bits, one for each sign
 
 The paper names the hash and says no more of it; all constants are ours.  A component's sign survives what changes
-a picture little, but a crop moves every edge, and turns over about five of 64 signs.  So each picture is hashed six
-times, whole and through five windows: a crop is near the picture seen through the window that it was cut at.
+a picture little, but a crop moves every edge, and turns over several of 64 signs.  So each picture is hashed five
+times, whole and through four windows: a crop is near the picture seen through the window that it was cut at.
 Brightness is taken out, so that flat pictures of any colour are copies of each other.
 """
 
@@ -21,11 +21,11 @@ from PIL import Image
 
 from data import picture
 
-T = 32  # side of a thumbnail
+T = 64  # side of a thumbnail
 S = 16  # side of the grid that is hashed
-CUT = 0.05  # share of a side that a crop may have lost: on one side, or half of it on each of two
-WINDOWS = [(0, 0, 1, 1), (CUT / 2, CUT / 2, 1 - CUT / 2, 1 - CUT / 2),
-           (CUT, 0, 1, 1), (0, 0, 1 - CUT, 1), (0, CUT, 1, 1), (0, 0, 1, 1 - CUT)]  # left, top, right, bottom
+CUT = 0.05  # share of a side that a crop may have lost
+NEAR, FAR = CUT / 4, 3 * CUT / 4  # of what a crop loses, a quarter on one side and the rest on the other
+WINDOWS = [(0, 0, 1, 1)] + [(x, y, x + 1 - CUT, y + 1 - CUT) for x in (NEAR, FAR) for y in (NEAR, FAR)]
 PRIOR = 100  # pictures' worth of a smooth random field, so that a handful of pictures has 64 components too
 CORRELATION = 0.9  # of that field, from one cell of the grid to the next
 BLOCK = 65_536  # pictures that are hashed, or pairs that are compared, at once

@@ -1,0 +1,306 @@
+"""De-duplication and retrieval: by hand, against brute force in float64, and the program, killed and not.
+
+    pytest tests/test_curate.py
+"""
+
+import csv
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import curate
+from curate import components, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
+from data import load_images
+from vit import vit_nano
+
+
+def at(*degrees):
+    """Points on the unit circle, (N, 2) float32."""
+    angle = np.deg2rad(np.array(degrees, dtype=np.float64))
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+# --------------------------------------------------------------------------------------------------------
+# By hand.  A cosine above 0.6 is an angle below 53.1°, above 0.45 one below 63.3°.
+
+
+def test_components_by_hand():
+    """0–2–4, 1–3, 5 alone."""
+    label = components(6, np.array([[0, 2], [4, 2], [3, 1]]))
+    assert label[0] == label[2] == label[4] and label[1] == label[3] and len(set(label)) == 3
+    assert len(set(components(3, np.zeros((0, 2), dtype=np.int64)))) == 3
+
+
+def test_a_chain_is_one_component():
+    """0°, 50°, 100°: the ends are 100° apart, but each is within 53° of the middle. 180° is 80° from the last."""
+    assert deduplicate(at(0, 180, 100, 50)).tolist() == [0, 1]
+    assert deduplicate(at(0, 180, 100, 50), threshold=0.7).tolist() == [0, 1, 2, 3]  # 45.6°
+    assert deduplicate(at(7)).tolist() == [0]
+
+
+def test_only_the_nearest_neighbours_make_edges():
+    """0°, 1° and 3°: with one neighbour 3° has 1°, and 1° has 0°: a chain. Pairs apart stay apart."""
+    assert deduplicate(at(0, 1, 3), k=1).tolist() == [0]
+    assert deduplicate(at(0, 1, 40, 41), k=1).tolist() == [0, 2]
+    assert deduplicate(at(0, 1, 40, 41), k=2).tolist() == [0]
+
+
+def test_a_component_goes_whole():
+    """References at 0°. 60° is within 63.3° of it; 120° is so of 60°, and goes too. 200° is 80° from 120°."""
+    assert remove_near(at(200, 60, 120), at(0)).tolist() == [0]
+    assert remove_near(at(200, 60, 120), at(0), threshold=0.55).tolist() == [0, 1, 2]  # 56.6°
+    # two references 20° apart join what is near either: nothing else is near them
+    assert remove_near(at(90, 100), at(180, 200)).tolist() == [0, 1]
+
+
+def test_samples_by_hand():
+    """The pool at 0°, 30°, 90°, 200°. Two nearest to 10°: 0° and 30°; to 80°: 90° and 30°."""
+    assert retrieve_samples(at(10, 80), at(0, 30, 90, 200), k=2).tolist() == [0, 1, 2]
+    assert retrieve_samples(at(10), at(0, 30, 90, 200), k=1).tolist() == [0]
+
+
+def test_clusters_by_hand():
+    """Pool: 5 near 0°, 5 near 180°. Curated: 4 near 0°, 3 near 180°: only the first cluster has more than 3."""
+    pool, curated = at(0, 180, 1, 181, 2, 182, 3, 183, 4, 184), at(0, 1, 2, 3, 180, 181, 182)
+    assert retrieve_clusters(curated, pool, 2, 10).tolist() == [0, 2, 4, 6, 8]
+    assert retrieve_clusters(curated, pool, 2, 10, min_hits=2).tolist() == list(range(10))
+    three = retrieve_clusters(curated, pool, 2, 3)
+    assert len(three) == 3 and set(three) < {0, 2, 4, 6, 8}
+    assert len(retrieve_clusters(curated, pool, 2, 10, min_hits=2, max_total=4)) == 4
+    drawn = {tuple(retrieve_clusters(curated, pool, 2, 3, seed=seed)) for seed in range(8)}
+    assert len(drawn) > 1  # at random
+    assert retrieve_clusters(curated, pool, 2, 3).tolist() == three.tolist()  # but by the seed
+
+
+# --------------------------------------------------------------------------------------------------------
+# Brute force
+
+
+def test_as_brute_force_on_planted_chains():
+    """20,000 random vectors, a third of them in chains a ≈ b ≈ c whose ends are not alike, in float64."""
+    n, d = 20_000, 48
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((n, d))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    for a in range(0, n // 3, 3):  # turn by 40° in a plane, twice: cosines 0.77, 0.77, and 0.17 between the ends
+        side = x[a + 1] - (x[a + 1] @ x[a]) * x[a]
+        side /= np.linalg.norm(side)
+        for step in (1, 2):
+            angle = np.deg2rad(40 * step)
+            x[a + step] = np.cos(angle) * x[a] + np.sin(angle) * side
+    x = x[generator.permutation(n)].astype(np.float32)
+    exact = x.astype(np.float64)
+    parent = list(range(n))
+
+    def find(i):
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for start in range(0, n, 2000):
+        for i, j in np.argwhere(exact[start : start + 2000] @ exact.T > 0.6):
+            a, b = find(start + i), find(j)
+            parent[max(a, b)] = min(a, b)
+    expected = [i for i in range(n) if find(i) == i]
+    kept = deduplicate(x)
+    assert kept.tolist() == expected and len(kept) < 0.8 * n
+    queries = x[:200]
+    order = np.argsort(-(exact[:200] @ exact[kept].T), axis=1)[:, :4]
+    assert retrieve_samples(queries, x[kept]).tolist() == sorted(set(order.flatten().tolist()))
+    reference = exact[kept[:20]]
+    near = (exact @ reference.T > 0.45).any(1)
+    apart = remove_near(x[kept[20:]], x[kept[:20]])
+    assert not near[kept[20:]][apart].any()
+
+
+# --------------------------------------------------------------------------------------------------------
+# The program
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of 40 soft pictures in four tints, the first 10 again as smaller JPEG, one broken; four curated,
+    and one to exclude; weights."""
+    folder = tmp_path_factory.mktemp("curate")
+    torch.manual_seed(0)
+    torch.save(vit_nano(patch_size=8, img_size=32, layer_scale=1.0).state_dict(), folder / "vit.pt")
+    generator = np.random.default_rng(0)
+
+    def picture(i):
+        tint = np.array([[255, 60, 60], [60, 255, 60], [60, 60, 255], [255, 255, 60]][i % 4])
+        grain = generator.uniform(0.2, 1, (6, 6, 1))
+        return Image.fromarray((grain * tint).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+
+    for name in ("pool", "curated", "exclude"):
+        (folder / name).mkdir()
+    for i in range(40):
+        image = picture(i)
+        image.save(folder / "pool" / f"{i:02}.png")
+        if i < 10:
+            image.resize((48, 48)).save(folder / "pool" / f"copy{i:02}.jpg", quality=95)
+    (folder / "pool" / "broken.png").write_bytes(b"no picture")
+    for i in range(4):
+        picture(0).save(folder / "curated" / f"{i}.png")
+    picture(1).save(folder / "exclude" / "0.png")
+    with tarfile.open(folder / "pool.tar", "w") as tar:
+        tar.add(folder / "pool", "pool")
+    return folder
+
+
+def flags(place, out, *more):
+    """Thresholds for an untrained network, whose features are all alike."""
+    return ["--curated", place / "curated", "--uncurated", place / "pool", "--weights", place / "vit.pt", "--out", out,
+            "--device", "cpu", "--size", "32", "--hash-bits", "4", "--self-threshold", "0.9999", "--mode", "samples",
+            *more]  # fmt: skip
+
+
+def run(*argv):
+    return main(list(map(str, argv)))
+
+
+def outputs(out):
+    return [path.read_bytes() for path in (out, out.with_suffix(".csv"), out.with_suffix(".png"))]
+
+
+def test_from_folders_to_a_list_that_train_reads(place, tmp_path, capsys):
+    out = tmp_path / "selected.txt"
+    assert run(*flags(place, out)) == 0
+    text = capsys.readouterr()
+    assert f"skipped {place}/pool/broken.png" in text.err and "Traceback" not in text.err
+    table = {line.split("  ")[0]: line.split()[-3:-1] for line in text.out.splitlines()[1:-1]}
+    assert table["collect"] == ["51", "51"] and table["PCA hash"] == ["50", "40"]
+    paths = out.read_text().splitlines()
+    assert text.out.splitlines()[-1].startswith(f"{len(paths)} of 51 images selected")
+    assert paths and all(Path(path).suffix == ".png" for path in paths)  # the larger of each pair of copies
+    with open(tmp_path / "selected.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == paths and {row["stage"] for row in rows} == {"samples"}
+    assert all(Path(row["nearest_curated"]).parent == place / "curated" for row in rows)
+    assert matplotlib.image.imread(tmp_path / "selected.png").ndim == 3
+    assert len(load_images(str(out), "train", 32)) == len(paths)
+
+
+def test_an_archive_gives_the_same_pictures(place, tmp_path):
+    assert run(*flags(place, tmp_path / "a.txt")) == run(*flags(place, tmp_path / "b.txt"),
+                                                         "--uncurated", place / "pool.tar") == 0  # fmt: skip
+    names = [[Path(p).name for p in (tmp_path / f).read_text().splitlines()] for f in ("a.txt", "b.txt")]
+    assert names[0] == names[1]
+    assert len(load_images(str(tmp_path / "b.txt"), "train", 32)) == len(names[1])  # paths that lead into a .tar
+
+
+def test_clusters_and_exclusion(place, tmp_path, capsys):
+    out = tmp_path / "selected.txt"
+    assert run(*flags(place, out), "--mode", "clusters", "--clusters", 2, "--per-cluster", 5) == 0
+    assert 1 <= len(out.read_text().splitlines()) <= 10
+    assert run(*flags(place, out), "--exclude", place / "exclude", "--reference-threshold", 0.99999) == 0
+    assert "relative de-duplication" in capsys.readouterr().out
+    assert run(*flags(place, out), "--exclude", place / "exclude", "--reference-threshold", -1) == 2
+    assert "every image is in a component" in capsys.readouterr().err
+
+
+class Death(BaseException):
+    """What no handler of the program catches."""
+
+
+@pytest.mark.parametrize("stage", ["thumbnails", "pool", "curated", "unique", "kept", "rows", "apart"])
+def test_killed_in_a_stage_and_started_again(place, tmp_path, monkeypatch, stage):
+    """The process dies in the middle of each stage: before a result is renamed, or within a growing file."""
+    more = ("--exclude", place / "exclude", "--reference-threshold", 0.99999)
+    whole, killed = tmp_path / "a" / "selected.txt", tmp_path / "b" / "selected.txt"
+    for out in (whole, killed):
+        out.parent.mkdir()
+    monkeypatch.setattr(curate, "EMBEDDED", 8)  # several blocks
+    assert run(*flags(place, whole, *more)) == 0
+    write, blocks, deaths = curate.write_safely, curate.tqdm, []
+
+    def dying(path, save):
+        if path.name.startswith(stage) and not path.name.endswith(".done.npy") and not deaths:
+            deaths.append(path)
+            if stage in ("unique", "kept", "rows", "apart"):
+                save(path.with_name(f".{path.name}.tmp"))  # written, not renamed
+                raise Death
+        write(path, save)
+
+    def some(left, *args, **options):
+        for count, block in enumerate(blocks(left, *args, **options)):
+            if count == 1 and len(deaths) == 1 and stage in ("thumbnails", "pool", "curated"):
+                deaths.append("in a block")
+                raise Death
+            yield block
+
+    monkeypatch.setattr(curate, "write_safely", dying)
+    monkeypatch.setattr(curate, "tqdm", some)
+    if stage == "curated":
+        monkeypatch.setattr(curate, "EMBEDDED", 2)
+    with pytest.raises(Death):
+        run(*flags(place, killed, *more))
+    assert not killed.exists() and deaths
+    monkeypatch.setattr(curate, "EMBEDDED", 8 if stage != "curated" else 2)
+    assert run(*flags(place, killed, *more)) == 0
+    assert outputs(killed) == outputs(whole)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_ranks_selects_the_same(place, tmp_path, world):
+    more = ("--exclude", place / "exclude", "--reference-threshold", 0.99999, "--mode", "clusters", "--clusters", 2)
+    alone, ranks = tmp_path / "a.txt", tmp_path / "b.txt"
+    assert run(*flags(place, alone, *more)) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", world, "curate.py"]
+    done = subprocess.run([*map(str, command), *map(str, flags(place, ranks, *more))], capture_output=True, text=True,
+                          cwd=Path(curate.__file__).parent, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert outputs(ranks) == outputs(alone)
+    assert done.stdout.count("images selected") == 1
+
+
+@pytest.mark.parametrize("more, words", [
+    (("--uncurated", "nowhere"), "no such file or folder"),
+    (("--uncurated", "empty"), "no images in"),
+    (("--curated", "empty"), "no images in"),
+    (("--uncurated", "junk"), "none of the uncurated images can be read"),
+    (("--weights", "pool"), "pool"),
+    (("--weights", "none.pt"), "none.pt"),
+    (("--per-image", 41), "--per-image 41 is more than the pool has"),
+    (("--per-image", 0), "--per-image must be at least 1"),
+    (("--uncurated", "one"), "--per-image 4 is more than the pool has: 1 images"),
+    (("--uncurated", "one", "--mode", "clusters", "--curated", "one"), "no cluster holds more than 3"),
+    (("--size", 30), "--size 30 does not divide into patches of 8"),
+    (("--out", "no/where/selected.txt"), "there is no folder no/where"),
+    (("--download",), "--download needs --html"),
+    (("--device", "cuda:99"), "there is no device"),
+    (("--hash-bits", 99), "--hash-bits must be between"),
+])  # fmt: skip
+def test_bad_input_is_one_line(place, tmp_path, monkeypatch, capsys, more, words):
+    for name in ("empty", "junk", "one"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "junk" / "a.png").write_bytes(b"junk")
+    Image.new("RGB", (32, 32), (9, 99, 9)).save(tmp_path / "one" / "a.png")
+    (tmp_path / "pool").symlink_to(place / "pool")
+    monkeypatch.chdir(tmp_path)
+    assert run(*flags(place, "selected.txt"), *more) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line or "Traceback" in line]
+    assert len(lines) == 1 and lines[0].startswith("curate.py: error: ") and words in lines[0]
+    assert not Path("selected.txt").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_place_that_cannot_be_written(place, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert run(*flags(place, tmp_path / "selected.txt")) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_addresses_of_pages_are_listed(place, tmp_path, capsys):
+    (tmp_path / "page.html").write_text('<img src="http://pictures.example/a.jpg">')
+    assert run(*flags(place, tmp_path / "selected.txt"), "--html", tmp_path / "page.html") == 0
+    assert (tmp_path / "selected.txt.work" / "addresses.txt").read_text() == "http://pictures.example/a.jpg\n"
+    assert "1 addresses of images" in capsys.readouterr().out
