@@ -18,8 +18,6 @@ goes on from there, and a run with another threshold starts at the first stage t
 """
 
 import csv
-import hashlib
-import json
 import os
 import sys
 import time
@@ -32,7 +30,6 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 import distributed
 import pca_hash
@@ -42,13 +39,13 @@ from crawl import collect_addresses, download
 from data import DataError, decode, find_files
 from flags import Parser, UserError
 from neighbours import nearest, nearest_in_blocks
+from stages import digest, in_blocks, once, rows_of
 from vit import load_vit
 
 SMALL = 1_000_000  # curated images: fewer are retrieved by clusters, more by samples (App. A)
 CLUSTERS, PER_CLUSTER, MIN_HITS, MAX_TOTAL = 100_000, 10_000, 3, 1_000_000  # App. A
 CLUSTER_SIZE = 100  # pool images for each cluster at least, ours: small pools have fewer clusters
 TRAINING = 256  # images for each centroid that k-means sees, as in Faiss
-EMBEDDED = 64  # images at once, and written at once
 SHOWN_ROWS, SHOWN, SHOWN_SIZE = 8, 7, 112  # curated images of the picture, selected ones beside each, pixels
 
 # ---------------------------------------------------------------------------- the equations of §3 and App. A
@@ -150,31 +147,6 @@ class Source:
         return read(name)
 
 
-def mapped(path, shape, dtype):
-    """A .npy file of this shape, mapped for reading and writing; a new one is zero."""
-    if distributed.rank() == 0 and not path.exists():
-        write_safely(path, lambda new: np.lib.format.open_memmap(new, "w+", dtype, shape).flush())
-    distributed.from_first_rank(lambda: None)  # the others wait for it
-    return np.lib.format.open_memmap(path, "r+")
-
-
-def in_blocks(path, n, shape, dtype, compute, name):
-    """Fill a mapped array (n, *shape) with compute(start, stop), blocks of EMBEDDED rows, going on where it was.
-
-    A second file holds a 1 for each block that is whole; ranks take turns, so a run may go on with other ranks.
-    """
-    out, done = mapped(path, (n, *shape), dtype), mapped(path.with_suffix(".done.npy"), (-(-n // EMBEDDED),), np.uint8)
-    mine = range(distributed.rank(), len(done), distributed.world_size())
-    left = [block for block in mine if not done[block]]
-    for block in tqdm(left, name, unit_scale=EMBEDDED, unit="img", disable=distributed.rank() > 0):
-        rows = slice(block * EMBEDDED, min((block + 1) * EMBEDDED, n))
-        out[rows] = compute(range(rows.start, rows.stop))
-        out.flush()
-        done[block] = 1
-    distributed.from_first_rank(lambda: None)  # all blocks of all ranks are there
-    return out
-
-
 def thumbnails(source, path):
     """Grey thumbnails and pixel counts (N,) of dtype THUMBNAIL; a picture that cannot be read has 0 pixels."""
 
@@ -215,21 +187,6 @@ def readable(source, i, size):
 # ---------------------------------------------------------------------------- stages
 
 
-def digest(*things):
-    """Twelve hex digits of anything that JSON can write."""
-    return hashlib.sha256(json.dumps(things).encode()).hexdigest()[:12]
-
-
-def once(path, compute):
-    """The array that compute() gives on every rank alike, from the file if there is one."""
-    if not distributed.from_first_rank(path.exists):
-        result = compute()
-        if distributed.rank() == 0:
-            write_safely(path, lambda new: np.save(open(new, "wb"), result))
-        distributed.from_first_rank(lambda: None)
-    return np.load(path)
-
-
 def unique_pictures(thumbs, n_bits):
     """(N,) THUMBNAIL -> sorted indices: of each group of copies the one with most pixels, none that is unreadable."""
     readable = np.flatnonzero(thumbs["pixels"] > 0)
@@ -240,21 +197,6 @@ def unique_pictures(thumbs, n_bits):
     label = components(len(readable), pca_hash.copies(h, n_bits))
     order = np.lexsort((np.arange(len(readable)), -pixels, label))  # by group, most pixels first
     return np.sort(readable[order[np.unique(label[order], return_index=True)[1]]])
-
-
-def rows_of(x, rows, path):
-    """x[rows] as a mapped file, copied piece by piece."""
-
-    def compute(out):
-        for at in range(0, len(rows), 2**16):
-            out[at : at + 2**16] = x[rows[at : at + 2**16]]
-        out.flush()
-
-    if not distributed.from_first_rank(path.exists):
-        shape = (len(rows), x.shape[1])
-        distributed.from_first_rank(lambda: write_safely(
-            path, lambda new: compute(np.lib.format.open_memmap(new, "w+", x.dtype, shape))))  # fmt: skip
-    return np.load(path, mmap_mode="r")
 
 
 def retrieve(args, curated, pool):

@@ -76,6 +76,12 @@ def gather(x):
     return torch.stack(parts)  # (world, ...)
 
 
+def wait():
+    """Until all ranks are here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def from_first_rank(make):
     """make() as rank 0 computes it, on all ranks: any object that can be pickled.  Errors too are everybody's."""
     answer = [None, None]

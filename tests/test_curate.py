@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import curate
+import stages
 from curate import components, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
 from data import load_images
 from vit import vit_nano
@@ -218,9 +219,9 @@ def test_killed_in_a_stage_and_started_again(place, tmp_path, monkeypatch, stage
     whole, killed = tmp_path / "a" / "selected.txt", tmp_path / "b" / "selected.txt"
     for out in (whole, killed):
         out.parent.mkdir()
-    monkeypatch.setattr(curate, "EMBEDDED", 8)  # several blocks
+    monkeypatch.setattr(stages, "ROWS", 8)  # several blocks
     assert run(*flags(place, whole, *more)) == 0
-    write, blocks, deaths = curate.write_safely, curate.tqdm, []
+    write, blocks, deaths = stages.write_safely, stages.tqdm, []
 
     def dying(path, save):
         if path.name.startswith(stage) and not path.name.endswith(".done.npy") and not deaths:
@@ -237,14 +238,14 @@ def test_killed_in_a_stage_and_started_again(place, tmp_path, monkeypatch, stage
                 raise Death
             yield block
 
-    monkeypatch.setattr(curate, "write_safely", dying)
-    monkeypatch.setattr(curate, "tqdm", some)
+    monkeypatch.setattr(stages, "write_safely", dying)
+    monkeypatch.setattr(stages, "tqdm", some)
     if stage == "curated":
-        monkeypatch.setattr(curate, "EMBEDDED", 2)
+        monkeypatch.setattr(stages, "ROWS", 2)
     with pytest.raises(Death):
         run(*flags(place, killed, *more))
     assert not killed.exists() and deaths
-    monkeypatch.setattr(curate, "EMBEDDED", 8 if stage != "curated" else 2)
+    monkeypatch.setattr(stages, "ROWS", 8 if stage != "curated" else 2)
     assert run(*flags(place, killed, *more)) == 0
     assert outputs(killed) == outputs(whole)
 

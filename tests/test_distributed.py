@@ -62,7 +62,14 @@ def work(rank, folder, port):
         "any": [distributed.any_rank(flag) for flag in (False, rank == 1, rank == 0, True)],
         "grads": [p.grad for p in parameters],
         "in place": parameters[2].grad is transposed,
+        "gathered": distributed.gather(torch.tensor([rank, 10])),
+        "decided": distributed.from_first_rank(lambda: {"by": rank}),
     }
+    try:
+        distributed.from_first_rank(lambda: {}["missing"])
+    except KeyError as error:
+        seen["error"] = str(error)
+    distributed.wait()
     distributed.stop()
     seen["stopped"] = distributed.world_size() == 1
     torch.save(seen, f"{folder}/{rank}.pt")
@@ -94,6 +101,14 @@ def test_sum_and_max_by_hand(two_ranks):
 def test_any_rank(two_ranks):
     """Nobody, the second, the first, both."""
     assert all(seen["any"] == [False, True, True, True] for seen in two_ranks)
+
+
+def test_gather_is_in_the_order_of_ranks(two_ranks):
+    assert all(seen["gathered"].tolist() == [[0, 10], [1, 10]] for seen in two_ranks)
+
+
+def test_the_first_rank_decides_for_all_and_its_errors_are_everybodys(two_ranks):
+    assert all(seen["decided"] == {"by": 0} and seen["error"] == "'missing'" for seen in two_ranks)
 
 
 def test_gradients_by_hand(two_ranks):

@@ -1,0 +1,72 @@
+"""Results that outlive a killed run: arrays in files, whole or known to be half, the same for all ranks.
+
+A result's file is named by a digest of all that decides it (but not of the images' bytes: delete the folder after
+changing pictures under their old names).  Small results are renamed into place when whole; large ones grow in a
+mapped file, beside a second one that says which blocks are done, and so need no memory.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+from tqdm import tqdm
+
+import distributed
+from checkpoint import write_safely
+
+ROWS = 64  # of a growing file, that are computed and written at once
+
+
+def digest(*things):
+    """Twelve hex digits of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(things).encode()).hexdigest()[:12]
+
+
+def once(path, compute):
+    """The array that compute() gives on every rank alike, from the file if there is one."""
+    if not distributed.from_first_rank(path.exists):
+        result = compute()
+        if distributed.rank() == 0:
+            write_safely(path, lambda new: np.save(open(new, "wb"), result))
+        distributed.wait()
+    return np.load(path)
+
+
+def mapped(path, shape, dtype):
+    """A .npy file of this shape, mapped for reading and writing; a new one is zero."""
+    if distributed.rank() == 0 and not path.exists():
+        write_safely(path, lambda new: np.lib.format.open_memmap(new, "w+", dtype, shape).flush())
+    distributed.wait()
+    return np.lib.format.open_memmap(path, "r+")
+
+
+def in_blocks(path, n, shape, dtype, compute, name):
+    """Fill a mapped array (n, *shape) with compute(range of rows), ROWS at a time, going on where it was.
+
+    A second file holds a 1 for each block that is whole; ranks take turns, so a run may go on with other ranks.
+    """
+    out, done = mapped(path, (n, *shape), dtype), mapped(path.with_suffix(".done.npy"), (-(-n // ROWS),), np.uint8)
+    mine = range(distributed.rank(), len(done), distributed.world_size())
+    left = [block for block in mine if not done[block]]
+    for block in tqdm(left, name, unit_scale=ROWS, unit="img", disable=distributed.rank() > 0):
+        rows = slice(block * ROWS, min((block + 1) * ROWS, n))
+        out[rows] = compute(range(rows.start, rows.stop))
+        out.flush()
+        done[block] = 1
+    distributed.wait()
+    return out
+
+
+def rows_of(x, rows, path):
+    """x[rows] as a mapped file, copied piece by piece."""
+
+    def compute(out):
+        for at in range(0, len(rows), 2**16):
+            out[at : at + 2**16] = x[rows[at : at + 2**16]]
+        out.flush()
+
+    if not distributed.from_first_rank(path.exists):
+        shape = (len(rows), x.shape[1])
+        distributed.from_first_rank(lambda: write_safely(
+            path, lambda new: compute(np.lib.format.open_memmap(new, "w+", x.dtype, shape))))  # fmt: skip
+    return np.load(path, mmap_mode="r")
