@@ -1,0 +1,246 @@
+"""Time real training steps: images/s, memory, arithmetic, and where the time goes. (§5)
+
+    python bench.py --recipe vitl14 --arch vit_small --batch 8
+    python bench.py --part sinkhorn                    one part alone: augment, sinkhorn, losses or attention
+    python bench.py --scaling                          bench.png: images/s and memory against batch, K, ...
+
+    share of peak = (FLOPs of an image · images/s) / (FLOP/s of a large matrix product, measured in the same run)
+
+The step is `train.train_step` itself, on random pixels.  A first pass gives its time; a second one, with a clock
+around what the step calls, where the time goes; a third one counts the FLOPs of matrix products and attention.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import train
+from augment import MultiCrop
+from dino_loss import dino_loss
+from evaluate import autocast
+from flags import Parser, UserError, parse_args
+from report import peak_memory
+from scaling import draw_scaling
+from sinkhorn import sinkhorn_knopp
+from vit import attend
+
+HEAD = 64  # width of an attention head
+WARMUP = 2  # steps that are not timed: allocators fill their pools, and kernels are chosen
+
+
+def clock(device):
+    """Seconds, once the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def seconds_of(call, device, repeats):
+    """Seconds of each of `repeats` calls, after WARMUP more."""
+    times = []
+    for _ in range(WARMUP + repeats):
+        start = clock(device)
+        call()
+        times.append(clock(device) - start)
+    return times[WARMUP:]
+
+
+def spread(times):
+    """Median, and the relative distance between the fastest and the slowest."""
+    median = statistics.median(times)
+    return median, (max(times) - min(times)) / median
+
+
+# ---------------------------------------------------------------------------- a whole step
+
+
+def parts_of(run):
+    """(owner, attribute, part) of all that train_step calls but the crop."""
+    parts = []
+    for role, network in (("teacher", run.teacher), ("student", run.student)):
+        parts.append((network.backbone, "forward_features", f"{role} ViT"))
+        parts += [(network[head], "forward", f"{role} heads") for head in ("dino_head", "ibot_head")]
+    names = {"sample_masks": "masks", "center": "centering", "dino_loss": "DINO loss", "ibot_loss": "iBOT loss",
+             "koleo_loss": "KoLeo", "update_student": "optimizer", "update_teacher": "EMA"}  # fmt: skip
+    return [*parts, *((train, name, part) for name, part in names.items()), (torch.Tensor, "backward", "backward")]
+
+
+def measure_parts(step, crop, run, meter):
+    """step(crop) with meter() read before and after each part: a Counter of what it rose by, "rest" included."""
+    spent, inside = Counter(), []
+
+    def metered(call, part):
+        def inner(*args, **kwargs):
+            if inside:  # forward_features calls itself
+                return call(*args, **kwargs)
+            inside.append(part)
+            start = meter()
+            result = call(*args, **kwargs)
+            spent[inside.pop()] += meter() - start
+            return result
+
+        return inner
+
+    with ExitStack() as stack:
+        for owner, name, part in parts_of(run):
+            stack.enter_context(patch.object(owner, name, metered(getattr(owner, name), part)))
+        start = meter()
+        step(metered(crop, "augmentation"))
+        whole = meter() - start
+    spent["rest"] = whole - sum(spent.values())
+    return spent
+
+
+def bench_step(r, steps, device):
+    """A dict of all that the table shows, for a recipe."""
+    run = train.start_run(r, device)
+    crop = MultiCrop(r.global_size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
+    images = torch.randint(0, 256, (r.batch, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
+    values = train.values_at(r.steps // 2, r)
+    made = crop(images, 0)  # before the clock starts
+
+    def step(crop=crop):
+        train.train_step(run, images, crop, values)
+
+    without, _ = spread(seconds_of(lambda: step(lambda images, seed: made), device, steps))
+    seconds, around = spread(seconds_of(step, device, steps))
+    memory = {"peak_memory": peak_memory(device)}
+    if device.type == "cuda":
+        memory["reserved_memory"] = torch.cuda.max_memory_reserved(device)
+    parts = measure_parts(step, crop, run, lambda: clock(device))
+    with FlopCounterMode(display=False) as counter:
+        flops = measure_parts(step, crop, run, counter.get_total_flops)
+    flops = {name: sum(flops[part] for part in flops if part.startswith(start)) / r.batch
+             for name, start in (("forward", "student"), ("backward", "backward"), ("teacher", "teacher"))}  # fmt: skip
+    total = sum(flops.values())
+    peak = matrix_peak(r.amp, device)
+    return {
+        "arch": r.arch, "batch": r.batch, "n_prototypes": r.n_prototypes, "global_size": r.global_size,
+        "device": str(device), "bf16": r.amp, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "images_per_s": r.batch / seconds, "images_per_s_crops_made_before": r.batch / without,
+        "seconds": seconds, "spread": around, **memory, "flops_per_image": total, "flops": flops,
+        "flops_per_s": total * r.batch / seconds, "matrix_peak": peak,
+        "share_of_peak": total * r.batch / seconds / peak, "parts": dict(parts),
+    }  # fmt: skip
+
+
+def precision(amp, device):
+    """The type that matrix products have in a step."""
+    with autocast(device, amp):
+        return (torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)).dtype
+
+
+def matrix_peak(amp, device, n=4096):
+    """FLOP/s of an n×n matrix product, at the precision of the step."""
+    a = torch.randn(n, n, device=device, dtype=precision(amp, device))
+    return 2 * n**3 / min(seconds_of(lambda: a @ a, device, 3))
+
+
+def table(result):
+    """The dict as lines for a person."""
+    flops, G = result["flops"], 1e9
+    lines = [
+        ("images/s", f"{result['images_per_s']:.2f}"),
+        ("  crops made before", f"{result['images_per_s_crops_made_before']:.2f}"),
+        ("seconds a step", f"{result['seconds']:.3f} (spread {result['spread']:.0%})"),
+        ("peak memory", f"{result['peak_memory'] / 2**30:.2f} GiB"),
+        *([("  reserved", f"{result['reserved_memory'] / 2**30:.2f} GiB")] if "reserved_memory" in result else []),
+        ("GFLOP an image", f"{result['flops_per_image'] / G:.1f}"),
+        *[(f"  {name}", f"{value / G:.1f}") for name, value in flops.items()],
+        ("GFLOP/s", f"{result['flops_per_s'] / G:.0f}, {result['share_of_peak']:.0%} of a matrix product's "
+                    f"{result['matrix_peak'] / G:.0f}"),
+    ]  # fmt: skip
+    total = sum(result["parts"].values())
+    parts = sorted(result["parts"].items(), key=lambda item: -item[1])
+    lines += [("one step, by part", f"{total:.3f} s"), *[(f"  {name}", f"{t / total:6.1%}") for name, t in parts]]
+    title = f"{result['arch']}, batch {result['batch']}, K {result['n_prototypes']}, on {result['device']}"
+    return "\n".join([title, *[f"{name:28} {value}" for name, value in lines]])
+
+
+# ---------------------------------------------------------------------------- one part alone
+
+
+def bench_part(part, r, steps, device):
+    """A dict for one part at the recipe's sizes: seconds, spread, and what to hold it against."""
+    B, K = r.batch, r.n_prototypes
+    if part == "augment":
+        crop = MultiCrop(r.global_size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
+        images = torch.randint(0, 256, (B, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
+        seconds, around = spread(seconds_of(lambda: crop(images, 0), device, steps))
+        return {"part": part, "seconds": seconds, "spread": around, "images_per_s": B / seconds}
+    if part == "attention":
+        n_heads, tokens = train.build_network(r).backbone.embed_dim // HEAD, 1 + (r.global_size // r.patch_size) ** 2
+        shape = (2 * B, n_heads, tokens, HEAD)
+        q, k, v = (torch.randn(shape, device=device, dtype=precision(r.amp, device), requires_grad=True)
+                   for _ in range(3))  # fmt: skip
+        seconds, around = spread(seconds_of(lambda: attend(q, k, v).sum().backward(), device, steps))
+        return {"part": part, "shape": str(shape), "seconds": seconds, "spread": around}
+    if part == "sinkhorn":
+        logits = torch.randn(B, K, device=device)
+        size = logits
+
+        def call():
+            sinkhorn_knopp(logits, 0.07)
+
+    else:
+        size = torch.randn(B * (2 + r.n_local), K, device=device)
+        logits, probs = size.view(2 + r.n_local, B, K).requires_grad_(), torch.randn(2, B, K, device=device).softmax(-1)
+
+        def call():
+            logits.grad = None
+            dino_loss(logits, probs).backward()
+
+    copy = min(seconds_of(size.detach().clone, device, steps))
+    before = peak_memory(device)
+    seconds, around = spread(seconds_of(call, device, steps))
+    matrices = (peak_memory(device) - before) / (size.numel() * 4)
+    return {"part": part, "seconds": seconds, "spread": around, "copies": seconds / copy, "extra_matrices": matrices}
+
+
+# ---------------------------------------------------------------------------- the program
+
+
+def main(argv=None):
+    """The program; returns its exit status."""
+    parser = Parser(prog="bench.py", allow_abbrev=False,
+                    description="Time training steps; any field of a recipe is a flag, as in train.py.")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=5, help="steps that are timed (default: %(default)s)")
+    parser.add_argument("--amp", choices=("bf16", "none"), default="bf16", help="precision (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="one line for machines")
+    parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention"), help="one part alone")
+    parser.add_argument("--scaling", action="store_true", help="draw bench.png: batch, K, crop size and depth")
+    try:
+        args, rest = parser.parse_known_args(argv)
+        if args.steps < 1:
+            raise UserError("--steps must be at least 1")
+        options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
+        try:
+            device = torch.empty(0, device=options.device).device
+        except (RuntimeError, AssertionError):
+            raise UserError(f"there is no device {options.device} here; try --device cpu") from None
+        if args.scaling:
+            print(draw_scaling(rest, r, "bench.png"))
+            return 0
+        result = bench_part(args.part, r, args.steps, device) if args.part else bench_step(r, args.steps, device)
+    except UserError as error:
+        print(f"bench.py: error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(result))
+    elif args.part:
+        print(", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{value}"
+                        for name, value in result.items()))  # fmt: skip
+    else:
+        print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
