@@ -16,7 +16,7 @@ Brightness is taken out, so that flat pictures of any colour are copies of each 
 import io
 
 import numpy as np
-from einops import einsum, rearrange
+from einops import rearrange
 from PIL import Image
 
 from data import picture
@@ -52,8 +52,7 @@ def seen_through(window, grey):
     """(N, T, T) grey levels through one of WINDOWS -> (N, S²) of mean 0."""
     left, top, right, bottom = window
     rows, columns = averaging(top, bottom), averaging(left, right)  # (S, T) each
-    grid = einsum(rows, grey / 255, columns, "a i, n i j, b j -> n a b")
-    grid = rearrange(grid, "n a b -> n (a b)")
+    grid = rearrange(rows @ (grey / 255) @ columns.T, "n a b -> n (a b)")
     return grid - grid.mean(1, keepdims=True)  # (N, S²)
 
 
