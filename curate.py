@@ -13,6 +13,13 @@
 
     e  (N, D)   [CLS] features of length 1, float32, in a mapped file that grows as it is made
 
+The paper's scale is 1.3 billion images on 20 nodes of 8 GPUs, under two days.  From what one CPU core did here:
+1 M × 384 random vectors against themselves took 545 s, looking into a quarter of all cells, 5·10⁸ codes a second.  The
+same quarter of 1.3 G vectors is 4·10¹⁷ codes, 120 hours on 20 nodes of 96 such cores; real features, which have cells,
+need a smaller share (PROBED), and the hours fall with it.  A ViT 192 wide embeds 20 images of 160² a second on a core:
+9 hours.  On a shared disk: 4 KB of thumbnail and 1.5 KB of feature an image, 5.3 TB and 2.0 TB.  In memory, of each
+of 160 ranks: 8 M codes of 48 bytes and ids of 8, 0.5 GB.
+
 Every stage leaves its result in OUT's work folder, named by a digest of all that decides it.  A run that was killed
 goes on from there, and a run with another threshold starts at the first stage that the threshold changes.
 """
