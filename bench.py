@@ -26,6 +26,7 @@ from augment import MultiCrop
 from dino_loss import dino_loss
 from evaluate import autocast
 from flags import Parser, UserError, parse_args
+from memory import keep_pages
 from report import peak_memory
 from scaling import draw_scaling
 from sinkhorn import sinkhorn_knopp
@@ -181,7 +182,7 @@ def bench_part(part, r, steps, device):
         q, k, v = (torch.randn(shape, device=device, dtype=precision(r.amp, device), requires_grad=True)
                    for _ in range(3))  # fmt: skip
         seconds, around = spread(seconds_of(lambda: attend(q, k, v).sum().backward(), device, steps))
-        return {"part": part, "shape": str(shape), "seconds": seconds, "spread": around}
+        return {"part": part, "seconds": seconds, "spread": around}
     if part == "sinkhorn":
         logits = torch.randn(B, K, device=device)
         size = logits
@@ -209,6 +210,7 @@ def bench_part(part, r, steps, device):
 
 def main(argv=None):
     """The program; returns its exit status."""
+    keep_pages()
     parser = Parser(prog="bench.py", allow_abbrev=False,
                     description="Time training steps; any field of a recipe is a flag, as in train.py.")  # fmt: skip
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed (default: %(default)s)")

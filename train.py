@@ -40,6 +40,7 @@ from head import Head
 from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
+from memory import keep_pages
 from recipes import Recipe
 from report import draw_curves, draw_pictures, measure_knn, peak_memory
 from schedule import cosine_schedule
@@ -384,6 +385,7 @@ def finish(run, out, rows, began):
 def main(argv=None):
     """The program; returns its exit status."""
     began = time.perf_counter()
+    keep_pages()
     try:
         run, out, device = prepare(argv)
         rows, stopped = train(run, out, device)

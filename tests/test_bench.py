@@ -1,0 +1,107 @@
+"""The clock around a training step: arithmetic counted on paper, parts that add up, and the program.
+
+    pytest tests/test_bench.py
+"""
+
+import json
+
+import pytest
+import torch
+
+import bench
+from bench import bench_part, bench_step, main, measure_parts, spread
+from recipes import get_recipe
+
+TINY = dict(arch="vit_nano", patch_size=8, image_size=16, global_size=16, local_size=8, n_local=1, n_prototypes=16,
+            head_hidden=32, dino_bottleneck=8, ibot_bottleneck=8, batch=4, hires_share=0.0, amp=False)  # fmt: skip
+FLAGS = [f"--{k}={v}" for k, v in TINY.items() if k != "amp"] + ["--amp", "none", "--device", "cpu", "--steps", "1"]
+CPU = torch.device("cpu")
+
+
+def test_spread_by_hand():
+    """Median 2 of 1, 2, 4; from 1 to 4 are 3, 150 % of it."""
+    assert spread([4, 1, 2]) == (2, 1.5)
+
+
+def test_flops_by_hand():
+    """Two global crops of 4 patches and one local of 1, D = 192, 6 blocks, batch 4: multiplications and additions.
+
+    Tokens: teacher 2·4·5 = 40, student 40 + 4·2 = 48.  A block's linear layers: 12·D² a token, twice for both.
+    Attention: q·k and p·v, 2·D·n each a token, n = 5 or 2, twice.  Patches: 3·8·8·D, twice.
+    """
+    D, depth, batch = 192, 6, 4
+    vit = {}
+    for name, crops in {"teacher": [(8, 5)], "forward": [(8, 5), (4, 2)]}.items():
+        tokens = sum(b * n for b, n in crops)
+        attention = sum(b * n * n for b, n in crops)
+        patches = sum(b * (n - 1) for b, n in crops)
+        vit[name] = 2 * (depth * (12 * D * D * tokens + 2 * D * attention) + 3 * 64 * D * patches) / batch
+    counted = bench_step(get_recipe("shapes", **TINY), 1, CPU)["flops"]
+    for name, expected in vit.items():  # the heads come on top: 192·32 + 32² + 32·8 + 8·16 a row, few rows
+        rows = (8 + 8) if name == "teacher" else (12 + 8)
+        heads = 2 * rows * (D * 32 + 32 * 32 + 32 * 8 + 8 * 16) / batch
+        assert expected < counted[name] <= expected + heads
+    assert counted["backward"] == pytest.approx(2 * counted["forward"], rel=0.05)  # but for the pixels' gradient
+
+
+def test_parts_add_up_and_nothing_counts_twice():
+    """A clock that ticks at each reading: a part costs 1 tick, what is inside a part none of its own."""
+    class Run:
+        teacher = student = None
+
+    ticks = iter(range(1000))
+    names = []
+
+    class Owner:
+        @staticmethod
+        def outer():
+            return Owner.inner()
+
+        @staticmethod
+        def inner():
+            return 7
+
+    def parts_of(run):
+        return [(Owner, "outer", "outer"), (Owner, "inner", "inner")]
+
+    old, bench.parts_of = bench.parts_of, parts_of
+    try:
+        spent = measure_parts(lambda crop: names.append((crop(), Owner.outer(), Owner.inner())), lambda: 3, Run,
+                              lambda: next(ticks))  # fmt: skip
+    finally:
+        bench.parts_of = old
+    assert names == [(3, 7, 7)]  # results come through
+    assert spent == {"augmentation": 1, "outer": 1, "inner": 1, "rest": 4}  # 7 ticks from the first to the last
+    assert Owner.outer() == 7 and next(ticks) == 8  # the clock is gone
+
+
+def test_the_program(capsys):
+    assert main([*FLAGS, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["images_per_s"] > 0 and 0 < result["share_of_peak"] < 1 and result["bf16"] is False
+    parts = {"student ViT", "teacher ViT", "backward", "augmentation", "masks", "optimizer", "EMA", "DINO loss",
+             "iBOT loss", "KoLeo", "centering", "student heads", "teacher heads", "rest"}  # fmt: skip
+    assert set(result["parts"]) == parts and min(result["parts"].values()) > 0
+    assert main(FLAGS) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("vit_nano, batch 4, K 16, on cpu\nimages/s") and "student ViT" in text
+
+
+@pytest.mark.parametrize("part", ["augment", "sinkhorn", "losses", "attention"])
+def test_one_part(part, capsys):
+    result = bench_part(part, get_recipe("shapes", **TINY), 1, CPU)
+    assert result["part"] == part and result["seconds"] > 0
+    assert main([*FLAGS, "--part", part]) == 0
+    assert capsys.readouterr().out.startswith(f"{part}, seconds ")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--steps", "0"], "--steps must be at least 1"),
+    (["--device", "cuda:99"], "there is no device"),
+    (["--colour", "red"], "unknown argument --colour"),
+    (["--part", "hat"], "invalid choice"),
+])  # fmt: skip
+def test_bad_input_is_one_line(flags, words, capsys):
+    assert main([*FLAGS, *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("bench.py: error: ") and words in err and err.count("\n") == 1
