@@ -35,4 +35,5 @@ class Head(nn.Module):
     def forward(self, x):
         """Logits (..., K): the cosine of each row's bottleneck and each prototype."""
         y = F.normalize(self.mlp(x).float(), dim=-1, eps=1e-6)  # (..., bottleneck_dim)
-        return F.linear(y, F.normalize(self.prototypes, dim=-1))  # (..., K)
+        w = torch._weight_norm(self.prototypes, torch.ones_like(self.prototypes[:, :1]), 0)
+        return F.linear(y, w)  # (..., K)

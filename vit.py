@@ -139,7 +139,7 @@ def add_branch(x, shapes, branch, rate):
         scale.append(torch.full((k * n, 1), b / k, device=x.device))
         offset += b * n
     rows = torch.cat(rows)  # (T',)
-    return x.index_add(0, rows, (branch(x[rows], kept) * torch.cat(scale)).to(x.dtype))
+    return x.index_add(0, rows, (branch(x.index_select(0, rows), kept) * torch.cat(scale)).to(x.dtype))
 
 
 # ---------------------------------------------------------------------------- the network
