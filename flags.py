@@ -10,7 +10,12 @@ import torch
 
 from recipes import RECIPES, Recipe, get_recipe
 
-ARCHS = ("vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2")
+CHOICES = {
+    "arch": ("vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
+    "ffn": ("mlp", "swiglu"),
+    "centering": ("sinkhorn", "softmax"),
+    "checkpointing": ("none", "mlp", "block"),
+}
 
 
 class UserError(Exception):
@@ -60,7 +65,7 @@ def show(value):
 
 def check_recipe(r):
     """Raise UserError for values that cannot be trained with."""
-    for name, choices in {"arch": ARCHS, "ffn": ("mlp", "swiglu"), "centering": ("sinkhorn", "softmax")}.items():
+    for name, choices in CHOICES.items():
         if getattr(r, name) not in choices:
             raise UserError(f"--{name} must be one of {', '.join(choices)}; got {getattr(r, name)}")
     sizes = ("global_size", "local_size") + (("hires_size",) if r.hires_share else ())

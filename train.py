@@ -176,10 +176,10 @@ def train_step(run, images, crop, values):
 
     with torch.no_grad(), autocast(device, r.amp):
         t = teacher.backbone.forward_features(globals_)
-        t_dino = teacher.dino_head(t["x_norm_clstoken"])  # (2·B, K)
-        t_ibot = teacher.ibot_head(t["x_norm_patchtokens"].flatten(0, 1)[masked])  # (M, K)
-    p_dino = rearrange(center(run, "dino", t_dino, values), "(v b) k -> v b k", b=B)  # (2, B, K)
-    p_ibot = center(run, "ibot", t_ibot, values)  # (M, K)
+        p_dino = center(run, "dino", teacher.dino_head(t["x_norm_clstoken"]), values)  # (2·B, K)
+        p_dino = rearrange(p_dino, "(v b) k -> v b k", b=B)  # (2, B, K)
+        patches = t["x_norm_patchtokens"].flatten(0, 1)[masked]  # (M, D)
+        p_ibot = center(run, "ibot", teacher.ibot_head(patches), values)  # (M, K)
 
     with autocast(device, r.amp):
         seen = None if r.teacher else masks  # §5: a distilled student sees every patch
@@ -192,6 +192,7 @@ def train_step(run, images, crop, values):
         "ibot": ibot_loss(s_ibot, p_ibot, masks, r.student_temp),
         "koleo": sum(koleo_loss(view) for view in g["x_norm_clstoken"].chunk(2)),
     }
+    del s_dino, s_ibot, p_ibot  # (M, K) is large, and the loss has what the backward pass needs
     losses["loss"] = losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
 
     losses["loss"].backward()

@@ -40,13 +40,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x, shapes):
-        """x (T, D), shapes [(b, n), ...] with Σ b·n = T -> (T, D)."""
+    def forward(self, qkv, shapes):
+        """Queries, keys and values (T, 3·D), shapes [(b, n), ...] with Σ b·n = T -> all heads' outputs (T, D)."""
         out = []
-        for qkv in unpack(self.qkv(x), shapes):  # (b, n, 3·D)
-            q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
+        for part in unpack(qkv, shapes):  # (b, n, 3·D)
+            q, k, v = rearrange(part, "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
             out.append(rearrange(attend(q, k, v), "b h n d -> (b n) (h d)"))
-        return self.proj(torch.cat(out))  # (T, D)
+        return torch.cat(out)
 
 
 def attend(q, k, v):
@@ -68,9 +68,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, x):
-        """(T, D) -> (T, D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, x, scale):
+        """λ ⊙ MLP(x), λ of the LayerScale `scale`: (T, D) -> (T, D)."""
+        return scale(self.fc2, F.gelu(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):
@@ -82,29 +82,33 @@ class SwiGLU(nn.Module):
         self.w12 = nn.Linear(dim, 2 * hidden)
         self.w3 = nn.Linear(hidden, dim)
 
-    def forward(self, x):
-        """(T, D) -> (T, D)."""
+    def forward(self, x, scale):
+        """λ ⊙ SwiGLU(x), λ of the LayerScale `scale`: (T, D) -> (T, D)."""
         gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return scale(self.w3, F.silu(gate) * value)
 
 
 class LayerScale(nn.Module):
-    """λ ⊙ x, with λ (D,) small at first, so that a deep network starts near the identity."""
+    """λ ⊙ (W x + b), with λ (D,) small at first, so that a deep network starts near the identity.
+
+    Computed as (λ ⊙ W) x + λ ⊙ b, which scales the rows of W and not those of T tokens.
+    """
 
     def __init__(self, dim, init):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
-    def forward(self, x):
-        """(T, D) -> (T, D)."""
-        return x * self.gamma
+    def forward(self, linear, x):
+        """The branch's last layer W, b and its input (T, D') -> (T, D)."""
+        return F.linear(x, self.gamma[:, None] * linear.weight, self.gamma * linear.bias)
 
 
 class Block(nn.Module):
     """Attention and MLP, each a residual branch under stochastic depth."""
 
-    def __init__(self, dim, n_heads, ffn, layer_scale, drop_path):
+    def __init__(self, dim, n_heads, ffn, layer_scale, drop_path, recompute):
         super().__init__()
+        self.recompute = recompute
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, n_heads)
         self.ls1 = LayerScale(dim, layer_scale)
@@ -116,8 +120,23 @@ class Block(nn.Module):
     def forward(self, x, shapes):
         """x (T, D), shapes [(b, n), ...] -> (T, D)."""
         rate = self.drop_path if self.training else 0.0
-        x = add_branch(x, shapes, lambda x, s: self.ls1(self.attn(self.norm1(x), s)), rate)
-        return add_branch(x, shapes, lambda x, s: self.ls2(self.mlp(self.norm2(x))), rate)
+        x = add_branch(x, shapes, self.attention_branch, rate)
+        return add_branch(x, shapes, self.mlp_branch, rate)
+
+    def attention_branch(self, x, shapes):
+        """λ₁ ⊙ Attention(LayerNorm(x)): (T, D) -> (T, D)."""
+        qkv = self.recomputed(lambda x: self.attn.qkv(self.norm1(x)), x)  # (T, 3·D)
+        return self.ls1(self.attn.proj, self.attn(qkv, shapes))
+
+    def mlp_branch(self, x, shapes):
+        """λ₂ ⊙ MLP(LayerNorm(x)): (T, D) -> (T, D)."""
+        return self.recomputed(lambda x: self.mlp(self.norm2(x), self.ls2), x)
+
+    def recomputed(self, f, x):
+        """f(x); with `recompute` only x is kept for the backward pass, and f runs again up to its last linear layer."""
+        if self.recompute and self.training:
+            return checkpoint(f, x, use_reentrant=False, preserve_rng_state=False)
+        return f(x)
 
 
 def unpack(x, shapes):
@@ -139,7 +158,8 @@ def add_branch(x, shapes, branch, rate):
         scale.append(torch.full((k * n, 1), b / k, device=x.device))
         offset += b * n
     rows = torch.cat(rows)  # (T',)
-    return x.index_add(0, rows, (branch(x.index_select(0, rows), kept) * torch.cat(scale)).to(x.dtype))
+    y = (branch(x.index_select(0, rows), kept) * torch.cat(scale)).to(x.dtype)  # (T', D)
+    return x.scatter_add(0, rows[:, None].expand_as(y), y)  # index_add would keep y for the backward pass
 
 
 # ---------------------------------------------------------------------------- the network
@@ -172,11 +192,12 @@ class ViT(nn.Module):
     """The Vision Transformer; img_size is the resolution that `pos_embed` is stored for, any other works too.
 
     ffn: "mlp" or "swiglu".  drop_path: stochastic depth's rate, the same in each block.  layer_scale: λ at the
-    start.  checkpointing: keep only the input of each block for the backward pass, and compute the rest again.
+    start.  checkpointing: what is not kept for the backward pass but computed again, "none", "mlp" (the norms and
+    the MLPs) or "block" (everything within a block).
     """
 
     def __init__(self, dim, depth, n_heads, patch_size=14, img_size=NATIVE, n_registers=0, ffn="mlp",
-                 drop_path=0.0, layer_scale=1e-5, checkpointing=False):  # fmt: skip
+                 drop_path=0.0, layer_scale=1e-5, checkpointing="none"):  # fmt: skip
         super().__init__()
         self.embed_dim, self.patch_size, self.n_registers = dim, patch_size, n_registers
         self.checkpointing = checkpointing
@@ -187,7 +208,8 @@ class ViT(nn.Module):
             self.register_tokens = nn.Parameter(torch.empty(1, n_registers, dim))
             nn.init.normal_(self.register_tokens, std=1e-6)
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
-        self.blocks = nn.ModuleList(Block(dim, n_heads, ffn, layer_scale, drop_path) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, n_heads, ffn, layer_scale, drop_path, checkpointing == "mlp")
+                                    for _ in range(depth))  # fmt: skip
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
         nn.init.normal_(self.cls_token, std=1e-6)
@@ -236,7 +258,7 @@ class ViT(nn.Module):
         """The packed tokens (T, D) before the first and after each block, one after the other."""
         yield x
         for block in self.blocks:
-            if self.checkpointing and self.training:
+            if self.checkpointing == "block" and self.training:
                 x = checkpoint(block, x, shapes, use_reentrant=False)
             else:
                 x = block(x, shapes)

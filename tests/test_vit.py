@@ -14,7 +14,7 @@ from einops import rearrange
 from torch.nn import functional as F
 
 import vit
-from vit import SwiGLU, ViT, add_branch, attend, load_vit, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
+from vit import LayerScale, SwiGLU, ViT, add_branch, attend, load_vit, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
 
 P = 4  # patch size of the toys
 
@@ -138,6 +138,24 @@ def test_a_fresh_network_is_near_the_identity():
 def test_a_size_that_does_not_divide_is_named():
     with pytest.raises(AssertionError, match="18×16 pixels do not divide into patches of 4"):
         toy()(pictures(1, 18, 16))
+
+
+def test_layer_scale_by_hand():
+    """W = [[1, 2], [3, 4]], b = (1, 1), x = (1, 1): W x + b = (4, 8), and λ = (2, 3) makes it (8, 24)."""
+    linear, scale = torch.nn.Linear(2, 2), LayerScale(2, 1e-5)
+    linear.weight.data, linear.bias.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2)
+    scale.gamma.data = torch.tensor([2.0, 3.0])
+    assert scale(linear, torch.ones(1, 2)).tolist() == [[8, 24]]
+
+
+def test_layer_scale_has_the_gradients_of_scaling_the_outputs():
+    torch.manual_seed(0)
+    linear, scale, x = torch.nn.Linear(3, 5).double(), LayerScale(5, 0.1).double(), torch.randn(7, 3).double()
+    weight = torch.randn(7, 5).double()
+    inputs = [scale.gamma, linear.weight, linear.bias, x.requires_grad_()]
+    ours = torch.autograd.grad((scale(linear, x) * weight).sum(), inputs)
+    plain = torch.autograd.grad((scale.gamma * linear(x) * weight).sum(), inputs)
+    torch.testing.assert_close(ours, plain)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -381,17 +399,22 @@ def test_no_drop_in_evaluation_nor_at_rate_zero():
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 def test_checkpointing_changes_neither_loss_nor_gradients(drop_path):
-    network = toy(drop_path=drop_path).train()
+    networks = [toy(drop_path=drop_path, checkpointing=mode).train() for mode in ("none", "mlp", "block")]
     batches, masks = [pictures(4, 16, 16), pictures(6, 8, 8)], [some_masks(4, 16), None]
-    results, runs = [], []
-    for block in network.blocks:
-        block.register_forward_pre_hook(lambda *_: runs.append(1))
-    for network.checkpointing in (False, True):
+    results, runs, kept = [], [], []
+    for network in networks:
+        for block in network.blocks:
+            for part in (block, block.norm1, block.norm2, block.mlp.fc1, block.attn):
+                part.register_forward_pre_hook(lambda part, _: runs.append(part))
         torch.manual_seed(1)
         loss = sum(out["x_norm_patchtokens"].square().mean() for out in network.forward_features(batches, masks))
         results.append((loss, torch.autograd.grad(loss, list(network.parameters()))))
+        block = network.blocks[0]
+        kept.append([runs.count(part) for part in (block, block.norm1, block.attn, block.norm2, block.mlp.fc1)])
     torch.testing.assert_close(results[1], results[0])
-    assert len(runs) == 3 + 2 * 3  # the second time each block runs once more, for the backward pass
+    torch.testing.assert_close(results[2], results[0])
+    # how often the block, its first norm, attention, second norm and MLP ran, the backward pass included
+    assert kept == [[1, 1, 1, 1, 1], [1, 2, 1, 2, 2], [2, 2, 2, 2, 2]]
 
 
 # --------------------------------------------------------------------------------------------------------
