@@ -14,7 +14,7 @@ from einops import rearrange
 from torch.nn import functional as F
 
 import vit
-from vit import LayerScale, SwiGLU, ViT, add_branch, attend, load_vit, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
+from vit import SwiGLU, ViT, add_branch, attend, load_vit, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
 
 P = 4  # patch size of the toys
 
@@ -142,7 +142,7 @@ def test_a_size_that_does_not_divide_is_named():
 
 def test_layer_scale_by_hand():
     """W = [[1, 2], [3, 4]], b = (1, 1), x = (1, 1): W x + b = (4, 8), and λ = (2, 3) makes it (8, 24)."""
-    linear, scale = torch.nn.Linear(2, 2), LayerScale(2, 1e-5)
+    linear, scale = torch.nn.Linear(2, 2), vit.LayerScale(2, 1e-5)
     linear.weight.data, linear.bias.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2)
     scale.gamma.data = torch.tensor([2.0, 3.0])
     assert scale(linear, torch.ones(1, 2)).tolist() == [[8, 24]]
@@ -150,7 +150,7 @@ def test_layer_scale_by_hand():
 
 def test_layer_scale_has_the_gradients_of_scaling_the_outputs():
     torch.manual_seed(0)
-    linear, scale, x = torch.nn.Linear(3, 5).double(), LayerScale(5, 0.1).double(), torch.randn(7, 3).double()
+    linear, scale, x = torch.nn.Linear(3, 5).double(), vit.LayerScale(5, 0.1).double(), torch.randn(7, 3).double()
     weight = torch.randn(7, 5).double()
     inputs = [scale.gamma, linear.weight, linear.bias, x.requires_grad_()]
     ours = torch.autograd.grad((scale(linear, x) * weight).sum(), inputs)
