@@ -39,11 +39,10 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
             [21., 14.]])
     """
     with torch.autocast(logits.device.type, enabled=False):  # it would make the products bf16
-        z = logits.float() / temp  # (B, K)
-        row_max = z.amax(dim=1)  # (B,)
+        row_max = logits.amax(dim=1).float()  # (B,)
         top = F.pad(row_max, (0, 1), value=-torch.inf).max()  # also of no rows, where no patch is masked
-        a = (row_max - max_over_ranks(top)).exp()  # (B,)
-        E = z.sub_(row_max[:, None]).exp_()  # (B, K)  exp(Z/τ) without each row's largest factor
+        a = ((row_max - max_over_ranks(top)) / temp).exp()  # (B,)
+        E = (logits - row_max[:, None]).div_(temp).exp_()  # (B, K)  exp(Z/τ) without each row's largest factor
         for _ in range(n_iters):
             mass = sum_over_ranks(a @ E)  # (K,)
             r = 1 / (mass / mass.max()).clamp(min=FLOOR)  # (K,)  r >= 1 and a <= 1: else a grows by B/K each time
