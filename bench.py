@@ -33,7 +33,7 @@ from sinkhorn import sinkhorn_knopp
 from vit import attend
 
 HEAD = 64  # width of an attention head
-WARMUP = 2  # steps that are not timed: allocators fill their pools, and kernels are chosen
+WARMUP = 4  # steps that are not timed: allocators fill their pools, and kernels are chosen
 
 
 def clock(device):

@@ -14,7 +14,6 @@ CHOICES = {
     "arch": ("vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
     "centering": ("sinkhorn", "softmax"),
-    "checkpointing": ("none", "mlp", "block"),
 }
 
 

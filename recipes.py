@@ -71,7 +71,7 @@ class Recipe:
     # running
     amp: bool = _f(True, "bf16 autocast where the device has bf16 arithmetic")
     compile: bool = _f(False, "torch.compile of the two ViTs")
-    checkpointing: str = _f("none", "what the backward pass computes again rather than keeps: none, mlp or block")
+    checkpointing: bool = _f(False, "keep only the input of each block for the backward pass, and compute it again")
     seed: int = _f(0, "seed of everything random")
     log_every: int = _f(10, "steps between two lines of metrics.jsonl")
     save_every: int = _f(100, "steps between two checkpoints")
@@ -129,7 +129,7 @@ vitl14 = Recipe(
     steps=635_000, hires_share=10 / 635,  # 625 000 (Table 16) + 10 000 (B.2)
     lr=2e-4, lr_warmup=0.16,  # 80 of 500 epochs, official vitl14.yaml; the peak is Table 16's 3.5e-4
     teacher_temp_warmup=0.06, freeze_prototypes=0.002,  # 30 and 1 of 500 epochs, official ssl_default_config.yaml
-    checkpointing="block", save_every=1250, eval_every=12_500,
+    checkpointing=True, save_every=1250, eval_every=12_500,
 )  # fmt: skip
 
 RECIPES = {"shapes": shapes, "cifar10": cifar10, "vitl16_short": vitl16_short, "vitl14": vitl14}

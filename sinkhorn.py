@@ -16,7 +16,8 @@ Sinkhorn's answer is a rescaling of columns and rows, Q = diag(a) exp(Z/τ) diag
 
 The official code divides the whole matrix six times, once by its sum (which cancels), and gives NaN from logits
 of 4 at τ = 0.04 on, since exp overflows.  Here the matrix is written once, the iterations are two matrix-vector
-products each, and the rows are held relative to their maximum, which the first a gives back.
+products each, and the rows are held relative to their sum, which the first a gives back: so the softmax kernel does
+the exponentials.
 """
 
 import torch
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from distributed import max_over_ranks, sum_over_ranks
 
+ROWS = 16  # of the matrix at once, ours: what is read twice is still in a CPU's cache
 FLOOR = 1e-30  # of a prototype's mass by the largest, ours: one that float32 cannot see (70 nats down) stays finite
 
 
@@ -39,12 +41,18 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
             [21., 14.]])
     """
     with torch.autocast(logits.device.type, enabled=False):  # it would make the products bf16
-        row_max = logits.amax(dim=1).float()  # (B,)
-        top = F.pad(row_max, (0, 1), value=-torch.inf).max()  # also of no rows, where no patch is masked
-        a = ((row_max - max_over_ranks(top)) / temp).exp()  # (B,)
-        E = (logits - row_max[:, None]).div_(temp).exp_()  # (B, K)  exp(Z/τ) without each row's largest factor
+        E = torch.empty(logits.shape, device=logits.device)  # (B, K)  exp(Z/τ) with each row divided by its sum
+        log_sum = E.new_empty(len(E))  # (B,)  and the logarithm of that
+        for z, e, s in zip(logits.split(ROWS), E.split(ROWS), log_sum.split(ROWS), strict=True):
+            z = z.float() / temp
+            torch.softmax(z, dim=1, out=e)
+            s.copy_(z.amax(dim=1) - e.amax(dim=1).log())
+        top = F.pad(log_sum, (0, 1), value=-torch.inf).max()  # also of no rows, where no patch is masked
+        a = (log_sum - max_over_ranks(top)).exp()  # (B,)
         for _ in range(n_iters):
             mass = sum_over_ranks(a @ E)  # (K,)
             r = 1 / (mass / mass.max()).clamp(min=FLOOR)  # (K,)  r >= 1 and a <= 1: else a grows by B/K each time
             a = 1 / (E @ r)  # (B,)
-        return E.mul_(r).mul_(a[:, None])  # (B, K)
+        for e, s in zip(E.split(ROWS), a.split(ROWS), strict=True):
+            e.mul_(r).mul_(s[:, None])
+        return E  # (B, K)

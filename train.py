@@ -180,6 +180,7 @@ def train_step(run, images, crop, values):
         p_dino = rearrange(p_dino, "(v b) k -> v b k", b=B)  # (2, B, K)
         patches = t["x_norm_patchtokens"].flatten(0, 1)[masked]  # (M, D)
         p_ibot = center(run, "ibot", teacher.ibot_head(patches), values)  # (M, K)
+        cls_t = t["x_norm_clstoken"].clone()  # t holds every token
 
     with autocast(device, r.amp):
         seen = None if r.teacher else masks  # §5: a distilled student sees every patch
@@ -190,16 +191,16 @@ def train_step(run, images, crop, values):
     losses = {
         "dino": dino_loss(s_dino, p_dino, r.student_temp),
         "ibot": ibot_loss(s_ibot, p_ibot, masks, r.student_temp),
-        "koleo": sum(koleo_loss(view) for view in g["x_norm_clstoken"].chunk(2)),
+        "koleo": sum(koleo_loss(view) for view in cls[: 2 * B].chunk(2)),
     }
-    del s_dino, s_ibot, p_ibot  # (M, K) is large, and the loss has what the backward pass needs
+    del t, g, l, s_dino, s_ibot, p_ibot, patches  # large, and the losses have what the backward pass needs
     losses["loss"] = losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
 
     losses["loss"].backward()
     losses["grad_norm"] = update_student(run, values)
     update_teacher(run.student, run.ema, values["momentum"])
     run.step += 1
-    return {k: v.detach() for k, v in losses.items()}, p_dino, t["x_norm_clstoken"]
+    return {k: v.detach() for k, v in losses.items()}, p_dino, cls_t
 
 
 def to(x, device):

@@ -8,7 +8,8 @@
 
 Packing: batches of different resolution go through together.  Their tokens are laid end to end as one (T, D)
 matrix for norms, linear layers and MLPs; only attention is called once for each resolution.  Stochastic depth
-(§5) draws a random subset of the samples for each branch and computes no other.
+(§5) draws a random subset of the samples for each branch and computes no other.  The factors of LayerNorm and
+LayerScale go into the weights beside them, W (γ ⊙ x̂ + β) + b = (W ⊙ γ) x̂ + (W β + b), and not into T tokens.
 
 Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing, and in its
 plain block the second branch uses the drop of the first.
@@ -27,6 +28,81 @@ NATIVE = 518  # pixels: the official models' position grid is 518/14 = 37 patche
 OFFSET = 0.1  # the official models without registers resize positions by the factor (n + 0.1)/37
 
 PLAIN_ATTENTION = 512  # tokens, ours: up to here the plain equation is faster on a CPU than the fused kernel
+
+# ---------------------------------------------------------------------------- operations that keep little
+# What a block keeps for the backward pass is most of the memory of a step.  Here that is what matrix products need, and
+# what is cheap is computed again.
+
+
+class Standardize(torch.autograd.Function):
+    """x̂ = (x − mean)/σ of each row, σ² = variance + ε, in the type of the matrix product that it is for; x̂ is kept.
+
+    The product needs x̂ too, and with g = ∂L/∂x̂ the gradient of x is (g − mean(g) − x̂·mean(g ⊙ x̂))/σ.
+    """
+
+    @staticmethod
+    def forward(ctx, x, eps, dtype):
+        """x̂ (T, D)."""
+        one = x.new_ones(x.shape[1:])
+        x_hat, _, inverse = torch.native_layer_norm(x, one.shape, one, one * 0, eps)
+        x_hat = x_hat.to(dtype)
+        ctx.save_for_backward(x_hat, inverse)  # (T, D), (T, 1)
+        return x_hat
+
+    @staticmethod
+    def backward(ctx, g):
+        """∂L/∂x (T, D), from the kernel for rows of mean 0 and σ = 1."""
+        x_hat, inverse = (saved.to(torch.promote_types(g.dtype, torch.float32)) for saved in ctx.saved_tensors)
+        one = inverse.new_ones(g.shape[1:])
+        row = torch.ones_like(inverse)
+        dx, _, _ = torch.ops.aten.native_layer_norm_backward(
+            g.to(x_hat.dtype), x_hat, one.shape, row * 0, row, one, one * 0, (True, False, False)
+        )
+        return dx.mul_(inverse), None, None
+
+
+class PlainAttention(torch.autograd.Function):
+    """P v with P = softmax(S), S = q kᵀ, for q already scaled; q, k, v (b, n, d) are kept, P (b, n, n) is not.
+
+    With g = ∂L/∂(P v), the gradient of v is Pᵀ g, and dS = P ⊙ (g vᵀ − rowsum(P ⊙ g vᵀ)) gives q's dS k and k's dSᵀ q.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        """(b, n, d)."""
+        ctx.save_for_backward(q, k, v)
+        return (q @ k.mT).softmax(dim=-1) @ v
+
+    @staticmethod
+    def backward(ctx, g):
+        """Gradients of q, k and v."""
+        q, k, v = ctx.saved_tensors
+        P = (q @ k.mT).softmax(dim=-1)
+        dS = torch.ops.aten._softmax_backward_data(g @ v.mT, P, -1, P.dtype)
+        return dS @ k, dS.mT @ q, P.mT @ g
+
+
+class ActivatedLinear(torch.autograd.Function):
+    """W f(h) + b for a cheap f of each row; h (T, H) is kept, f(h) is not."""
+
+    @staticmethod
+    def forward(ctx, f, h, weight, bias):
+        """(T, D)."""
+        weight = weight.to(h.dtype)
+        ctx.f = f
+        ctx.save_for_backward(h, weight)
+        return F.linear(f(h), weight, bias.to(h.dtype))
+
+    @staticmethod
+    def backward(ctx, g):
+        """Gradients of h, W and b."""
+        h, weight = ctx.saved_tensors
+        with torch.enable_grad():
+            h = h.detach().requires_grad_()
+            a = ctx.f(h)
+        (dh,) = torch.autograd.grad(a, h, g @ weight)
+        return None, dh, g.mT @ a, g.sum(dim=0)
+
 
 # ---------------------------------------------------------------------------- parts of a block
 
@@ -57,7 +133,8 @@ def attend(q, k, v):
     """
     if q.is_cuda or q.shape[2] > PLAIN_ATTENTION:
         return F.scaled_dot_product_attention(q, k, v)
-    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
+    out = PlainAttention.apply(*(x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v)))
+    return out.unflatten(0, q.shape[:2])
 
 
 class Mlp(nn.Module):
@@ -68,9 +145,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, x, scale):
-        """λ ⊙ MLP(x), λ of the LayerScale `scale`: (T, D) -> (T, D)."""
-        return scale(self.fc2, F.gelu(self.fc1(x)))
+    def forward(self, x, norm, scale):
+        """λ ⊙ MLP(LayerNorm(x)): (T, D) -> (T, D)."""
+        return ActivatedLinear.apply(F.gelu, norm(self.fc1, x), *scale.folded(self.fc2))
 
 
 class SwiGLU(nn.Module):
@@ -82,37 +159,50 @@ class SwiGLU(nn.Module):
         self.w12 = nn.Linear(dim, 2 * hidden)
         self.w3 = nn.Linear(hidden, dim)
 
-    def forward(self, x, scale):
-        """λ ⊙ SwiGLU(x), λ of the LayerScale `scale`: (T, D) -> (T, D)."""
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return scale(self.w3, F.silu(gate) * value)
+    def forward(self, x, norm, scale):
+        """λ ⊙ SwiGLU(LayerNorm(x)): (T, D) -> (T, D)."""
+        return ActivatedLinear.apply(gated, norm(self.w12, x), *scale.folded(self.w3))
+
+
+def gated(h):
+    """silu(h₁) ⊙ h₂: (T, 2·H) -> (T, H)."""
+    gate, value = h.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm and the linear layer W, b that it leads into: (W ⊙ γ) x̂ + (W β + b)."""
+
+    def forward(self, linear, x):
+        """Linear(LayerNorm(x)): (T, D) -> (T, D')."""
+        device = x.device.type
+        amp = torch.is_autocast_enabled(device)
+        x_hat = Standardize.apply(x, self.eps, torch.get_autocast_dtype(device) if amp else x.dtype)
+        bias = (linear.weight * self.bias).sum(dim=1) + linear.bias
+        return F.linear(x_hat, linear.weight * self.weight, bias)
 
 
 class LayerScale(nn.Module):
-    """λ ⊙ (W x + b), with λ (D,) small at first, so that a deep network starts near the identity.
-
-    Computed as (λ ⊙ W) x + λ ⊙ b, which scales the rows of W and not those of T tokens.
-    """
+    """λ ⊙ (W x + b) = (λ ⊙ W) x + λ ⊙ b; λ (D,) is small at first, so a deep network starts near the identity."""
 
     def __init__(self, dim, init):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
-    def forward(self, linear, x):
-        """The branch's last layer W, b and its input (T, D') -> (T, D)."""
-        return F.linear(x, self.gamma[:, None] * linear.weight, self.gamma * linear.bias)
+    def folded(self, linear):
+        """λ ⊙ W and λ ⊙ b of the branch's last layer."""
+        return self.gamma[:, None] * linear.weight, self.gamma * linear.bias
 
 
 class Block(nn.Module):
     """Attention and MLP, each a residual branch under stochastic depth."""
 
-    def __init__(self, dim, n_heads, ffn, layer_scale, drop_path, recompute):
+    def __init__(self, dim, n_heads, ffn, layer_scale, drop_path):
         super().__init__()
-        self.recompute = recompute
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = Norm(dim, eps=1e-6)
         self.attn = Attention(dim, n_heads)
         self.ls1 = LayerScale(dim, layer_scale)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = Norm(dim, eps=1e-6)
         self.mlp = SwiGLU(dim) if ffn == "swiglu" else Mlp(dim)
         self.ls2 = LayerScale(dim, layer_scale)
         self.drop_path = drop_path
@@ -125,18 +215,12 @@ class Block(nn.Module):
 
     def attention_branch(self, x, shapes):
         """λ₁ ⊙ Attention(LayerNorm(x)): (T, D) -> (T, D)."""
-        qkv = self.recomputed(lambda x: self.attn.qkv(self.norm1(x)), x)  # (T, 3·D)
-        return self.ls1(self.attn.proj, self.attn(qkv, shapes))
+        heads = self.attn(self.norm1(self.attn.qkv, x), shapes)  # (T, D)
+        return F.linear(heads, *self.ls1.folded(self.attn.proj))
 
     def mlp_branch(self, x, shapes):
         """λ₂ ⊙ MLP(LayerNorm(x)): (T, D) -> (T, D)."""
-        return self.recomputed(lambda x: self.mlp(self.norm2(x), self.ls2), x)
-
-    def recomputed(self, f, x):
-        """f(x); with `recompute` only x is kept for the backward pass, and f runs again up to its last linear layer."""
-        if self.recompute and self.training:
-            return checkpoint(f, x, use_reentrant=False, preserve_rng_state=False)
-        return f(x)
+        return self.mlp(x, self.norm2, self.ls2)
 
 
 def unpack(x, shapes):
@@ -192,12 +276,11 @@ class ViT(nn.Module):
     """The Vision Transformer; img_size is the resolution that `pos_embed` is stored for, any other works too.
 
     ffn: "mlp" or "swiglu".  drop_path: stochastic depth's rate, the same in each block.  layer_scale: λ at the
-    start.  checkpointing: what is not kept for the backward pass but computed again, "none", "mlp" (the norms and
-    the MLPs) or "block" (everything within a block).
+    start.  checkpointing: keep only the input of each block for the backward pass, and compute the rest again.
     """
 
     def __init__(self, dim, depth, n_heads, patch_size=14, img_size=NATIVE, n_registers=0, ffn="mlp",
-                 drop_path=0.0, layer_scale=1e-5, checkpointing="none"):  # fmt: skip
+                 drop_path=0.0, layer_scale=1e-5, checkpointing=False):  # fmt: skip
         super().__init__()
         self.embed_dim, self.patch_size, self.n_registers = dim, patch_size, n_registers
         self.checkpointing = checkpointing
@@ -208,8 +291,7 @@ class ViT(nn.Module):
             self.register_tokens = nn.Parameter(torch.empty(1, n_registers, dim))
             nn.init.normal_(self.register_tokens, std=1e-6)
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
-        self.blocks = nn.ModuleList(Block(dim, n_heads, ffn, layer_scale, drop_path, checkpointing == "mlp")
-                                    for _ in range(depth))  # fmt: skip
+        self.blocks = nn.ModuleList(Block(dim, n_heads, ffn, layer_scale, drop_path) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
         nn.init.normal_(self.cls_token, std=1e-6)
@@ -258,7 +340,7 @@ class ViT(nn.Module):
         """The packed tokens (T, D) before the first and after each block, one after the other."""
         yield x
         for block in self.blocks:
-            if self.checkpointing == "block" and self.training:
+            if self.checkpointing and self.training:
                 x = checkpoint(block, x, shapes, use_reentrant=False)
             else:
                 x = block(x, shapes)
