@@ -9,16 +9,18 @@ averaged over the images and over all such pairs of views:
     p_t  teacher_probs   (G, B, K)   centred teacher outputs of the global views, rows sum to 1
     τ_s  student_temp                student temperature
 
-The sum over pairs is never looped over, since the cross-entropy is linear in the teacher:
+The cross-entropy is linear in the teacher, so a student view meets the sum of all its targets at once:
 
-    Σ_{t≠s} H(p_t, p_s) = n_s · logsumexp(z_s/τ_s) − ⟨Σ_{t≠s} p_t, z_s/τ_s⟩,     n_s = number of t ≠ s
+    Σ_{t≠s} H(p_t, p_s) = − ⟨q_s, log p_s⟩,     q_s = Σ_{t≠s} p_t
 
-so the logits are read once and no log-softmax is stored.  The official code loops over pairs; it too takes one
-mean over all G·(V−1) pairs, global and local alike.
+Its gradient, (n_s p_s − q_s)/τ_s for n_s targets, is one pass over the same numbers, so it is found with the loss, a
+few images at a time, and is all of the logits' size that is stored for the backward pass.  The official code loops
+over pairs; it too takes one mean over all G·(V−1) pairs, global and local alike.
 """
 
 import torch
-from einops import einsum
+
+IMAGES = 4  # at once, ours: all views of so many stay in a CPU's cache and are enough to keep a GPU busy
 
 
 def dino_loss(student_logits, teacher_probs, student_temp=0.1):
@@ -31,13 +33,33 @@ def dino_loss(student_logits, teacher_probs, student_temp=0.1):
     >>> round(dino_loss(z, p, student_temp=1.0).exp().item(), 4)
     4.0
     """
-    V, B, _ = student_logits.shape
-    G = len(teacher_probs)
+    V, G = len(student_logits), len(teacher_probs)
     assert V >= 2 and G <= V, f"need two views or more, and no more teacher views than views; got V={V}, G={G}"
-    with torch.autocast(student_logits.device.type, enabled=False):
-        z = student_logits.float() / student_temp  # (V, B, K)
-        p_t = teacher_probs.float()  # (G, B, K)
-        logZ = z.logsumexp(dim=-1).sum(dim=1)  # (V,)
-        all_pairs = G * logZ.sum() - einsum(z, p_t.sum(dim=0), "v b k, b k ->")
-        same_view = logZ[:G].sum() - einsum(z[:G], p_t, "g b k, g b k ->")
-        return (all_pairs - same_view) / (B * G * (V - 1))
+    return PairedCrossEntropy.apply(student_logits, teacher_probs, student_temp)
+
+
+class PairedCrossEntropy(torch.autograd.Function):
+    """The loss in float32; its gradient is kept, in the logits' type."""
+
+    @staticmethod
+    def forward(ctx, logits, probs, temp):
+        """A scalar, of logits (V, B, K) and probs (G, B, K)."""
+        (V, B, _), G = logits.shape, len(probs)
+        grad, loss = torch.empty_like(logits), torch.zeros((), device=logits.device)
+        with torch.autocast(logits.device.type, enabled=False):
+            for z, p_t, g in zip(*(x.split(IMAGES, dim=1) for x in (logits, probs, grad)), strict=True):
+                p_t = p_t.float()
+                q = p_t.sum(dim=0).repeat(V, 1, 1)  # (V, b, K)
+                q[:G] -= p_t
+                log_p_s = (z.float() / temp).log_softmax(dim=-1)
+                loss -= torch.linalg.vecdot(q, log_p_s).sum()
+                n = q.sum(dim=-1, keepdim=True)  # (V, b, 1)
+                g.copy_(log_p_s.exp_().mul_(n).sub_(q).div_(temp * B * G * (V - 1)))
+        ctx.save_for_backward(grad)
+        return loss / (B * G * (V - 1))
+
+    @staticmethod
+    def backward(ctx, d):
+        """d · gradient, for the logits alone."""
+        (grad,) = ctx.saved_tensors
+        return grad * d, None, None

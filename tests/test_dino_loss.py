@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from conftest import kept_for_backward
 
 from dino_loss import dino_loss
 
@@ -67,9 +68,10 @@ def test_is_the_double_loop_of_the_paper(V, G, B, K):
 
 
 def test_gradient_is_that_of_the_double_loop():
-    z, p_t = random_case(5, 2, 3, 20)
-    ours = torch.autograd.grad(dino_loss(z.requires_grad_(), p_t), z)[0]
-    slow = torch.autograd.grad(slow_dino_loss(z, p_t, 0.1), z)[0]
+    """Of a multiple of it, and with nine images: more than are computed at once, and not a multiple of that."""
+    z, p_t = random_case(5, 2, 9, 20)
+    ours = torch.autograd.grad(3 * dino_loss(z.requires_grad_(), p_t), z)[0]
+    slow = torch.autograd.grad(3 * slow_dino_loss(z, p_t, 0.1), z)[0]
     torch.testing.assert_close(ours, slow, rtol=1e-4, atol=1e-6)
 
 
@@ -134,6 +136,12 @@ def test_finite_in_every_type_and_inputs_unchanged(dtype, size, B):
     assert loss.dtype == torch.float32 and loss.isfinite() and z.grad.isfinite().all()
     assert torch.equal(z, kept_z) and torch.equal(p_t, kept_p)
     torch.testing.assert_close(loss.detach().double(), slow_dino_loss(kept_z, kept_p, 0.1), rtol=1e-4, atol=1e-3)
+
+
+def test_one_tensor_of_the_logits_size_and_type_is_kept():
+    z, p_t = random_case(10, 2, 3, 50)
+    z = z.bfloat16().requires_grad_()
+    assert kept_for_backward(lambda: dino_loss(z, p_t)) == [(z.shape, z.dtype)]
 
 
 def test_identical_images_have_identical_gradients():

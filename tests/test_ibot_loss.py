@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
+from conftest import kept_for_backward
 
-from ibot_loss import ibot_loss
+from ibot_loss import ROWS, ibot_loss
 
 
 def random_case(mask, K, seed=0):
@@ -74,10 +75,12 @@ def test_is_the_double_loop_of_the_paper(B, N, K):
 
 
 def test_gradient_is_that_of_the_double_loop():
-    mask = random_mask(4, 9)
+    """Of a multiple of it, and with more patches than are computed at once."""
+    mask = random_mask(16, 9)
+    assert mask.sum() > ROWS
     z, p_t = random_case(mask, 20)
-    ours = torch.autograd.grad(ibot_loss(z.requires_grad_(), p_t, mask), z)[0]
-    slow = torch.autograd.grad(slow_ibot_loss(z, p_t, mask, 0.1), z)[0]
+    ours = torch.autograd.grad(3 * ibot_loss(z.requires_grad_(), p_t, mask), z)[0]
+    slow = torch.autograd.grad(3 * slow_ibot_loss(z, p_t, mask, 0.1), z)[0]
     torch.testing.assert_close(ours, slow, rtol=1e-4, atol=1e-6)
 
 
@@ -151,6 +154,13 @@ def test_finite_in_every_type_and_inputs_unchanged(dtype, size, B):
     assert loss.dtype == torch.float32 and loss.isfinite() and z.grad.isfinite().all()
     assert torch.equal(z, kept_z) and torch.equal(p_t, kept_p) and torch.equal(mask, kept_mask)
     torch.testing.assert_close(loss.detach().double(), slow_ibot_loss(kept_z, kept_p, mask, 0.1), rtol=1e-4, atol=1e-3)
+
+
+def test_one_tensor_of_the_logits_size_and_type_is_kept():
+    mask = random_mask(3, 9)
+    z, p_t = random_case(mask, 50)
+    z = z.bfloat16().requires_grad_()
+    assert kept_for_backward(lambda: ibot_loss(z, p_t, mask)) == [(z.shape, z.dtype)]
 
 
 def test_nothing_masked_costs_nothing():
