@@ -1,4 +1,4 @@
-"""Puts the repository root on the import path, so that `pytest` finds the flat scripts from anywhere; helpers of tests."""
+"""The repository root on the import path, so that `pytest` finds the flat scripts from anywhere; what tests share."""
 
 import sys
 from pathlib import Path
