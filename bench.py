@@ -99,8 +99,8 @@ def measure_parts(step, crop, run, meter):
     return spent
 
 
-def bench_step(r, steps, device):
-    """A dict of all that the table shows, for a recipe."""
+def make_step(r, device):
+    """A run of a recipe, its crop, a step(crop), and a crop that hands out what was made before."""
     run = train.start_run(r, device)
     crop = MultiCrop(r.global_size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
     images = torch.randint(0, 256, (r.batch, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
@@ -110,9 +110,16 @@ def bench_step(r, steps, device):
     def step(crop=crop):
         train.train_step(run, images, crop, values)
 
-    without, _ = spread(seconds_of(lambda: step(lambda images, seed: made), device, steps))
+    return run, crop, step, lambda images, seed: made
+
+
+def bench_step(r, steps, device):
+    """A dict of all that the table shows, for a recipe."""
+    run, crop, step, made = make_step(r, device)
+    without, _ = spread(seconds_of(lambda: step(made), device, steps))
+    memory_without = peak_memory(device)
     seconds, around = spread(seconds_of(step, device, steps))
-    memory = {"peak_memory": peak_memory(device)}
+    memory = {"peak_memory": peak_memory(device), "peak_memory_crops_made_before": memory_without}
     if device.type == "cuda":
         memory["reserved_memory"] = torch.cuda.max_memory_reserved(device)
     parts = measure_parts(step, crop, run, lambda: clock(device))
@@ -152,6 +159,7 @@ def table(result):
         ("  crops made before", f"{result['images_per_s_crops_made_before']:.2f}"),
         ("seconds a step", f"{result['seconds']:.3f} (spread {result['spread']:.0%})"),
         ("peak memory", f"{result['peak_memory'] / 2**30:.2f} GiB"),
+        ("  crops made before", f"{result['peak_memory_crops_made_before'] / 2**30:.2f} GiB"),
         *([("  reserved", f"{result['reserved_memory'] / 2**30:.2f} GiB")] if "reserved_memory" in result else []),
         ("GFLOP an image", f"{result['flops_per_image'] / G:.1f}"),
         *[(f"  {name}", f"{value / G:.1f}") for name, value in flops.items()],

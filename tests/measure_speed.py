@@ -1,0 +1,146 @@
+"""The README's table of what each idea gains: a training step with the idea and without it, by turns.
+
+    python tests/measure_speed.py [ROUNDS]
+
+Each is timed in a process of its own, on crops made before, with bench.py's clock.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import bench  # noqa: E402
+import train  # noqa: E402
+import vit  # noqa: E402
+
+FLAGS = {
+    "ViT-S/14, batch 8": "--arch vit_small --batch 8 --n_prototypes 65536 --drop_path 0.3",
+    "ViT 192/12/3, patch 4, batch 32": "--arch vit_tiny --batch 32 --n_prototypes 4096 --drop_path 0.1 --patch_size 4 "
+                                       "--image_size 64 --global_size 32 --local_size 16 --head_hidden 1024",
+}  # fmt: skip
+COMMON = "--recipe vitl14 --ffn mlp --dino_bottleneck 256 --hires_share 0 --no-checkpointing"
+
+# ---------------------------------------------------------------------------- the step without an idea
+
+
+def pages_go_back():
+    bench.keep_pages = lambda: None
+
+
+def fused_attention():
+    vit.PLAIN_ATTENTION = 0
+
+
+def autograd_in_blocks():
+    """LayerNorm, softmax and GELU as autograd has them, with all that it keeps."""
+
+    def attend(q, k, v):
+        return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
+
+    vit.attend = attend
+    vit.Norm.forward = lambda self, linear, x: linear(
+        F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps))  # fmt: skip
+    vit.Mlp.forward = lambda self, x, norm, scale: scale.gamma * self.fc2(F.gelu(norm(self.fc1, x)))
+
+
+def everything_computed():
+    """Stochastic depth that computes all samples and drops some of them afterwards."""
+
+    def add_branch(x, shapes, branch, rate):
+        if rate == 0:
+            return x + branch(x, shapes)
+        keep = torch.cat([(torch.rand(b, 1, device=x.device) > rate).expand(b, n).reshape(-1, 1) for b, n in shapes])
+        return x + branch(x, shapes) * keep / (1 - rate)
+
+    vit.add_branch = add_branch
+
+
+def one_pass_a_resolution():
+    packed = vit.ViT.forward_features
+
+    def forward_features(self, x, masks=None):
+        if not isinstance(x, list) or len(x) == 1:
+            return packed(self, x, masks)
+        return [packed(self, [images], [mask])[0] for images, mask in zip(x, masks, strict=True)]
+
+    vit.ViT.forward_features = forward_features
+
+
+def plain_losses():
+    """The cross-entropies by autograd: log-softmax of all logits, and the sum over pairs of views."""
+
+    def dino_loss(z, p, temp):
+        log_p_s, pairs = (z.float() / temp).log_softmax(-1), [(t, s) for t in range(len(p)) for s in range(len(z))]
+        return -sum((p[t] * log_p_s[s]).sum(-1).mean() for t, s in pairs if s != t) / (len(p) * (len(z) - 1))
+
+    def ibot_loss(z, p, mask, temp):
+        n = mask.sum(1).clamp(min=1)
+        weight = (1 / n)[:, None].expand_as(mask)[mask]
+        return -((p * (z.float() / temp).log_softmax(-1)).sum(-1) * weight).sum() / len(mask)
+
+    train.dino_loss, train.ibot_loss = dino_loss, ibot_loss
+
+
+def plain_sinkhorn():
+    """SwAV's: the matrix is divided over and over."""
+
+    @torch.no_grad()
+    def sinkhorn_knopp(logits, temp, n_iters=3):
+        Q = rearrange((logits.float() / temp).exp(), "b k -> k b")
+        Q /= Q.sum()
+        for _ in range(n_iters):
+            Q /= Q.sum(dim=1, keepdim=True) * len(Q)
+            Q /= Q.sum(dim=0, keepdim=True) * Q.shape[1]
+        return rearrange(Q * Q.shape[1], "k b -> b k")
+
+    train.sinkhorn_knopp = sinkhorn_knopp
+
+
+WITHOUT = {f.__name__: f for f in (pages_go_back, fused_attention, autograd_in_blocks, everything_computed,
+                                   one_pass_a_resolution, plain_losses, plain_sinkhorn)}  # fmt: skip
+
+# ---------------------------------------------------------------------------- by turns
+
+
+def measure(idea, flags):
+    """Seconds a step and GiB of a process of its own, without the idea of that name."""
+    command = [sys.executable, __file__, "--without", idea, *COMMON.split(), *flags.split()]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def measure_here(idea, flags):
+    """The same, in this process."""
+    WITHOUT.get(idea, lambda: None)()
+    bench.keep_pages()
+    device = torch.device("cpu")
+    _, _, step, made = bench.make_step(bench.parse_args(flags)[1], device)
+    seconds, _ = bench.spread(bench.seconds_of(lambda: step(made), device, 5))
+    return seconds, bench.peak_memory(device) / 2**30
+
+
+def main(rounds=3):
+    for size, flags in FLAGS.items():
+        print(size)
+        results = {idea: [] for idea in ("nothing", *WITHOUT)}
+        for _ in range(rounds):
+            for idea, measured in results.items():
+                measured.append(measure(idea, flags))
+        for idea, measured in results.items():
+            ratios = [other[0] / ours[0] for other, ours in zip(measured, results["nothing"])]
+            seconds, memory = map(statistics.median, zip(*measured))
+            print(f"  without {idea:22} {seconds:.3f} s, {memory:.2f} GiB, {statistics.median(ratios):.2f} times "
+                  f"as long ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--without"]:
+        print(json.dumps(measure_here(sys.argv[2], sys.argv[3:])))
+    else:
+        main(*map(int, sys.argv[1:]))

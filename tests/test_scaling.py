@@ -1,0 +1,42 @@
+"""The sweep of sizes: networks cut to a depth, and the picture of points that were and were not measured.
+
+    pytest tests/test_scaling.py
+"""
+
+import torch
+from PIL import Image
+
+import scaling
+import vit
+from recipes import get_recipe
+
+
+def test_the_first_blocks_alone(monkeypatch):
+    monkeypatch.setattr(vit, "vit_nano", vit.vit_nano)  # put back afterwards
+    whole = vit.vit_nano(patch_size=8)
+    scaling.keep_blocks("vit_nano", "2")
+    assert len(whole.blocks) == 6 and len(vit.vit_nano(patch_size=8).blocks) == 2
+    assert vit.vit_nano(patch_size=8)(torch.zeros(1, 3, 16, 16)).shape == (1, 192)
+
+
+def test_a_depth_and_a_field_are_measured_and_what_fails_is_none():
+    flags = ["--recipe", "shapes", "--n_prototypes", "16", "--hires_share", "0", "--device", "cpu"]
+    deep, shallow = (scaling.point(flags, "vit_nano", "depth", n) for n in (6, 3))
+    assert shallow["flops_per_image"] < deep["flops_per_image"] < 2 * shallow["flops_per_image"]  # heads stay
+    assert scaling.point(flags, "vit_nano", "batch", 4)["batch"] == 4
+    assert scaling.point(flags, "vit_nano", "global_size", 33) is None  # not whole patches
+
+
+def test_the_picture(monkeypatch, tmp_path):
+    """Twice the batch in the same time a step; one point of each sweep does not fit."""
+
+    def point(flags, arch, field, value):
+        if value == scaling.SWEEPS[field][-1]:
+            return None
+        return {"images_per_s": 2.0, "flops_per_image": 3e9, "flops_per_s": 6e9, "peak_memory": 2**30 * value}
+
+    monkeypatch.setattr(scaling, "point", point)
+    out = tmp_path / "bench.png"
+    assert scaling.draw_scaling([], get_recipe("shapes"), out) == f"17 of 21 points: {out}"
+    width, height = Image.open(out).size
+    assert (width, height) == (1600, 700)
