@@ -79,6 +79,7 @@ def test_the_program(capsys):
     assert main([*FLAGS, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["images_per_s"] > 0 and 0 < result["share_of_peak"] < 1 and result["bf16"] is False
+    assert 0 < result["peak_memory_crops_made_before"] <= result["peak_memory"]
     parts = {"student ViT", "teacher ViT", "backward", "augmentation", "masks", "optimizer", "EMA", "DINO loss",
              "iBOT loss", "KoLeo", "centering", "student heads", "teacher heads", "rest"}  # fmt: skip
     assert set(result["parts"]) == parts and min(result["parts"].values()) > 0
