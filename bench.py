@@ -66,7 +66,7 @@ def parts_of(run):
     """(owner, attribute, part) of all that train_step calls but the crop."""
     parts = []
     for role, network in (("teacher", run.teacher), ("student", run.student)):
-        parts.append((network.backbone, "forward_features", f"{role} ViT"))
+        parts.append((network.backbone, "training_features", f"{role} ViT"))
         parts += [(network[head], "forward", f"{role} heads") for head in ("dino_head", "ibot_head")]
     names = {"sample_masks": "masks", "center": "centering", "dino_loss": "DINO loss", "ibot_loss": "iBOT loss",
              "koleo_loss": "KoLeo", "update_student": "optimizer", "update_teacher": "EMA"}  # fmt: skip
@@ -79,7 +79,7 @@ def measure_parts(step, crop, run, meter):
 
     def metered(call, part):
         def inner(*args, **kwargs):
-            if inside:  # forward_features calls itself
+            if inside:  # a part of a part
                 return call(*args, **kwargs)
             inside.append(part)
             start = meter()

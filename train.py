@@ -93,7 +93,7 @@ def start_run(recipe, device):
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)  # Table 16
     if recipe.compile:
         for network in (student, teacher):
-            network.backbone.forward_features = torch.compile(network.backbone.forward_features)
+            network.backbone.training_features = torch.compile(network.backbone.training_features)
     return Run(recipe, student, teacher, ema, centering.to(device), optimizer)
 
 
@@ -175,25 +175,22 @@ def train_step(run, images, crop, values):
     masks = to(masks, device)
 
     with torch.no_grad(), autocast(device, r.amp):
-        t = teacher.backbone.forward_features(globals_)
-        p_dino = center(run, "dino", teacher.dino_head(t["x_norm_clstoken"]), values)  # (2·B, K)
+        cls_t, patches = teacher.backbone.training_features([globals_], [None], masked)  # (2·B, D), (M, D)
+        p_dino = center(run, "dino", teacher.dino_head(cls_t), values)  # (2·B, K)
         p_dino = rearrange(p_dino, "(v b) k -> v b k", b=B)  # (2, B, K)
-        patches = t["x_norm_patchtokens"].flatten(0, 1)[masked]  # (M, D)
         p_ibot = center(run, "ibot", teacher.ibot_head(patches), values)  # (M, K)
-        cls_t = t["x_norm_clstoken"].clone()  # t holds every token
 
     with autocast(device, r.amp):
         seen = None if r.teacher else masks  # §5: a distilled student sees every patch
-        g, l = student.backbone.forward_features([globals_, locals_], [seen, None])  # noqa: E741
-        cls = torch.cat([g["x_norm_clstoken"], l["x_norm_clstoken"]])  # ((2 + L)·B, D)
-        s_dino = rearrange(student.dino_head(cls), "(v b) k -> v b k", b=B)  # (2 + L, B, K)
-        s_ibot = student.ibot_head(g["x_norm_patchtokens"].flatten(0, 1)[masked])  # (M, K)
+        cls, patches = student.backbone.training_features([globals_, locals_], [seen, None], masked)
+        s_dino = rearrange(student.dino_head(cls), "(v b) k -> v b k", b=B)  # ((2 + L)·B, D) -> (2 + L, B, K)
+        s_ibot = student.ibot_head(patches)  # (M, D) -> (M, K)
     losses = {
         "dino": dino_loss(s_dino, p_dino, r.student_temp),
         "ibot": ibot_loss(s_ibot, p_ibot, masks, r.student_temp),
         "koleo": sum(koleo_loss(view) for view in cls[: 2 * B].chunk(2)),
     }
-    del t, g, l, s_dino, s_ibot, p_ibot, patches  # large, and the losses have what the backward pass needs
+    del s_dino, s_ibot, p_ibot  # large, and the losses have what the backward pass needs
     losses["loss"] = losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
 
     losses["loss"].backward()

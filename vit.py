@@ -8,8 +8,9 @@
 
 Packing: batches of different resolution go through together.  Their tokens are laid end to end as one (T, D)
 matrix for norms, linear layers and MLPs; only attention is called once for each resolution.  Stochastic depth
-(§5) draws a random subset of the samples for each branch and computes no other.  The factors of LayerNorm and
-LayerScale go into the weights beside them, W (γ ⊙ x̂ + β) + b = (W ⊙ γ) x̂ + (W β + b), and not into T tokens.
+(§5) draws a random subset of the samples for each branch and computes no other, and in training the last MLP is
+computed for no tokens but those that the losses see.  The factors of LayerNorm and LayerScale go into the weights
+beside them, W (γ ⊙ x̂ + β) + b = (W ⊙ γ) x̂ + (W β + b), and not into T tokens.
 
 Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing, and in its
 plain block the second branch uses the drop of the first.
@@ -59,27 +60,6 @@ class Standardize(torch.autograd.Function):
             g.to(x_hat.dtype), x_hat, one.shape, row * 0, row, one, one * 0, (True, False, False)
         )
         return dx.mul_(inverse), None, None
-
-
-class PlainAttention(torch.autograd.Function):
-    """P v with P = softmax(S), S = q kᵀ, for q already scaled; q, k, v (b, n, d) are kept, P (b, n, n) is not.
-
-    With g = ∂L/∂(P v), the gradient of v is Pᵀ g, and dS = P ⊙ (g vᵀ − rowsum(P ⊙ g vᵀ)) gives q's dS k and k's dSᵀ q.
-    """
-
-    @staticmethod
-    def forward(ctx, q, k, v):
-        """(b, n, d)."""
-        ctx.save_for_backward(q, k, v)
-        return (q @ k.mT).softmax(dim=-1) @ v
-
-    @staticmethod
-    def backward(ctx, g):
-        """Gradients of q, k and v."""
-        q, k, v = ctx.saved_tensors
-        P = (q @ k.mT).softmax(dim=-1)
-        dS = torch.ops.aten._softmax_backward_data(g @ v.mT, P, -1, P.dtype)
-        return dS @ k, dS.mT @ q, P.mT @ g
 
 
 class ActivatedLinear(torch.autograd.Function):
@@ -133,8 +113,7 @@ def attend(q, k, v):
     """
     if q.is_cuda or q.shape[2] > PLAIN_ATTENTION:
         return F.scaled_dot_product_attention(q, k, v)
-    out = PlainAttention.apply(*(x.flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v)))
-    return out.unflatten(0, q.shape[:2])
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
 
 
 class Mlp(nn.Module):
@@ -207,10 +186,12 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale)
         self.drop_path = drop_path
 
-    def forward(self, x, shapes):
-        """x (T, D), shapes [(b, n), ...] -> (T, D)."""
+    def forward(self, x, shapes, used=None):
+        """x (T, D), shapes [(b, n), ...] -> (T, D), or only the rows `used` (U,) of that: (U, D)."""
         rate = self.drop_path if self.training else 0.0
         x = add_branch(x, shapes, self.attention_branch, rate)
+        if used is not None:  # from here on no token sees another, and each is a sample of its own
+            x, shapes = x.index_select(0, used), [(len(used), 1)]
         return add_branch(x, shapes, self.mlp_branch, rate)
 
     def attention_branch(self, x, shapes):
@@ -224,7 +205,7 @@ class Block(nn.Module):
 
 
 def unpack(x, shapes):
-    """(T, D), [(b, n), ...] -> one (b, n, D) view for each packed batch."""
+    """(T, ...), [(b, n), ...] -> one (b, n, ...) view for each packed batch."""
     parts = x.split([b * n for b, n in shapes])
     return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -336,15 +317,21 @@ class ViT(nn.Module):
             x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)  # (B, 1 + R + N, D)
         return x
 
-    def run_blocks(self, x, shapes):
-        """The packed tokens (T, D) before the first and after each block, one after the other."""
+    def run_blocks(self, x, shapes, used=None):
+        """The packed tokens (T, D) before the first and after each block, of the last one only the rows `used`."""
         yield x
         for block in self.blocks:
+            rows = used if block is self.blocks[-1] else None
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, shapes, use_reentrant=False)
+                x = checkpoint(block, x, shapes, rows, use_reentrant=False)
             else:
-                x = block(x, shapes)
+                x = block(x, shapes, rows)
             yield x
+
+    def pack(self, batches, masks):
+        """Batches of images and their masks -> packed tokens (T, D), shapes [(b, n), ...]."""
+        tokens = [self.tokens(images, mask) for images, mask in zip(batches, masks, strict=True)]
+        return torch.cat([x.flatten(0, 1) for x in tokens]), [tuple(x.shape[:2]) for x in tokens]
 
     def forward_features(self, x, masks=None):
         """Images (B, 3, H, W) and masks (B, N) bool, or none -> a dict of normalised tokens.
@@ -356,9 +343,8 @@ class ViT(nn.Module):
         if not isinstance(x, list):
             return self.forward_features([x], [masks])[0]
         masks = masks or [None] * len(x)
-        batches = [self.tokens(images, mask) for images, mask in zip(x, masks, strict=True)]
-        shapes = [tuple(tokens.shape[:2]) for tokens in batches]
-        *_, packed = self.run_blocks(torch.cat([tokens.flatten(0, 1) for tokens in batches]), shapes)
+        packed, shapes = self.pack(x, masks)
+        *_, packed = self.run_blocks(packed, shapes)
         normed = unpack(self.norm(packed), shapes)
         R = self.n_registers
         return [
@@ -371,6 +357,18 @@ class ViT(nn.Module):
             }
             for y, prenorm, mask in zip(normed, unpack(packed, shapes), masks, strict=True)
         ]
+
+    def training_features(self, x, masks, at):
+        """What the losses see: [CLS] of all images (ΣB, D), and M patches of the first batch (M, D), normalised.
+
+        x, masks: lists of batches and of masks (or None).  at (M,): which patches, as places in (B·N,).
+        Of the last block, the MLP is computed for these tokens alone.
+        """
+        packed, shapes = self.pack(x, masks)
+        rows = unpack(torch.arange(len(packed), device=at.device), shapes)  # [(b, n), ...]
+        patches = rows[0][:, 1 + self.n_registers :].flatten()[at]  # (M,)
+        *_, y = self.run_blocks(packed, shapes, torch.cat([*(row[:, 0] for row in rows), patches]))
+        return self.norm(y).split([len(y) - len(at), len(at)])
 
     def forward(self, x):
         """Images (B, 3, H, W) -> [CLS] features (B, D)."""

@@ -39,12 +39,7 @@ def fused_attention():
 
 
 def autograd_in_blocks():
-    """LayerNorm, softmax and GELU as autograd has them, with all that it keeps."""
-
-    def attend(q, k, v):
-        return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
-
-    vit.attend = attend
+    """LayerNorm and GELU as autograd has them, with all that it keeps."""
     vit.Norm.forward = lambda self, linear, x: linear(
         F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps))  # fmt: skip
     vit.Mlp.forward = lambda self, x, norm, scale: scale.gamma * self.fc2(F.gelu(norm(self.fc1, x)))
@@ -63,14 +58,22 @@ def everything_computed():
 
 
 def one_pass_a_resolution():
-    packed = vit.ViT.forward_features
+    packed = vit.ViT.training_features
 
-    def forward_features(self, x, masks=None):
-        if not isinstance(x, list) or len(x) == 1:
-            return packed(self, x, masks)
-        return [packed(self, [images], [mask])[0] for images, mask in zip(x, masks, strict=True)]
+    def training_features(self, x, masks, at):
+        parts = [packed(self, [images], [mask], at if i == 0 else at[:0])
+                 for i, (images, mask) in enumerate(zip(x, masks, strict=True))]  # fmt: skip
+        return torch.cat([cls for cls, _ in parts]), parts[0][1]
 
-    vit.ViT.forward_features = forward_features
+    vit.ViT.training_features = training_features
+
+
+def last_mlp_of_all():
+    def training_features(self, x, masks, at):
+        out = self.forward_features(x, masks)
+        return torch.cat([y["x_norm_clstoken"] for y in out]), out[0]["x_norm_patchtokens"].flatten(0, 1)[at]
+
+    vit.ViT.training_features = training_features
 
 
 def plain_losses():
@@ -104,7 +107,7 @@ def plain_sinkhorn():
 
 
 WITHOUT = {f.__name__: f for f in (pages_go_back, fused_attention, autograd_in_blocks, everything_computed,
-                                   one_pass_a_resolution, plain_losses, plain_sinkhorn)}  # fmt: skip
+                                   one_pass_a_resolution, last_mlp_of_all, plain_losses, plain_sinkhorn)}  # fmt: skip
 
 # ---------------------------------------------------------------------------- by turns
 

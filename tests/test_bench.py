@@ -10,6 +10,7 @@ import torch
 
 import bench
 from bench import bench_part, bench_step, main, measure_parts, spread
+from masking import sample_masks
 from recipes import get_recipe
 
 TINY = dict(arch="vit_nano", patch_size=8, image_size=16, global_size=16, local_size=8, n_local=1, n_prototypes=16,
@@ -28,19 +29,22 @@ def test_flops_by_hand():
 
     Tokens: teacher 2·4·5 = 40, student 40 + 4·2 = 48.  A block's linear layers: 12·D² a token, twice for both.
     Attention: q·k and p·v, 2·D·n each a token, n = 5 or 2, twice.  Patches: 3·8·8·D, twice.
+    The last MLP, 8·D² a token, sees the [CLS] tokens, 8 or 12, and M masked patches.
     """
     D, depth, batch = 192, 6, 4
-    vit = {}
+    r = get_recipe("shapes", **TINY)
+    M = int(sample_masks(2 * batch, 2, 2, r.mask_ratio, r.mask_probability).sum())
+    assert 0 < M < 16
+    counted = bench_step(r, 1, CPU)["flops"]
     for name, crops in {"teacher": [(8, 5)], "forward": [(8, 5), (4, 2)]}.items():
         tokens = sum(b * n for b, n in crops)
         attention = sum(b * n * n for b, n in crops)
         patches = sum(b * (n - 1) for b, n in crops)
-        vit[name] = 2 * (depth * (12 * D * D * tokens + 2 * D * attention) + 3 * 64 * D * patches) / batch
-    counted = bench_step(get_recipe("shapes", **TINY), 1, CPU)["flops"]
-    for name, expected in vit.items():  # the heads come on top: 192·32 + 32² + 32·8 + 8·16 a row, few rows
-        rows = (8 + 8) if name == "teacher" else (12 + 8)
-        heads = 2 * rows * (D * 32 + 32 * 32 + 32 * 8 + 8 * 16) / batch
-        assert expected < counted[name] <= expected + heads
+        seen = sum(b for b, _ in crops) + M
+        linear = depth * 12 * D * D * tokens - 8 * D * D * (tokens - seen)
+        heads = seen * (D * 32 + 32 * 32 + 32 * 8 + 8 * 16)
+        expected = 2 * (linear + depth * 2 * D * attention + 3 * 64 * D * patches + heads) / batch
+        assert counted[name] == expected
     assert counted["backward"] == pytest.approx(2 * counted["forward"], rel=0.05)  # but for the pixels' gradient
 
 

@@ -22,7 +22,8 @@ def test_the_first_blocks_alone(monkeypatch):
 def test_a_depth_and_a_field_are_measured_and_what_fails_is_none():
     flags = ["--recipe", "shapes", "--n_prototypes", "16", "--hires_share", "0", "--device", "cpu"]
     deep, shallow = (scaling.point(flags, "vit_nano", "depth", n) for n in (6, 3))
-    assert shallow["flops_per_image"] < deep["flops_per_image"] < 2 * shallow["flops_per_image"]  # heads stay
+    ratio = deep["flops_per_image"] / shallow["flops_per_image"]
+    assert 2 < ratio < 2.2  # heads stay, but so does the last block, which does less
     assert scaling.point(flags, "vit_nano", "batch", 4)["batch"] == 4
     assert scaling.point(flags, "vit_nano", "global_size", 33) is None  # not whole patches
 

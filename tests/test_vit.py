@@ -168,7 +168,6 @@ def test_gradients_of_the_operations_that_keep_little():
     """Against finite differences, and against autograd on the plain equations."""
     gradcheck = torch.autograd.gradcheck
     assert gradcheck(lambda x: vit.Standardize.apply(x, 1e-6, torch.float64), double(3, 5))
-    assert gradcheck(vit.PlainAttention.apply, (double(2, 4, 3), double(2, 4, 3), double(2, 4, 3)))
     for f, width in ((F.gelu, 6), (vit.gated, 3)):
         inputs = (double(7, 6), double(2, width), double(2))  # h, W, b
         assert gradcheck(lambda *x, f=f: vit.ActivatedLinear.apply(f, *x), inputs)
@@ -189,8 +188,8 @@ def test_gradients_of_the_operations_that_keep_little():
 
 @pytest.mark.parametrize("ffn, hidden, weights", [("mlp", 128, [4096, 4096]), ("swiglu", 176, [176 * 32, 32 * 88])])
 def test_a_block_keeps_what_matrix_products_need(ffn, hidden, weights):
-    """In bf16 two x̂, q, k, v and the heads' outputs, (T, D) each, and the hidden layer (T, hidden); no (n, n)."""
-    D, T = 32, 40
+    """In bf16 two x̂, q, k, v and the heads' outputs, (T, D) each, the hidden layer (T, hidden), and softmax(q kᵀ)."""
+    D, T, softmax = 32, 40, 2 * 2 * 20 * 20  # (b, h, n, n)
     block, kept = vit.Block(D, 2, ffn, 0.1, 0.0), {}
 
     def keep(x):
@@ -203,7 +202,7 @@ def test_a_block_keeps_what_matrix_products_need(ffn, hidden, weights):
     for parameter in block.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     large = [size for size in kept.values() if size >= T * D]  # without σ and the smaller weights
-    assert sorted(large) == sorted([T * D] * 6 + [T * hidden] + [D * 3 * D] + weights)
+    assert sorted(large) == sorted([T * D] * 6 + [T * hidden, softmax, D * 3 * D] + weights)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -243,6 +242,38 @@ def test_gradients_of_a_packed_pass_are_those_of_the_separate_passes():
     torch.testing.assert_close(
         torch.autograd.grad(packed, parameters), torch.autograd.grad(alone, parameters), rtol=1e-3, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("n_registers", "checkpointing"), [(0, False), (4, False), (0, True)])
+def test_training_features_are_those_of_forward_features(n_registers, checkpointing):
+    """[CLS] of both batches and the masked patches of the first one, with the same gradients; and of no patch."""
+    network = toy(n_registers=n_registers, checkpointing=checkpointing).train()
+    batches, masks = [pictures(3, 16, 16), pictures(4, 8, 8, seed=1)], [some_masks(3, 16), None]
+    at = masks[0].flatten().nonzero()[:, 0]
+    g, l = network.forward_features(batches, masks)  # noqa: E741
+    expected = torch.cat([g["x_norm_clstoken"], l["x_norm_clstoken"]]), g["x_norm_patchtokens"][masks[0]]
+    found = network.training_features(batches, masks, at)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(cls.square().mean() + patches.pow(3).mean(), list(network.parameters()))
+        for cls, patches in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    cls, patches = network.training_features(batches, masks, at[:0])
+    assert patches.shape == (0, 64)
+    torch.testing.assert_close(cls, expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_mlp_sees_no_other_tokens():
+    """3·17 + 4·5 = 71 tokens of which 3 + 4 + 6 = 13 are seen; half of them dropped in training."""
+    seen = []
+    for rate, sizes in ((0.0, [71, 71, 13]), (0.5, [1 * 17 + 2 * 5] * 2 + [6])):
+        network = toy(drop_path=rate).train()
+        for block in network.blocks:
+            block.norm2.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[1])))
+        network.training_features([pictures(3, 16, 16), pictures(4, 8, 8)], [None, None], torch.arange(6))
+        assert seen == sizes
+        seen.clear()
 
 
 def test_autocast_is_close_and_finite():
