@@ -20,7 +20,7 @@ over pairs; it too takes one mean over all G·(V−1) pairs, global and local al
 
 import torch
 
-IMAGES = 4  # at once, ours: all views of so many stay in a CPU's cache and are enough to keep a GPU busy
+CACHED = 2**21  # logits at once, ours: so many stay in a CPU's cache and keep a GPU busy
 
 
 def dino_loss(student_logits, teacher_probs, student_temp=0.1):
@@ -44,10 +44,11 @@ class PairedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, probs, temp):
         """A scalar, of logits (V, B, K) and probs (G, B, K)."""
-        (V, B, _), G = logits.shape, len(probs)
+        (V, B, K), G = logits.shape, len(probs)
+        images = max(1, CACHED // (V * K))
         grad, loss = torch.empty_like(logits), torch.zeros((), device=logits.device)
         with torch.autocast(logits.device.type, enabled=False):
-            for z, p_t, g in zip(*(x.split(IMAGES, dim=1) for x in (logits, probs, grad)), strict=True):
+            for z, p_t, g in zip(*(x.split(images, dim=1) for x in (logits, probs, grad)), strict=True):
                 p_t = p_t.float()
                 q = p_t.sum(dim=0).repeat(V, 1, 1)  # (V, b, K)
                 q[:G] -= p_t

@@ -20,7 +20,7 @@ to keep log p_s and p_t, and is 4 times slower on a CPU.
 
 import torch
 
-ROWS = 32  # of logits at once, ours: a few MB stay in a CPU's cache and are enough to keep a GPU busy
+CACHED = 2**21  # logits at once, ours: so many stay in a CPU's cache and keep a GPU busy
 
 
 def ibot_loss(student_logits, teacher_probs, mask, student_temp=0.1):
@@ -50,7 +50,8 @@ class WeightedCrossEntropy(torch.autograd.Function):
         """The sum, a scalar; its gradient w_i (p_si − p_ti)/τ_s is kept, in the logits' type."""
         grad, loss = torch.empty_like(logits), torch.zeros((), device=logits.device)
         with torch.autocast(logits.device.type, enabled=False):
-            for z, p, w, g in zip(*(x.split(ROWS) for x in (logits, probs, weight, grad)), strict=True):
+            rows = max(1, CACHED // logits.shape[1])
+            for z, p, w, g in zip(*(x.split(rows) for x in (logits, probs, weight, grad)), strict=True):
                 p, log_p_s = p.float(), (z.float() / temp).log_softmax(dim=-1)
                 loss -= w @ torch.linalg.vecdot(p, log_p_s)
                 g.copy_(log_p_s.exp_().sub_(p).mul_(w[:, None] / temp))

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from distributed import max_over_ranks, sum_over_ranks
 
-ROWS = 16  # of the matrix at once, ours: what is read twice is still in a CPU's cache
+CACHED = 2**20  # entries at once, ours: what is read twice is still in a CPU's cache
 FLOOR = 1e-30  # of a prototype's mass by the largest, ours: one that float32 cannot see (70 nats down) stays finite
 
 
@@ -43,7 +43,8 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
     with torch.autocast(logits.device.type, enabled=False):  # it would make the products bf16
         E = torch.empty(logits.shape, device=logits.device)  # (B, K)  exp(Z/τ) with each row divided by its sum
         log_sum = E.new_empty(len(E))  # (B,)  and the logarithm of that
-        for z, e, s in zip(logits.split(ROWS), E.split(ROWS), log_sum.split(ROWS), strict=True):
+        rows = max(1, CACHED // E.shape[1])
+        for z, e, s in zip(logits.split(rows), E.split(rows), log_sum.split(rows), strict=True):
             z = z.float() / temp
             torch.softmax(z, dim=1, out=e)
             s.copy_(z.amax(dim=1) - e.amax(dim=1).log())
@@ -53,6 +54,6 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
             mass = sum_over_ranks(a @ E)  # (K,)
             r = 1 / (mass / mass.max()).clamp(min=FLOOR)  # (K,)  r >= 1 and a <= 1: else a grows by B/K each time
             a = 1 / (E @ r)  # (B,)
-        for e, s in zip(E.split(ROWS), a.split(ROWS), strict=True):
+        for e, s in zip(E.split(rows), a.split(rows), strict=True):
             e.mul_(r).mul_(s[:, None])
         return E  # (B, K)
