@@ -13,14 +13,14 @@ The cross-entropy is linear in the teacher, so a student view meets the sum of a
 
     Σ_{t≠s} H(p_t, p_s) = − ⟨q_s, log p_s⟩,     q_s = Σ_{t≠s} p_t
 
-Its gradient, (n_s p_s − q_s)/τ_s for n_s targets, is one pass over the same numbers, so it is found with the loss, a
-few images at a time, and is all of the logits' size that is stored for the backward pass.  The official code loops
+Its gradient, (n_s p_s − q_s)/τ_s for n_s targets, is one pass over the same numbers, so it is found with the loss,
+some images at a time, and is all of the logits' size that is stored for the backward pass.  The official code loops
 over pairs; it too takes one mean over all G·(V−1) pairs, global and local alike.
 """
 
 import torch
 
-CACHED = 2**21  # logits at once, ours: so many stay in a CPU's cache and keep a GPU busy
+CACHED = 2**21  # logits at once, ours: about what stays in a CPU's cache
 
 
 def dino_loss(student_logits, teacher_probs, student_temp=0.1):

@@ -13,14 +13,14 @@ Each image's masked patches share its weight: the mean is over the masked patche
 images.  Images without a mask count as 0 in that mean, as in the official code, so half the views masked means
 half the weight.
 
-The gradient, ∂L_iBOT/∂z_si = (p_si − p_ti)/τ_s, is one pass over the same numbers, so it is found with the loss, a few
-rows at a time.  It is all of the logits' size that is stored for the backward pass; autograd on the plain equation has
-to keep log p_s and p_t, and is 4 times slower on a CPU.
+The gradient, ∂L_iBOT/∂z_si = (p_si − p_ti)/τ_s, is one pass over the same numbers, so it is found with the loss,
+some rows at a time.  It is all of the logits' size that is stored for the backward pass; autograd on the plain equation
+has to keep log p_s and p_t.
 """
 
 import torch
 
-CACHED = 2**21  # logits at once, ours: so many stay in a CPU's cache and keep a GPU busy
+CACHED = 2**21  # logits at once, ours: about what stays in a CPU's cache
 
 
 def ibot_loss(student_logits, teacher_probs, mask, student_temp=0.1):

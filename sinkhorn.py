@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from distributed import max_over_ranks, sum_over_ranks
 
-CACHED = 2**20  # entries at once, ours: what is read twice is still in a CPU's cache
+CACHED = 2**20  # entries at once, ours: about what stays in a CPU's cache
 FLOOR = 1e-30  # of a prototype's mass by the largest, ours: one that float32 cannot see (70 nats down) stays finite
 
 

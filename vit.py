@@ -8,9 +8,9 @@
 
 Packing: batches of different resolution go through together.  Their tokens are laid end to end as one (T, D)
 matrix for norms, linear layers and MLPs; only attention is called once for each resolution.  Stochastic depth
-(§5) draws a random subset of the samples for each branch and computes no other, and in training the last MLP is
-computed for no tokens but those that the losses see.  The factors of LayerNorm and LayerScale go into the weights
-beside them, W (γ ⊙ x̂ + β) + b = (W ⊙ γ) x̂ + (W β + b), and not into T tokens.
+(§5) draws a random subset of the samples for each branch and computes no other.  In training, the last MLP is
+computed only for the tokens that the losses see, and draws its subset among these.  The factors of LayerNorm and
+LayerScale go into the weights beside them, W (γ ⊙ x̂ + β) + b = (W ⊙ γ) x̂ + (W β + b), and not into T tokens.
 
 Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing, and in its
 plain block the second branch uses the drop of the first.
@@ -18,6 +18,7 @@ plain block the second branch uses the drop of the first.
 
 import math
 import re
+from collections import deque
 
 import torch
 from einops import rearrange, repeat
@@ -109,7 +110,7 @@ def attend(q, k, v):
     """softmax(q kᵀ/√d) v for each head: three (b, h, n, d) -> (b, h, n, d).
 
     The fused kernel of the CPU spends most of its time in the backward pass, above all on short sequences:
-    there the plain equation is several times faster, and its (n, n) matrices are small.
+    there the plain equation is several times faster, though it keeps its (n, n) softmax for the backward pass.
     """
     if q.is_cuda or q.shape[2] > PLAIN_ATTENTION:
         return F.scaled_dot_product_attention(q, k, v)
@@ -208,6 +209,11 @@ def unpack(x, shapes):
     """(T, ...), [(b, n), ...] -> one (b, n, ...) view for each packed batch."""
     parts = x.split([b * n for b, n in shapes])
     return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def last(outputs):
+    """The last of an iterator's tensors; the others are let go on the way, where a list would keep them all."""
+    return deque(outputs, maxlen=1).pop()
 
 
 def add_branch(x, shapes, branch, rate):
@@ -321,11 +327,11 @@ class ViT(nn.Module):
         """The packed tokens (T, D) before the first and after each block, of the last one only the rows `used`."""
         yield x
         for block in self.blocks:
-            rows = used if block is self.blocks[-1] else None
+            leave = used if block is self.blocks[-1] else None
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, shapes, rows, use_reentrant=False)
+                x = checkpoint(block, x, shapes, leave, use_reentrant=False)
             else:
-                x = block(x, shapes, rows)
+                x = block(x, shapes, leave)
             yield x
 
     def pack(self, batches, masks):
@@ -344,7 +350,7 @@ class ViT(nn.Module):
             return self.forward_features([x], [masks])[0]
         masks = masks or [None] * len(x)
         packed, shapes = self.pack(x, masks)
-        *_, packed = self.run_blocks(packed, shapes)
+        packed = last(self.run_blocks(packed, shapes))
         normed = unpack(self.norm(packed), shapes)
         R = self.n_registers
         return [
@@ -365,10 +371,11 @@ class ViT(nn.Module):
         Of the last block, the MLP is computed for these tokens alone.
         """
         packed, shapes = self.pack(x, masks)
-        rows = unpack(torch.arange(len(packed), device=at.device), shapes)  # [(b, n), ...]
-        patches = rows[0][:, 1 + self.n_registers :].flatten()[at]  # (M,)
-        *_, y = self.run_blocks(packed, shapes, torch.cat([*(row[:, 0] for row in rows), patches]))
-        return self.norm(y).split([len(y) - len(at), len(at)])
+        places = unpack(torch.arange(len(packed), device=at.device), shapes)  # [(b, n), ...]
+        patches = places[0][:, 1 + self.n_registers :].flatten()[at]  # (M,)
+        used = torch.cat([*(place[:, 0] for place in places), patches])  # (ΣB + M,)
+        packed = last(self.run_blocks(packed, shapes, used))
+        return self.norm(packed).split([len(used) - len(at), len(at)])
 
     def forward(self, x):
         """Images (B, 3, H, W) -> [CLS] features (B, D)."""

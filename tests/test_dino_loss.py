@@ -68,13 +68,15 @@ def test_is_the_double_loop_of_the_paper(V, G, B, K):
 
 
 def test_gradient_is_that_of_the_double_loop(monkeypatch):
-    """Of a multiple of it, and with four of nine images at once."""
-    monkeypatch.setattr("dino_loss.CACHED", 5 * 4 * 20)
+    """Of a multiple of it, with four of nine images at once, and with one that is larger than what fits."""
     z, p_t = random_case(5, 2, 9, 20)
-    torch.testing.assert_close(dino_loss(z, p_t).double(), slow_dino_loss(z, p_t, 0.1), rtol=1e-5, atol=1e-5)
-    ours = torch.autograd.grad(3 * dino_loss(z.requires_grad_(), p_t), z)[0]
-    slow = torch.autograd.grad(3 * slow_dino_loss(z, p_t, 0.1), z)[0]
-    torch.testing.assert_close(ours, slow, rtol=1e-4, atol=1e-6)
+    loss = 3 * slow_dino_loss(z.requires_grad_(), p_t, 0.1)
+    slow = torch.autograd.grad(loss, z)[0]
+    for cached in (5 * 4 * 20, 10):
+        monkeypatch.setattr("dino_loss.CACHED", cached)
+        ours = 3 * dino_loss(z, p_t)
+        torch.testing.assert_close(ours.double(), loss, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(ours, z)[0], slow, rtol=1e-4, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -201,6 +201,31 @@ def test_koleo_spreads_each_global_view_by_itself(monkeypatch):
     torch.testing.assert_close(losses["koleo"], (koleo_loss(first) + koleo_loss(second)).detach())
 
 
+def test_the_student_alone_sees_masks():
+    """The teacher sees whole global views; the student's are masked where both are compared."""
+    run, seen = small_run(), {}
+    for name in ("teacher", "student"):
+        backbone = getattr(run, name).backbone
+        backbone.training_features = lambda *x, name=name, forward=backbone.training_features: (
+            seen.update({name: x}), forward(*x))[1]  # fmt: skip
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(1, run.recipe))
+    (globals_, locals_), masks, at = seen["student"]
+    assert locals_.shape == (8, 3, 4, 4) and masks[0].shape == (8, 4) and masks[0].any() and masks[1] is None
+    assert torch.equal(at, masks[0].flatten().nonzero()[:, 0])
+    [theirs], unmasked, places = seen["teacher"]
+    assert unmasked == [None] and torch.equal(theirs, globals_) and torch.equal(places, at)
+
+
+def test_compile_is_asked_for_what_a_step_calls(monkeypatch):
+    compiled, called = [], []
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or (lambda *x: called.append(f) or f(*x)))
+    run = small_run(compile=True)
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(1, run.recipe))
+    assert called == compiled[::-1] and len(compiled) == 2  # the teacher first
+
+
 def test_untied_heads():
     student = small_run().student
     assert student.dino_head.prototypes is not student.ibot_head.prototypes
@@ -280,7 +305,7 @@ def test_distillation(folder, whole, tmp_path, monkeypatch):
     assert all(torch.equal(before[key], after[key]) for key in before)
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(0, run.recipe))
-    assert seen[-1] == [None, None]
+    assert seen[-2:] == [[None], [None, None]]  # teacher, student
     assert all(torch.equal(run.teacher.state_dict()[key], before[key]) for key in before)
 
 

@@ -7,6 +7,7 @@ import copy
 import math
 import os
 import urllib.error
+import weakref
 
 import pytest
 import torch
@@ -262,6 +263,19 @@ def test_training_features_are_those_of_forward_features(n_registers, checkpoint
     cls, patches = network.training_features(batches, masks, at[:0])
     assert patches.shape == (0, 64)
     torch.testing.assert_close(cls, expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["forward_features", "training_features"])
+def test_outputs_of_earlier_blocks_are_let_go(method):
+    """When the last block is done, of three blocks' outputs its own and its input are left."""
+    network, outputs = toy(), []
+    for block in network.blocks:
+        block.register_forward_hook(lambda _, inputs, out: outputs.append(weakref.ref(out)))
+    left = []
+    network.blocks[2].register_forward_hook(lambda *_: left.extend(x() is not None for x in outputs))
+    with torch.no_grad():
+        getattr(network, method)([pictures(3, 16, 16)], [None], *([torch.arange(6)] * (method == "training_features")))
+    assert left == [False, True, True]
 
 
 def test_the_last_mlp_sees_no_other_tokens():
