@@ -75,16 +75,13 @@ def parts_of(run):
 
 def measure_parts(step, crop, run, meter):
     """step(crop) with meter() read before and after each part: a Counter of what it rose by, "rest" included."""
-    spent, inside = Counter(), []
+    spent = Counter()
 
     def metered(call, part):
         def inner(*args, **kwargs):
-            if inside:  # a part of a part
-                return call(*args, **kwargs)
-            inside.append(part)
             start = meter()
             result = call(*args, **kwargs)
-            spent[inside.pop()] += meter() - start
+            spent[part] += meter() - start
             return result
 
         return inner
