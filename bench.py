@@ -25,11 +25,11 @@ import train
 from augment import MultiCrop
 from dino_loss import dino_loss
 from evaluate import autocast
-from flags import Parser, UserError, parse_args
-from memory import keep_pages
-from report import peak_memory
-from scaling import draw_scaling
 from sinkhorn import sinkhorn_knopp
+from support.flags import Parser, UserError, parse_args
+from support.memory import keep_pages
+from support.report import peak_memory
+from support.scaling import draw_scaling
 from vit import attend
 
 HEAD = 64  # width of an attention head

@@ -41,12 +41,12 @@ from scipy.sparse.csgraph import connected_components
 import distributed
 import pca_hash
 from augment import normalize
-from checkpoint import write_safely
-from crawl import collect_addresses, download
-from data import DataError, decode, find_files
-from flags import Parser, UserError
 from neighbours import nearest, nearest_in_blocks
-from stages import digest, in_blocks, once, rows_of
+from support.checkpoint import write_safely
+from support.crawl import collect_addresses, download
+from support.data import DataError, decode, find_files
+from support.flags import Parser, UserError
+from support.stages import digest, in_blocks, once, rows_of
 from vit import load_vit
 
 SMALL = 1_000_000  # curated images: fewer are retrieved by clusters, more by samples (App. A)

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from augment import normalize
-from data import DataError, Images, in_order, load_images
 from schedule import cosine_schedule
+from support.data import DataError, Images, in_order, load_images
 from vit import load_vit, vit_base, vit_giant2, vit_large, vit_nano, vit_small, vit_tiny
 
 # --------------------------------------------------------------------------------------------------------

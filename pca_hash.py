@@ -19,7 +19,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from data import picture
+from support.data import picture
 
 T = 64  # side of a thumbnail
 S = 16  # side of the grid that is hashed

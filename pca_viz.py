@@ -36,9 +36,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from augment import normalize
-from data import DataError, find_files, picture, reason_of
-from flags import Parser, UserError
 from matching import draw_matches, mutual_matches, spread_out
+from support.data import DataError, find_files, picture, reason_of
+from support.flags import Parser, UserError
 from vit import load_vit
 
 FLAT = 1e-6  # ours: a component with less spread than this share of the largest feature is float32 rounding

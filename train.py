@@ -30,21 +30,21 @@ import distributed
 import vit
 from augment import MultiCrop
 from centering import SoftmaxCentering
-from checkpoint import CheckpointError, read_checkpoint, read_metrics, restore, save_checkpoint, write_safely
-from collapse import collapse_meter, collapse_warning
-from data import DataError, batches, load_images
 from dino_loss import dino_loss
 from evaluate import autocast
-from flags import UserError, parse_args, show
 from head import Head
 from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
-from memory import keep_pages
 from recipes import Recipe
-from report import draw_curves, draw_pictures, measure_knn, peak_memory
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
+from support.checkpoint import CheckpointError, read_checkpoint, read_metrics, restore, save_checkpoint, write_safely
+from support.collapse import collapse_meter, collapse_warning
+from support.data import DataError, batches, load_images
+from support.flags import UserError, parse_args, show
+from support.memory import keep_pages
+from support.report import draw_curves, draw_pictures, measure_knn, peak_memory
 
 # ---------------------------------------------------------------------------- networks
 

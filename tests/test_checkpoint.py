@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoint import CheckpointError, read_checkpoint, read_metrics, restore, save_checkpoint, write_safely
 from recipes import RECIPES
+from support.checkpoint import CheckpointError, read_checkpoint, read_metrics, restore, save_checkpoint, write_safely
 
 
 def tiny_run(step=0):

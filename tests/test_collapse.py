@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from collapse import collapse_meter, collapse_warning
+from support.collapse import collapse_meter, collapse_warning
 
 
 def test_collapse_meter_by_hand():

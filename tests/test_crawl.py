@@ -18,8 +18,8 @@ from PIL import Image
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-import crawl
-from crawl import check_image, collect_addresses, download, image_addresses
+from support import crawl
+from support.crawl import check_image, collect_addresses, download, image_addresses
 
 # --------------------------------------------------------------------------------------------------------
 # Addresses

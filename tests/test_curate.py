@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 import curate
-import stages
 from curate import components, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
-from data import load_images
+from support import stages
+from support.data import load_images
 from vit import vit_nano
 
 

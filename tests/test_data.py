@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-import data
-from data import DataError, batches, in_order, load_images
+from support import data
+from support.data import DataError, batches, in_order, load_images
 
 GREY = data.ALPHA_BACKGROUND[0]
 

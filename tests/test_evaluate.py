@@ -12,7 +12,6 @@ from torch import nn
 
 import evaluate
 from augment import normalize
-from data import Images
 from evaluate import (
     cls_features,
     frozen_features,
@@ -23,6 +22,7 @@ from evaluate import (
     pixel_features,
     readable,
 )
+from support.data import Images
 
 
 def at(*degrees):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flags import UserError, check_recipe, parse_args, show
 from recipes import RECIPES, Recipe
+from support.flags import UserError, check_recipe, parse_args, show
 
 
 def test_no_flags_mean_the_first_recipe():

@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import torch
-from memory import keep_pages
+from support.memory import keep_pages
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 if {keep}: keep_pages()

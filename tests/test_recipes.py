@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from flags import check_recipe
 from recipes import RECIPES, Recipe, get_recipe
+from support.flags import check_recipe
 from train import values_at
 
 

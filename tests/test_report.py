@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from recipes import RECIPES
-from report import draw_curves, draw_pictures, measure_knn, peak_memory
+from support.report import draw_curves, draw_pictures, measure_knn, peak_memory
 
 
 class MeanColour:

@@ -6,9 +6,9 @@
 import torch
 from PIL import Image
 
-import scaling
 import vit
 from recipes import get_recipe
+from support import scaling
 
 
 def test_the_first_blocks_alone(monkeypatch):

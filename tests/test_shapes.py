@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import shapes
-from data import load_images
+from support import shapes
+from support.data import load_images
 
 
 @pytest.fixture

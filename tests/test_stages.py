@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 
-from stages import ROWS, digest, in_blocks, once, rows_of
+from support.stages import ROWS, digest, in_blocks, once, rows_of
 
 
 def test_digest_tells_things_apart():

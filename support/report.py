@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from matplotlib.figure import Figure
 
-from checkpoint import write_safely
 from evaluate import frozen_features, knn_accuracies
 from pca_viz import draw_pca, foreground_iou, pca_rgb
+from support.checkpoint import write_safely
 
 
 def measure_knn(vit, train, test, size, n_train=None):

@@ -43,7 +43,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-import shapes
+from support import shapes
 
 # ------------------------------------------------------------------------------------------------------
 # Constants. All of them are ours: the paper's data set is not public.
