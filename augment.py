@@ -51,8 +51,9 @@ WHOLE = 64  # ours: on a CPU, the boxes of squares above this side are cut out f
 
 
 def move(x, device):
-    """To the device; by way of pinned memory on CUDA, so that the CPU does not wait for the copy."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    """x on the device; by way of pinned memory to a GPU, so that the CPU does not wait for the copy."""
+    pinned = x.device.type == "cpu" and device.type == "cuda"
+    return x.pin_memory().to(device, non_blocking=True) if pinned else x.to(device)
 
 
 # ------------------------------------------------------------------------------------------------------------

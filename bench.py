@@ -24,11 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from augment import MultiCrop
 from dino_loss import dino_loss
-from evaluate import autocast
 from sinkhorn import sinkhorn_knopp
-from support.flags import Parser, UserError, parse_args
-from support.memory import keep_pages
-from support.report import peak_memory
+from support.flags import Parser, UserError, find_device, parse_args, positive
+from support.memory import keep_pages, peak_memory
+from support.precision import autocast
 from support.scaling import draw_scaling
 from vit import attend
 
@@ -216,22 +215,17 @@ def bench_part(part, r, steps, device):
 def main(argv=None):
     """The program; returns its exit status."""
     keep_pages()
-    parser = Parser(prog="bench.py", allow_abbrev=False,
+    parser = Parser(prog="bench.py",
                     description="Time training steps; any field of a recipe is a flag, as in train.py.")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=5, help="steps that are timed (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=5, help="steps that are timed (default: %(default)s)")
     parser.add_argument("--amp", choices=("bf16", "none"), default="bf16", help="precision (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one line for machines")
     parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention"), help="one part alone")
     parser.add_argument("--scaling", action="store_true", help="draw bench.png: batch, K, crop size and depth")
     try:
         args, rest = parser.parse_known_args(argv)
-        if args.steps < 1:
-            raise UserError("--steps must be at least 1")
         options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
-        try:
-            device = torch.empty(0, device=options.device).device
-        except (RuntimeError, AssertionError):
-            raise UserError(f"there is no device {options.device} here; try --device cpu") from None
+        device = find_device(options.device)
         if args.scaling:
             print(draw_scaling(rest, r, "bench.png"))
             return 0

@@ -25,6 +25,7 @@ goes on from there, and a run with another threshold starts at the first stage t
 """
 
 import csv
+import io
 import os
 import sys
 import time
@@ -35,6 +36,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -44,10 +46,11 @@ from augment import normalize
 from neighbours import nearest, nearest_in_blocks
 from support.checkpoint import write_safely
 from support.crawl import collect_addresses, download
-from support.data import DataError, decode, find_files
-from support.flags import Parser, UserError
+from support.files import DataError, find_files
+from support.flags import Parser, UserError, add_device, check_out, find_device, positive
+from support.pictures import decode, picture
 from support.stages import digest, in_blocks, once, rows_of
-from vit import load_vit
+from support.weights import load_vit
 
 SMALL = 1_000_000  # curated images: fewer are retrieved by clusters, more by samples (App. A)
 CLUSTERS, PER_CLUSTER, MIN_HITS, MAX_TOTAL = 100_000, 10_000, 3, 1_000_000  # App. A
@@ -154,6 +157,13 @@ class Source:
         return read(name)
 
 
+def thumbnail(raw):
+    """The bytes of an image file -> a THUMBNAIL: grey levels and the number of pixels of the file."""
+    width, height = Image.open(io.BytesIO(raw)).size
+    grey = picture(raw, pca_hash.T).convert("L").resize((pca_hash.T, pca_hash.T), Image.Resampling.BILINEAR)
+    return np.array((np.asarray(grey), width * height), dtype=pca_hash.THUMBNAIL)
+
+
 def thumbnails(source, path):
     """Grey thumbnails and pixel counts (N,) of dtype THUMBNAIL; a picture that cannot be read has 0 pixels."""
 
@@ -161,7 +171,7 @@ def thumbnails(source, path):
         block = np.zeros(len(rows), dtype=pca_hash.THUMBNAIL)
         for at, i in enumerate(rows):
             try:
-                block[at] = pca_hash.thumbnail(source.raw(i))
+                block[at] = thumbnail(source.raw(i))
             except Exception:  # Pillow raises every kind; 0 pixels say it, and main() names the file
                 pass
         return block
@@ -351,31 +361,24 @@ def parse_args(argv):
     parser.add_argument("--hash-bits", type=int, default=2, help="of 64 that copies differ in at most")
     parser.add_argument("--self-threshold", type=float, default=0.6, help="cosine above which images are one")
     parser.add_argument("--reference-threshold", type=float, default=0.45, help="the same to excluded images")
-    parser.add_argument("--neighbours", type=int, default=64, help="neighbours that are looked at")
+    parser.add_argument("--neighbours", type=positive, default=64, help="neighbours that are looked at")
     parser.add_argument("--mode", choices=("auto", "samples", "clusters"), default="auto",
                         help=f"retrieval; auto: clusters for fewer than {SMALL} curated images")
-    parser.add_argument("--per-image", type=int, default=4, help="samples: images for each curated one")
-    parser.add_argument("--clusters", type=int, help=f"of the pool (default: one for {CLUSTER_SIZE} images, at most "
+    parser.add_argument("--per-image", type=positive, default=4, help="samples: images for each curated one")
+    parser.add_argument("--clusters", type=positive, help=f"of the pool (default: one for {CLUSTER_SIZE} images, at most "
                         f"{CLUSTERS})")
-    parser.add_argument("--per-cluster", type=int, default=PER_CLUSTER, help="images from each cluster")
-    parser.add_argument("--max-total", type=int, default=MAX_TOTAL, help="images from all clusters")
-    parser.add_argument("--size", type=int, help="side of an embedded image (default: 224, in whole patches)")
+    parser.add_argument("--per-cluster", type=positive, default=PER_CLUSTER, help="images from each cluster")
+    parser.add_argument("--max-total", type=positive, default=MAX_TOTAL, help="images from all clusters")
+    parser.add_argument("--size", type=positive, help="side of an embedded image (default: 224, in whole patches)")
     parser.add_argument("--seed", type=int, default=0, help="of the index, k-means and random choices")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    add_device(parser)
     args = parser.parse_args(argv)
-    for name in ("neighbours", "per_image", "clusters", "per_cluster", "max_total", "size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 <= args.hash_bits < 16:
         raise UserError(f"--hash-bits must be between 0 and 15, got {args.hash_bits}")
     if args.download and not args.html:
         raise UserError("--download needs --html")
-    if not args.out.parent.is_dir():
-        raise UserError(f"there is no folder {args.out.parent} for --out")
-    try:
-        args.device = torch.empty(0, device=args.device).device
-    except (RuntimeError, AssertionError):
-        raise UserError(f"there is no device {args.device} here; try --device cpu") from None
+    check_out(args.out)
+    args.device = find_device(args.device)
     return args
 
 

@@ -17,8 +17,8 @@ set: the test labels are read once, for the final number. In k-NN the reference 
 by their sum (a softmax), we by their largest: the argmax is the same.
 """
 
-import argparse
 import math
+import sys
 import time
 
 import torch
@@ -27,8 +27,12 @@ from tqdm import tqdm
 
 from augment import normalize
 from schedule import cosine_schedule
-from support.data import DataError, Images, in_order, load_images
-from vit import load_vit, vit_base, vit_giant2, vit_large, vit_nano, vit_small, vit_tiny
+from support.data import Images, in_order, load_images
+from support.files import DataError
+from support.flags import Parser, UserError, add_device, find_device, positive
+from support.precision import autocast
+from support.weights import load_vit
+from vit import vit_base, vit_giant2, vit_large, vit_nano, vit_small, vit_tiny
 
 # --------------------------------------------------------------------------------------------------------
 # Constants
@@ -46,14 +50,6 @@ ARCHS = {f.__name__: f for f in (vit_nano, vit_tiny, vit_small, vit_base, vit_la
 
 # --------------------------------------------------------------------------------------------------------
 # Features
-
-
-def autocast(device, enabled=True):
-    """bf16 where the hardware computes in it; elsewhere nothing, for emulated bf16 is slower than float32."""
-    device = torch.device(device)
-    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    on_cpu = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and (on_gpu or on_cpu))
 
 
 def whole_patches(size, patch_size):
@@ -153,6 +149,21 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, k=20,
     return knn_accuracies(train_features, train_labels, test_features, test_labels, (k,), temp)[0]
 
 
+def measure_knn(vit, train, test, size, n_train=None):
+    """k-NN accuracy of [CLS] features of size² images: {"knn_20": a, "knn_200": b}, {} without labels.
+
+    train, test: splits from load_images.  n_train: measure against that many training images, drawn at random,
+    rather than all.
+    """
+    if train.labels is None or train.pixels is None or test.pixels is None:
+        return {}
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
+    train_features = frozen_features(vit, train.pixels[chosen], size)
+    test_features = frozen_features(vit, test.pixels, size)
+    k20, k200 = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels, (20, 200))
+    return {"knn_20": k20, "knn_200": k200}
+
+
 # --------------------------------------------------------------------------------------------------------
 # Linear probe
 
@@ -208,8 +219,9 @@ def linear_accuracy(train_features, train_labels, test_features, test_labels):
 # Command line
 
 
-def evaluate(args, device):
+def evaluate(args):
     """Prints the table of one set of weights on one data set. Raises DataError, ValueError or OSError."""
+    device = args.device
     if args.weights == "pixels":
         vit, size = None, min(args.size or PIXEL_SIZE, PIXEL_SIZE)
     elif args.weights == "random":
@@ -259,41 +271,31 @@ def readable(images):
     return torch.tensor([name not in broken for name in images.names] or [True] * len(images))
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors in one line, without the usage."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(str(message).split())}\n")
-
-
-def positive(text):
-    """A command-line number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def main(argv=None):
+def parse_args(argv):
+    """Command line -> its options, the device found. Raises UserError."""
     parser = Parser(prog="evaluate.py", description="k-NN and linear probe of frozen features.")
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official name or file; "
                         "or a baseline: 'random' for an untrained network, 'pixels' for none")
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
     parser.add_argument("--size", type=positive, help="side of the images in pixels (default: the network's "
                         f"own, at most {EVAL_SIZE}; {PIXEL_SIZE} for a baseline, the most for 'pixels')")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     parser.add_argument("--arch", choices=ARCHS, default="vit_nano", help="network of --weights random")
     parser.add_argument("--patch-size", type=positive, default=4, help="its patch side in pixels")
+    add_device(parser)
     args = parser.parse_args(argv)
+    args.device = find_device(args.device)
+    return args
+
+
+def main(argv=None):
+    """The program; returns its exit status."""
     try:
-        device = torch.zeros(1, device=args.device).device
-    except (RuntimeError, AssertionError):  # PyTorch's texts for it run over many lines
-        parser.error(f"--device {args.device} is not on this machine; try --device cpu")
-    try:
-        evaluate(args, device)
-    except (DataError, ValueError, OSError) as error:
-        parser.error(error)
+        evaluate(parse_args(argv))
+    except (UserError, DataError, ValueError, OSError) as error:
+        print(f"evaluate.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ from functools import partial as _partial  # torch.hub takes every public callab
 import torch as _torch
 
 import vit as _vit
+from support.weights import load_vit as _load_vit
 
 dependencies = ["torch", "einops"]
 
@@ -20,7 +21,7 @@ def _build(arch, weights=None, **options):
         raise ValueError(f"the weights decide {', '.join(options)}: give weights or options")
     with _torch.device("meta"):  # no memory: only to be asked for its size
         meant = getattr(_vit, arch)()
-    loaded = _vit.load_vit(weights)
+    loaded = _load_vit(weights)
     if (loaded.embed_dim, len(loaded.blocks)) != (meant.embed_dim, len(meant.blocks)):
         raise ValueError(f"{weights} holds a ViT {loaded.embed_dim} wide and {len(loaded.blocks)} deep; "
                          f"{arch} is {meant.embed_dim} wide and {len(meant.blocks)} deep")  # fmt: skip
@@ -35,11 +36,11 @@ vit_large = _partial(_build, "vit_large")
 vit_giant2 = _partial(_build, "vit_giant2")
 
 # The official models, fetched once into torch.hub's cache.
-dinov2_vits14 = _partial(_vit.load_vit, "dinov2_vits14")
-dinov2_vitb14 = _partial(_vit.load_vit, "dinov2_vitb14")
-dinov2_vitl14 = _partial(_vit.load_vit, "dinov2_vitl14")
-dinov2_vitg14 = _partial(_vit.load_vit, "dinov2_vitg14")
-dinov2_vits14_reg = _partial(_vit.load_vit, "dinov2_vits14_reg")
-dinov2_vitb14_reg = _partial(_vit.load_vit, "dinov2_vitb14_reg")
-dinov2_vitl14_reg = _partial(_vit.load_vit, "dinov2_vitl14_reg")
-dinov2_vitg14_reg = _partial(_vit.load_vit, "dinov2_vitg14_reg")
+dinov2_vits14 = _partial(_load_vit, "dinov2_vits14")
+dinov2_vitb14 = _partial(_load_vit, "dinov2_vitb14")
+dinov2_vitl14 = _partial(_load_vit, "dinov2_vitl14")
+dinov2_vitg14 = _partial(_load_vit, "dinov2_vitg14")
+dinov2_vits14_reg = _partial(_load_vit, "dinov2_vits14_reg")
+dinov2_vitb14_reg = _partial(_load_vit, "dinov2_vitb14_reg")
+dinov2_vitl14_reg = _partial(_load_vit, "dinov2_vitl14_reg")
+dinov2_vitg14_reg = _partial(_load_vit, "dinov2_vitg14_reg")

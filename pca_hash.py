@@ -13,13 +13,8 @@ times, whole and through four windows: a crop is near the picture seen through t
 Brightness is taken out, so that flat pictures of any colour are copies of each other.
 """
 
-import io
-
 import numpy as np
 from einops import rearrange
-from PIL import Image
-
-from support.data import picture
 
 T = 64  # side of a thumbnail
 S = 16  # side of the grid that is hashed
@@ -31,13 +26,6 @@ CORRELATION = 0.9  # of that field, from one cell of the grid to the next
 BLOCK = 65_536  # pictures that are hashed, or pairs that are compared, at once
 
 THUMBNAIL = np.dtype([("grey", np.uint8, (T, T)), ("pixels", np.int64)])  # pixels 0: not readable
-
-
-def thumbnail(raw):
-    """The bytes of an image file -> a THUMBNAIL: grey levels and the number of pixels of the file."""
-    width, height = Image.open(io.BytesIO(raw)).size
-    grey = picture(raw, T).convert("L").resize((T, T), Image.Resampling.BILINEAR)
-    return np.array((np.asarray(grey), width * height), dtype=THUMBNAIL)
 
 
 def averaging(start, stop):

@@ -37,9 +37,10 @@ from tqdm import tqdm
 
 from augment import normalize
 from matching import draw_matches, mutual_matches, spread_out
-from support.data import DataError, find_files, picture, reason_of
-from support.flags import Parser, UserError
-from vit import load_vit
+from support.files import DataError, find_files
+from support.flags import Parser, UserError, add_device, check_out, find_device, positive
+from support.pictures import picture, reason_of
+from support.weights import load_vit
 
 FLAT = 1e-6  # ours: a component with less spread than this share of the largest feature is float32 rounding
 PAIRS_PER_ROW = 4  # ours: image and colours side by side, four times in a row
@@ -241,7 +242,7 @@ def parse_args(argv):
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official file, or a name such as "
                         "dinov2_vits14")
     parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=518, help="side of an image in pixels, rounded to whole patches "
+    parser.add_argument("--size", type=positive, default=518, help="side of an image in pixels, rounded to whole patches "
                         "(default: %(default)s)")
     parser.add_argument("--keep-aspect", action="store_true", help="all of the long side, not only its middle")
     parser.add_argument("--threshold", type=float, default=0.5, help="of the first component: higher leaves less "
@@ -250,25 +251,18 @@ def parse_args(argv):
     parser.add_argument("--no-mask", dest="mask", action="store_false", help="colours for all patches: one PCA")
     parser.add_argument("--whiten", action="store_true", help="components of unit deviation through a sigmoid")
     parser.add_argument("--layer", type=int, help="tokens of this block, from 0 (default: the last)")
-    parser.add_argument("--grid", type=int, default=PAIRS_PER_ROW, metavar="COLUMNS", help="images in a row "
+    parser.add_argument("--grid", type=positive, default=PAIRS_PER_ROW, metavar="COLUMNS", help="images in a row "
                         "(default: %(default)s)")
     parser.add_argument("--matches", nargs=2, metavar=("A", "B"), help="instead: lines between patches of two images "
                         "that are each other's nearest (§7.5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, "
-                        "... (default: %(default)s)")
+    add_device(parser)
     args = parser.parse_args(argv)
     if bool(args.matches) == bool(args.images):
         raise UserError("give image files, or --matches A B")
     if not 0 <= args.threshold < 1:
         raise UserError(f"--threshold must be at least 0 and below 1, got {args.threshold}")
-    if args.size < 1 or args.grid < 1:
-        raise UserError("--size and --grid must be at least 1")
-    if not args.out.parent.is_dir():
-        raise UserError(f"there is no folder {args.out.parent} for --out")
-    try:
-        args.device = torch.empty(0, device=args.device).device
-    except (RuntimeError, AssertionError):
-        raise UserError(f"there is no device {args.device} here; try --device cpu") from None
+    check_out(args.out)
+    args.device = find_device(args.device)
     return args
 
 

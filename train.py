@@ -28,23 +28,26 @@ from tqdm import tqdm
 
 import distributed
 import vit
-from augment import MultiCrop
+from augment import MultiCrop, move
 from centering import SoftmaxCentering
 from dino_loss import dino_loss
-from evaluate import autocast
+from evaluate import frozen_features, measure_knn
 from head import Head
 from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
+from pca_viz import draw_pca, foreground_iou, pca_rgb
 from recipes import Recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 from support.checkpoint import CheckpointError, read_checkpoint, read_metrics, restore, save_checkpoint, write_safely
 from support.collapse import collapse_meter, collapse_warning
-from support.data import DataError, batches, load_images
-from support.flags import UserError, parse_args, show
-from support.memory import keep_pages
-from support.report import draw_curves, draw_pictures, measure_knn, peak_memory
+from support.data import batches, load_images
+from support.files import DataError
+from support.flags import UserError, find_device, parse_args, show
+from support.memory import keep_pages, peak_memory
+from support.precision import autocast
+from support.report import draw_curves
 
 # ---------------------------------------------------------------------------- networks
 
@@ -171,8 +174,8 @@ def train_step(run, images, crop, values):
     globals_, locals_ = crop(images, seed_of(r.seed, run.step))  # (2·B, 3, g, g), (L·B, 3, l, l)
     grid = globals_.shape[-1] // r.patch_size
     masks = sample_masks(2 * B, grid, grid, r.mask_ratio, r.mask_probability)  # (2·B, N)
-    masked = to(masks.flatten().nonzero()[:, 0], device)  # (M,)
-    masks = to(masks, device)
+    masked = move(masks.flatten().nonzero()[:, 0], device)  # (M,)
+    masks = move(masks, device)
 
     with torch.no_grad(), autocast(device, r.amp):
         cls_t, patches = teacher.backbone.training_features([globals_], [None], masked)  # (2·B, D), (M, D)
@@ -198,11 +201,6 @@ def train_step(run, images, crop, values):
     update_teacher(run.student, run.ema, values["momentum"])
     run.step += 1
     return {k: v.detach() for k, v in losses.items()}, p_dino, cls_t
-
-
-def to(x, device):
-    """A CPU tensor on the device, without waiting for it."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def center(run, name, logits, values):
@@ -336,12 +334,10 @@ def check_health(healthy, step, out):
 def prepare(argv):
     """Command line -> (run, folder, device): a new run, or one that goes on."""
     options, recipe, changes = parse_args(argv)
+    device = find_device(options.device)
     out, checkpoint = options.out, options.out / "checkpoint.pt"
     try:
-        device = torch.empty(0, device=options.device).device
         out.mkdir(parents=True, exist_ok=True)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"there is no device {options.device} here; try --device cpu") from None
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
     saved = None
@@ -363,6 +359,19 @@ def prepare(argv):
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
     print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {start} of {recipe.steps} steps")
     return run, out, device
+
+
+def draw_pictures(vit, test, size, path):
+    """pca.png of 12 test images; the mean IoU of 200 foregrounds where the masks are known, otherwise None."""
+    if test.pixels is None:
+        return None
+    chosen = torch.linspace(0, len(test) - 1, min(len(test), 200)).long()
+    tokens = frozen_features(vit, test.pixels[chosen], size, "x_norm_patchtokens")  # (I, N, D)
+    rgb, foreground = pca_rgb(tokens)
+    shown = torch.linspace(0, len(chosen) - 1, min(len(chosen), 12)).long()
+    colours = rearrange(rgb[shown], "i (h w) c -> i h w c", h=size // vit.patch_size)
+    draw_pca(test.pixels[chosen][shown], colours, path)
+    return None if test.masks is None else foreground_iou(foreground, test.masks[chosen])
 
 
 def finish(run, out, rows, began):

@@ -29,7 +29,8 @@ from PIL import Image
 from tqdm import tqdm
 from warcio.archiveiterator import ArchiveIterator
 
-from support.data import FORMATS, DataError
+from support.files import DataError
+from support.pictures import FORMATS
 
 LAZY = ("src", "data-src", "data-original", "data-lazy", "data-lazy-src")  # where pages keep an image's address
 LAZY_SETS = ("srcset", "data-srcset", "data-lazy-srcset")

@@ -18,57 +18,24 @@ The paper decodes each image anew for every view. Here an image is decoded once 
 views are cut from it on the device (`augment.py`), and a set that is small enough stays in memory.
 """
 
-import bz2
-import contextlib
-import functools
-import gzip
-import hashlib
-import http.client
-import io
-import lzma
 import os
-import shutil
-import sys
-import tarfile
-import urllib.request
-import zipfile
-import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from augment import move
 from support import shapes
+from support.cifar10 import read_cifar10
+from support.files import DataError, find_files
+from support.pictures import decode, reason_of
 
-# ------------------------------------------------------------------------------------------------------
-# Constants. All of them are ours: the paper's data set is not public.
-# ------------------------------------------------------------------------------------------------------
-
-MEMORY_LIMIT = 2 * 2**30        # bytes of decoded pixels that may stay in memory; a larger set is streamed
-QUIET_BELOW = 2000              # images; fewer are loaded before a progress bar could be read
-TEST_EVERY = 10                 # where a set has no test split, one image in ten is held out
-ALPHA_BACKGROUND = (128, 128, 128)  # grey: on white a white drawing vanishes, on black a black one
-
-# Formats that are not pictures to Pillow (it can only hand them to other software), and EPS, which it
-# would open by running Ghostscript, a program interpreter, on whatever the file holds.
-NOT_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-Image.init()
-FORMATS = [name for name in ["JPEG", "PNG", *Image.ID] if name not in NOT_PICTURES]  # tried in this order
-EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
-EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # not to be passed over in silence by a Pillow without them
-
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # the other version is pickles: code
-CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-
-
-
-class DataError(Exception):
-    """A bad `--data`. Its text is one line that says what is wrong and what to do about it."""
+MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels that may stay in memory; a larger set is streamed
+QUIET_BELOW = 2000  # ours: images; fewer are loaded before a progress bar could be read
+TEST_EVERY = 10  # ours: where a set has no test split, one image in ten is held out
 
 
 @dataclass
@@ -100,7 +67,7 @@ def load_images(data, split="train", size=64, seed=0):
         pixels, labels, masks = shapes.draw_shapes(split, size, seed)
         return Images("shapes", pixels, labels, list(shapes.KINDS), masks)
     if data == "cifar10":
-        return read_cifar10(split, size)
+        return Images("cifar10", *read_cifar10(split, size))
     names, read = find_files(data)
     rows, classes = choose_split(names, split)
     if not rows:
@@ -123,9 +90,34 @@ def load_images(data, split="train", size=64, seed=0):
     return Images(str(data), pixels, labels, classes, skipped=skipped, names=names)
 
 
-# ------------------------------------------------------------------------------------------------------
-# Batches
-# ------------------------------------------------------------------------------------------------------
+def choose_split(names, split):
+    """Sorted names -> ([(name, class or None)] of one split, class names, the same for both splits)."""
+    parts = [name.split("/") for name in names]
+    while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
+        parts = [p[1:] for p in parts]  # one folder that wraps everything says nothing
+    tops = {p[0] for p in parts if len(p) > 1}
+    held_out = "test" if "test" in tops else "val"
+    if {"train", held_out} <= tops:
+        rows = [(n, p[0] == held_out, p[1:]) for n, p in zip(names, parts) if p[0] in ("train", held_out)]
+    else:
+        rows = [(n, None, p) for n, p in zip(names, parts)]
+    kinds = [p[0] if len(p) > 1 else None for *_, p in rows]
+    classes = sorted(set(kinds)) if None not in kinds and len(set(kinds)) > 1 else []
+    kinds = kinds if classes else [None] * len(rows)
+    totals, seen, chosen = Counter(kinds), Counter(), []
+    for (name, held, _), kind in zip(rows, kinds):
+        wanted = held == (split == "test")
+        if held is None:
+            held = seen[kind] % TEST_EVERY == 0 and (totals[kind] > 1 or not classes)
+            wanted = held if split == "test" else not held or not classes
+            seen[kind] += 1
+        if wanted:
+            chosen.append((name, kind))
+    return chosen, classes
+
+
+# ---------------------------------------------------------------------------- batches
+
 
 def batches(images, batch, seed=0, start=0, device="cpu", workers=2, shard=(0, 1)):
     """Endless (batch, 3, S, S) uint8 on `device`: batches number start, start + 1, ...
@@ -165,7 +157,7 @@ def serve(images, rows, device, workers):
         if device.type != "cuda" or pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
             pixels = pixels.to(device)  # once: from now on a batch costs one gather
         for r in rows:
-            yield send(pixels[send(torch.from_numpy(r), pixels.device)], device)
+            yield move(pixels[move(torch.from_numpy(r), pixels.device)], device)
         return
     loader = torch.utils.data.DataLoader(
         images.files, batch_sampler=rows, num_workers=workers, collate_fn=collate,
@@ -176,190 +168,14 @@ def serve(images, rows, device, workers):
         yield pixels.to(device, non_blocking=True)
 
 
-def send(x, device):
-    """x on `device`; from pinned memory to a GPU, so that the host does not wait for the copy."""
-    if x.device.type == "cpu" and device.type == "cuda":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
-
-
 def collate(items):
     """[((3, S, S), skipped)] of one batch -> (B, 3, S, S) uint8, one list of all that were skipped."""
     squares, skipped = zip(*items)
     return torch.from_numpy(np.stack(squares)), [entry for entries in skipped for entry in entries]
 
 
-# ------------------------------------------------------------------------------------------------------
-# Finding the files, and splitting them
-# ------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------------------- images read when asked for
 
-def find_files(data):
-    """A path -> (sorted image names, function from a name to the file's bytes). Raises DataError."""
-    path = Path(data).expanduser()
-    try:
-        if path.is_dir():
-            names = filter(None, map(tidy, walk(path)))
-            return sorted(names, key=by_folder), functools.partial(read_from_folder, str(path))
-        if path.suffix.lower() == ".txt":
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            names = [os.path.abspath(path.parent / line) for line in lines if line]
-            return sorted(names, key=by_folder), read_from_list
-        with open(path, "rb") as f:
-            head = f.read(6)
-        if head[:4] == b"PK\3\4":
-            with zipfile.ZipFile(path) as archive:
-                members = {tidy(name): name for name in archive.namelist() if tidy(name)}
-            read = functools.partial(read_from_zip, str(path), members)
-        else:
-            opener = {b"\x1f\x8b\x08": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}.get(head[:3])
-            path = unpacked(path, opener) if opener else path
-            members = tar_members(path, path.stat().st_mtime_ns)
-            read = functools.partial(read_from_tar, str(path), members)
-        return sorted(members, key=by_folder), read
-    except FileNotFoundError:
-        raise DataError(f"{data}: no such file or folder; give a path, or one of: cifar10, shapes") from None
-    except (OSError, EOFError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError, tarfile.TarError,
-            zipfile.BadZipFile) as error:
-        raise DataError(f"{data}: cannot be read ({reason_of(error)}); give a folder, a .txt list, or an "
-                        "undamaged .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive") from None
-
-
-def walk(folder):
-    """Paths of all files below `folder`, relative to it, through links, but into no folder twice."""
-    seen = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(here) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(here))
-        folders.sort()
-        yield from (os.path.relpath(os.path.join(here, name), folder) for name in names)
-
-
-def tidy(name):
-    """A name as "a/b/c.jpg", or None if it is no image, is hidden, or leads out of the archive by ".."."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if not parts or any(part[0] == "." or part == "__MACOSX" for part in parts):
-        return None
-    return "/".join(parts) if os.path.splitext(name)[1].lower() in EXTENSIONS else None
-
-
-def by_folder(name):
-    """Sorts as a file tree does: all of a/ before a-b/."""
-    return name.split("/")
-
-
-def choose_split(names, split):
-    """Sorted names -> ([(name, class or None)] of one split, class names, the same for both splits)."""
-    parts = [name.split("/") for name in names]
-    while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
-        parts = [p[1:] for p in parts]  # one folder that wraps everything says nothing
-    tops = {p[0] for p in parts if len(p) > 1}
-    held_out = "test" if "test" in tops else "val"
-    if {"train", held_out} <= tops:
-        rows = [(n, p[0] == held_out, p[1:]) for n, p in zip(names, parts) if p[0] in ("train", held_out)]
-    else:
-        rows = [(n, None, p) for n, p in zip(names, parts)]
-    kinds = [p[0] if len(p) > 1 else None for *_, p in rows]
-    classes = sorted(set(kinds)) if None not in kinds and len(set(kinds)) > 1 else []
-    kinds = kinds if classes else [None] * len(rows)
-    totals, seen, chosen = Counter(kinds), Counter(), []
-    for (name, held, _), kind in zip(rows, kinds):
-        wanted = held == (split == "test")
-        if held is None:
-            held = seen[kind] % TEST_EVERY == 0 and (totals[kind] > 1 or not classes)
-            wanted = held if split == "test" else not held or not classes
-            seen[kind] += 1
-        if wanted:
-            chosen.append((name, kind))
-    return chosen, classes
-
-
-# ------------------------------------------------------------------------------------------------------
-# Archives. Members are read where they lie, so that their names can do no harm.
-# ------------------------------------------------------------------------------------------------------
-
-def read_from_folder(folder, name):
-    return Path(folder, name).read_bytes()
-
-
-def read_from_list(name):
-    """A file, or a member of the archive that is the first file on the way to it."""
-    if not os.path.exists(name):
-        for archive in reversed(Path(name).parents):
-            if archive.is_file():
-                return member_reader(str(archive), archive.stat().st_mtime_ns)(os.path.relpath(name, archive))
-    return Path(name).read_bytes()
-
-
-@functools.lru_cache(maxsize=8)
-def member_reader(archive, modified):
-    return find_files(archive)[1]
-
-
-def read_from_zip(path, members, name):
-    return open_zip(path, os.getpid()).read(members[name])
-
-
-@functools.lru_cache(maxsize=8)
-def open_zip(path, pid):
-    """One handle a process: ZipFile locks its threads, but forked workers would share one file position."""
-    return zipfile.ZipFile(path)
-
-
-def read_from_tar(path, members, name):
-    start, count = members[name]
-    with open(path, "rb") as f:
-        f.seek(start)
-        return f.read(count)
-
-
-@functools.lru_cache(maxsize=2)  # a large archive takes seconds to list, and both splits want the list
-def tar_members(path, modified):
-    """A plain tar file -> {image name: (offset, bytes)}. Links are no files and are left out."""
-    with tarfile.open(path, "r:") as tar:
-        members = {tidy(m.name): (m.offset_data, m.size) for m in tar if m.isreg() and tidy(m.name)}
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(512).strip(b"\0"):  # tarfile takes a damaged header for the end
-            raise tarfile.ReadError(f"damaged at byte {tar.offset}")
-    return members
-
-
-def unpacked(path, opener):
-    """The plain tar behind a compressed one, which has no random access; made once, in the cache folder."""
-    stat = path.stat()
-    key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    target = cache_folder() / f"{path.name}.{key}.tar"
-    if not target.exists():
-        print(f"decompressing {path} to {target}, once", file=sys.stderr)
-        with replacing(target) as f, opener(path) as packed:
-            shutil.copyfileobj(packed, f, 2**20)
-            f.flush()
-            tarfile.open(f.name, "r:").close()  # no archive, no file in the cache
-    return target
-
-
-def cache_folder():
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanodinov2"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextlib.contextmanager
-def replacing(target):
-    """A new binary file that takes the place of `target` at the end; on an error nothing is left of it."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as f:
-            yield f
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# ------------------------------------------------------------------------------------------------------
-# Decoding
-# ------------------------------------------------------------------------------------------------------
 
 class Files:
     """Images read and decoded when asked for: what a DataLoader takes, and what its workers get."""
@@ -419,104 +235,3 @@ def nothing_readable(skipped):
     name, reason = skipped[0]
     return DataError(f"none of the {len(skipped)} images can be read (the first, {name}: {reason}); "
                      "give a set with undamaged images")
-
-
-def reason_of(error):
-    """An exception as a few words on one line, the same in each run."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that Pillow reads"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(
-    "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), start=2)}
-
-
-def decode(raw, size, place):
-    """The bytes of an image file -> (3, size, size) uint8; place in [0, 1], the window's on the long side."""
-    return resize(picture(raw, size), size, place)
-
-
-def picture(raw, size):
-    """The bytes of an image file -> upright RGB image, whole; a JPEG may be smaller than stored, but ≥ 2·size."""
-    if not raw:
-        raise ValueError("empty file")
-    image = Image.open(io.BytesIO(raw), formats=FORMATS)
-    short = min(image.size)
-    image.draft(None, [2 * size * side // short for side in image.size])  # JPEG: at ½, ¼ or ⅛, still ≥ 2·size
-    image.load()
-    turn = TURNS.get(image.getexif().get(0x0112))  # EXIF orientation; after load, where a TIFF turns itself
-    image = to_rgb(image)
-    return image if turn is None else image.transpose(turn)
-
-
-def to_rgb(image):
-    """Any mode of Pillow's -> RGB. Transparent parts show grey; deep pixels keep their tones."""
-    if image.mode[0] in "IF":  # 16 and 32 bits and floats, which `convert` would clip to white
-        x = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        low, high = x.min(), x.max()
-        tops = (1, 255, 65535) if image.mode == "F" else (65535,)
-        if low >= 0 and high <= tops[-1]:  # otherwise no usual scale: the picture's own range
-            low, high = 0, next(top for top in tops if high <= top)
-        x = np.rint((x - low) * (255 / max(high - low, 1e-9)))
-        return Image.fromarray(x.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, ALPHA_BACKGROUND), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def resize(image, size, place):
-    """RGB image -> (3, size, size) uint8: the window is cut and scaled at once, however long the image."""
-    width, height = image.size
-    short = min(width, height)
-    left, top = place * (width - short), place * (height - short)
-    square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
-    return np.asarray(square).transpose(2, 0, 1)  # (3, S, S)
-
-
-# ------------------------------------------------------------------------------------------------------
-# CIFAR-10
-# ------------------------------------------------------------------------------------------------------
-
-def read_cifar10(split, size):
-    """The official archive: records of one byte of label and 3·32·32 of pixels."""
-    path = cache_folder() / CIFAR10_URL.split("/")[-1]
-    if not path.exists():
-        download(CIFAR10_URL, path)
-    if md5_of(path) != CIFAR10_MD5:
-        raise DataError(f"{path} is not what {CIFAR10_URL} serves (wrong checksum); delete it and run again")
-    with tarfile.open(path) as tar:
-        parts = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar
-                 if m.name.endswith((".bin", "batches.meta.txt"))}
-    classes = parts.pop("batches.meta.txt").decode().split()
-    chosen = sorted(name for name in parts if name.startswith("test") == (split == "test"))
-    raw = b"".join(parts[name] for name in chosen)
-    records = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
-    labels = torch.from_numpy(records[:, 0].astype(np.int64))
-    pixels = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
-    if size != 32:
-        squares = (Image.fromarray(x) for x in pixels.permute(0, 2, 3, 1).numpy())
-        pixels = torch.from_numpy(np.stack([resize(x, size, 0.5) for x in squares]))
-    return Images("cifar10", pixels, labels, classes)
-
-
-def download(url, path):
-    """`url` into `path`, whole and with the right checksum, or not at all. Raises DataError."""
-    by_hand = f"download {url} yourself and put it at {path}"
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer, replacing(path) as f, \
-                tqdm(total=int(answer.headers.get("Content-Length") or 0), desc=path.name, unit="B",
-                     unit_scale=True) as bar:
-            while piece := answer.read(2**20):
-                f.write(piece)
-                bar.update(len(piece))
-            f.flush()
-            if md5_of(f.name) != CIFAR10_MD5:
-                raise DataError(f"what {url} sent is damaged (wrong checksum); run again, or {by_hand}")
-    except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"cifar10 cannot be downloaded ({reason_of(error)}); {by_hand}") from None
-
-
-def md5_of(path):
-    return hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest()

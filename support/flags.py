@@ -1,8 +1,12 @@
-"""The command line of train.py: a flag for every field of a recipe, checked before anything starts."""
+"""Command lines: what all programs share, and a flag of train.py for every field of a recipe.
+
+All is checked before anything starts, and what is wrong is one line.
+"""
 
 import argparse
 import difflib
 import math
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,19 +25,68 @@ class UserError(Exception):
     """A wrong flag, path or file: one line for the person, exit status 2."""
 
 
+# ---------------------------------------------------------------------------- what all programs share
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with near matches for a misspelt flag."""
 
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
     def error(self, message):
-        raise UserError(message)
+        raise UserError(" ".join(message.split()))
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse does; UserError for what it does not know."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], self._option_string_actions, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"unknown argument {unknown[0]}{hint}")
+        return options
+
+
+def positive(text):
+    """A command-line number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def add_device(parser):
+    """The flag --device."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+
+
+def find_device(name):
+    """The torch.device of that name, or UserError if it is not here."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # PyTorch's texts for it run over many lines
+        raise UserError(f"there is no device {name} here; try --device cpu") from None
+
+
+def check_out(path):
+    """UserError unless a file can be written at `path`, before hours are spent on what belongs into it."""
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for --out")
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder; give the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--out: nothing can be written into {path.parent}")
+
+
+# ---------------------------------------------------------------------------- train.py: a flag for each field
 
 
 def parse_args(argv=None):
     """Command line -> (options, recipe, the fields set by hand)."""
-    parser = Parser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = Parser(prog="train.py", description="Train DINOv2; any field of a recipe is a flag.")
     parser.add_argument("--recipe", choices=RECIPES, default="shapes", help="where the fields below start from")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     group = parser.add_argument_group("recipe fields (default: the recipe's)")
     for f in fields(Recipe):
@@ -46,10 +99,7 @@ def parse_args(argv=None):
         else:
             options |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
         group.add_argument(f"--{f.name}", **options)
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=3)
-        raise UserError(f"unknown argument {unknown[0]}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    options = parser.parse_args(argv)
     changes = {f.name: getattr(options, f.name) for f in fields(Recipe) if hasattr(options, f.name)}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     options.out = options.out or Path("runs") / options.recipe
@@ -84,5 +134,3 @@ def check_recipe(r):
     for name in ("global_scale", "local_scale", "mask_ratio"):
         if not 0 <= getattr(r, name)[0] <= getattr(r, name)[1] <= 1:
             raise UserError(f"--{name} must be an interval in 0 to 1; got {show(getattr(r, name))}")
-
-

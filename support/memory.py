@@ -6,6 +6,10 @@ touch.  The loss of a batch of 8 over 65,536 prototypes has blocks of 20 MB, man
 
 import ctypes
 import platform
+import resource
+import sys
+
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
@@ -16,3 +20,11 @@ def keep_pages():
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def peak_memory(device):
+    """Most memory so far, in bytes: allocated on the GPU, or resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

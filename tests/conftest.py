@@ -1,9 +1,14 @@
 """The repository root on the import path, so that `pytest` finds the flat scripts from anywhere; what tests share."""
 
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -14,3 +19,96 @@ def kept_for_backward(f):
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append((x.shape, x.dtype)) or x, lambda x: x):
         f()
     return kept
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "nanodinov2"
+
+
+def save(path, value=0, size=(4, 4), **options):
+    """One flat picture: `value` is a grey level or an RGB triple."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, value if isinstance(value, tuple) else (value,) * 3).save(path, **options)
+    return path
+
+
+def numbered(folder, n):
+    """n pictures, number i all of grey level i."""
+    for i in range(n):
+        save(folder / f"{i:03}.png", i)
+    return folder
+
+
+def grey_levels(pixels):
+    """Of the first pixel of each picture."""
+    return pixels[:, 0, 0, 0].tolist()
+
+
+def one_line(error):
+    """The message of a caught error, which must be a single line."""
+    message = str(error.value)
+    assert message and "\n" not in message
+    return message
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Folder `set`: 2 splits × 2 classes × 3 pictures of 6×4, left half grey and right half white."""
+    for i in range(12):
+        folder = tmp_path / "set" / ("train", "test")[i // 6] / "ab"[i // 3 % 2]
+        path = save(folder / f"{i % 3}.png", 10 * i, (6, 4))
+        with Image.open(path) as image:
+            image.paste((255, 255, 255), (3, 0, 6, 4))
+            image.save(path)
+    return tmp_path / "set"
+
+
+def pack(folder, suffix):
+    """The folder's .png files as an archive beside it, in no order."""
+    path = folder.with_name(f"set{suffix}")
+    files = sorted(folder.rglob("*.png"), reverse=True)  # archives are not sorted: we must do it
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.relative_to(folder.parent))
+    else:
+        with tarfile.open(path, "w:" + suffix.removeprefix(".tar").removeprefix(".")) as archive:
+            for file in files:
+                archive.add(file, "./" + str(file.relative_to(folder.parent)))
+    return path
+
+
+class MeanColour:
+    """A stand-in for a ViT whose features are the mean colour: of the image, and of each 4×4 patch."""
+
+    patch_size, training = 4, False
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
+
+    def eval(self):
+        return self
+
+    def train(self, mode):
+        return self
+
+    def forward_features(self, x):
+        patches = torch.nn.functional.avg_pool2d(x, 4).flatten(2).mT
+        return {"x_norm_clstoken": x.mean((2, 3)), "x_norm_patchtokens": patches}
+
+
+class Split(SimpleNamespace):
+    """A stand-in for `Images`."""
+
+    def __len__(self):
+        return len(self.names)
+
+
+def split_of(colours, labels=None):
+    """One 8×8 image of each colour (r, g, b)."""
+    pixels = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 8, 8).contiguous()
+    labels = None if labels is None else torch.tensor(labels)
+    return Split(pixels=pixels, labels=labels, masks=None, names=range(len(colours)))

@@ -16,8 +16,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import curate  # noqa: E402
 import pca_hash  # noqa: E402
-from support.data import find_files  # noqa: E402
-from vit import load_vit  # noqa: E402
+from support.files import find_files  # noqa: E402
+from support.weights import load_vit  # noqa: E402
 
 KINDS = ("original", "jpeg30", "half", "crop", "flip", "colour")
 DOGS = ("n02085620", "n02113978")  # the first and last WordNet id of ImageNet's dogs

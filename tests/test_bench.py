@@ -101,7 +101,7 @@ def test_one_part(part, capsys):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--steps", "0"], "--steps must be at least 1"),
+    (["--steps", "0"], "'0' is not a whole number of at least 1"),
     (["--device", "cuda:99"], "there is no device"),
     (["--colour", "red"], "unknown argument --colour"),
     (["--part", "hat"], "invalid choice"),

@@ -271,7 +271,7 @@ def test_any_number_of_ranks_selects_the_same(place, tmp_path, world):
     (("--weights", "pool"), "pool"),
     (("--weights", "none.pt"), "none.pt"),
     (("--per-image", 41), "--per-image 41 is more than the pool has"),
-    (("--per-image", 0), "--per-image must be at least 1"),
+    (("--per-image", 0), "argument --per-image: '0' is not a whole number of at least 1"),
     (("--uncurated", "one"), "--per-image 4 is more than the pool has: 1 images"),
     (("--uncurated", "one", "--mode", "clusters", "--curated", "one"), "no cluster holds more than 3"),
     (("--size", 30), "--size 30 does not divide into patches of 8"),

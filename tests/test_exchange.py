@@ -15,7 +15,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from vit import ViT, load_vit
+from support.weights import load_vit
+from vit import ViT
 
 # Both import torchvision, whose operators a torch built for CPUs alone lacks; none is needed.
 sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from support.memory import peak_memory
 
 SCRIPT = """
 import torch
@@ -26,3 +29,8 @@ def test_freed_pages_are_kept(keep):
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(keep=keep)], cwd=Path(__file__).parent.parent,
                           capture_output=True, text=True)  # fmt: skip
     assert done.stdout.strip() == str(not keep), done.stderr
+
+
+def test_memory_is_that_of_this_process():
+    """PyTorch alone takes more than 50 MB; a megabyte read as a kilobyte, or the other way round, is out of range."""
+    assert 50e6 < peak_memory(torch.device("cpu")) < 50e9

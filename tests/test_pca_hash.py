@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import pca_hash
-from pca_hash import averaging, copies, hashes, principal_components, thumbnail
+from curate import thumbnail
+from pca_hash import averaging, copies, hashes, principal_components
 
 N = 60
 BICUBIC = Image.Resampling.BICUBIC

@@ -443,7 +443,7 @@ def test_the_last_layer_is_what_forward_features_gives():
     (("--matches", "a.png", "broken.png"), "two images"),
     (("a.png", "--weights", "a.png"), "not a weights file"),
     (("a.png", "--out", "no/such/folder.png"), "there is no folder no/such"),
-    (("a.png", "--colour"), "unrecognized"),
+    (("a.png", "--colour"), "unknown argument --colour"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(place, capsys, monkeypatch, flags, words):
     monkeypatch.chdir(place)

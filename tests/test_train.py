@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import MeanColour, split_of
 from PIL import Image
 from torch import nn
 
 import train
 from recipes import get_recipe
+from support.weights import load_vit
 from train import main, parameter_groups
-from vit import load_vit
 
 ROOT = Path(__file__).parents[1]
 CLOCK = ("seconds", "images_per_s", "peak_memory")  # of a row of metrics.jsonl: what may differ between equal runs
@@ -365,6 +366,17 @@ def test_help_explains_each_field(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "LayerScale at the start" in capsys.readouterr().out
+
+
+def test_pictures_and_their_iou(tmp_path):
+    """The middle quarter is white on black, and the foreground is it alone: the IoU is 1.  Unknown masks: None."""
+    test = split_of([(0, 0, 0)] * 3)
+    test.pixels = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
+    test.pixels[:, :, 4:12, 4:12] = 255
+    assert train.draw_pictures(MeanColour(), test, 16, tmp_path / "pca.png") is None
+    test.masks = test.pixels[:, 0] > 0
+    assert train.draw_pictures(MeanColour(), test, 16, tmp_path / "pca.png") == 1
+    assert min(Image.open(tmp_path / "pca.png").size) > 100
 
 
 # ---------------------------------------------------------------------------- other devices and ranks

@@ -1,0 +1,1 @@
+"""What the paper does not speak of: files, formats, flags, pictures of progress."""

@@ -1,0 +1,120 @@
+"""Every format and mode of picture becomes one upright square of the right tone.
+
+    pytest tests/test_pictures.py
+"""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support import pictures
+
+GREY = pictures.ALPHA_BACKGROUND[0]
+
+
+def decoded(image, size=1, place=0.5, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return pictures.decode(file.getvalue(), size, place)
+
+
+def palette_with_transparency():
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.info["transparency"] = bytes([255, 0])  # entry 1, which is everywhere, is clear
+    return image
+
+
+ONE_PIXEL = {
+    "greyscale": (Image.new("L", (2, 2), 77), "PNG", (77, 77, 77)),
+    "black and white": (Image.new("1", (2, 2), 1), "PNG", (255, 255, 255)),
+    "palette": (Image.new("RGB", (2, 2), (9, 8, 7)).quantize(2), "GIF", (9, 8, 7)),
+    "clear palette entry": (palette_with_transparency(), "PNG", (GREY, GREY, GREY)),
+    "clear": (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), "PNG", (GREY, GREY, GREY)),
+    "alpha 51/255 = 1/5": (Image.new("RGBA", (2, 2), (255, 0, 0, 51)), "PNG",
+                           (round(255 / 5 + GREY * 4 / 5), round(GREY * 4 / 5), round(GREY * 4 / 5))),
+    "grey with alpha": (Image.new("LA", (2, 2), (200, 255)), "PNG", (200, 200, 200)),
+    "cmyk": (Image.new("CMYK", (2, 2), (255, 0, 255, 0)), "TIFF", (0, 255, 0)),
+    "16 bits, white": (Image.fromarray(np.full((2, 2), 65535, np.uint16)), "PNG", (255, 255, 255)),
+    "16 bits, 257 a step": (Image.fromarray(np.full((2, 2), 257 * 100, np.uint16)), "PNG", (100, 100, 100)),
+    "16 bits, tiff": (Image.fromarray(np.full((2, 2), 257 * 31, np.uint16)), "TIFF", (31, 31, 31)),
+    "32 bits, 16 used": (Image.fromarray(np.full((2, 2), 257 * 9, np.int32)), "TIFF", (9, 9, 9)),
+    "float in [0, 1]": (Image.fromarray(np.full((2, 2), 0.2, np.float32)), "TIFF", (51, 51, 51)),
+    "float in [0, 255]": (Image.fromarray(np.full((2, 2), 51, np.float32)), "TIFF", (51, 51, 51)),
+    "bmp": (Image.new("RGB", (2, 2), (1, 2, 3)), "BMP", (1, 2, 3)),
+    "webp": (Image.new("RGB", (2, 2), (255, 255, 255)), "WEBP", (255, 255, 255)),
+    "one pixel": (Image.new("RGB", (1, 1), (1, 2, 3)), "PNG", (1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_PIXEL)
+def test_every_mode_keeps_its_tone(kind):
+    """Flat pictures, so that whatever the resizing, the answer is the one colour."""
+    image, format, expected = ONE_PIXEL[kind]
+    assert decoded(image, size=3, format=format)[:, 1, 1].tolist() == list(expected)
+
+
+def test_unusual_float_range_is_stretched():
+    """No usual scale holds -10..30: -10 is black, 30 white, 10 half way (127.5, so 128); NaN counts as 0."""
+    x = np.array([[-10, 30], [10, np.nan]], np.float32)
+    got = decoded(Image.fromarray(x), size=2, format="TIFF")[0]
+    assert got.tolist() == [[0, 255], [128, 64]]  # (0 + 10) / 40 · 255 = 63.75
+
+
+def test_exif_turn():
+    """Orientation 6 means: turn a quarter clockwise to view. Its left pixel (red) comes up on top."""
+    image = Image.new("RGB", (2, 1), (0, 0, 255))
+    image.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for format in ("PNG", "TIFF"):  # Pillow turns a TIFF by itself: not to be turned twice
+        top = decoded(image, place=0, format=format, exif=exif)
+        bottom = decoded(image, place=1, format=format, exif=exif)
+        assert top[:, 0, 0].tolist() == [255, 0, 0] and bottom[:, 0, 0].tolist() == [0, 0, 255], format
+
+
+@pytest.mark.parametrize("orientation, expected", [
+    (1, [[0, 85], [170, 255]]), (2, [[85, 0], [255, 170]]), (3, [[255, 170], [85, 0]]),
+    (4, [[170, 255], [0, 85]]), (5, [[0, 170], [85, 255]]), (6, [[170, 0], [255, 85]]),
+    (7, [[255, 85], [170, 0]]), (8, [[85, 255], [0, 170]])])
+def test_all_eight_exif_orientations(orientation, expected):
+    """A square of four greys, worked out from the EXIF standard: 5 transposes, 6 and 8 turn, 7 does both."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.array([[0, 85], [170, 255]], np.uint8))
+    assert decoded(image, size=2, exif=exif)[0].tolist() == expected
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (2, 2), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    first = decoded(frames[0], format="GIF", save_all=True, append_images=frames[1:])
+    assert first[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_window_along_the_long_side():
+    """4×2, left half black and right half white: the left, the middle and the right 2×2 window."""
+    image = Image.fromarray(np.array([[0, 0, 255, 255]] * 2, np.uint8))
+    left, middle, right = (decoded(image, size=2, place=p)[0, 0].tolist() for p in (0, 0.5, 1))
+    assert (left, middle, right) == ([0, 0], [0, 255], [255, 255])
+    upright = image.transpose(Image.Transpose.ROTATE_90)
+    assert decoded(upright, size=2, place=0)[0, :, 0].tolist() == [255, 255]
+
+
+def test_very_long_picture_needs_no_memory():
+    """40000×1 enlarged to a short side of 64 would be 40000·64 × 64 pixels; only the window is made."""
+    assert decoded(Image.new("RGB", (40000, 1), (5, 6, 7)), size=64)[:, 9, 9].tolist() == [5, 6, 7]
+
+
+def test_draft_of_a_large_jpeg_changes_little(monkeypatch):
+    """A smooth 256² picture at 32²: decoding at a quarter moves no value by more than 3 of 255."""
+    ramp = np.linspace(0, 255, 256)
+    image = Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[:, None], 128), axis=-1).astype(np.uint8))
+    sizes = []
+    resize = pictures.resize
+    monkeypatch.setattr(pictures, "resize", lambda image, *rest: sizes.append(image.size) or resize(image, *rest))
+    fast = decoded(image, size=32, format="JPEG", quality=95)
+    slow = resize(image, 32, 0.5)
+    assert sizes == [(64, 64)]  # the least that is no less than 2·32
+    assert np.abs(fast.astype(int) - slow).max() <= 3
