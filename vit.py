@@ -6,18 +6,17 @@
 
     x  (B, 1 + R + N, D)   tokens of B images with N = (H/P)·(W/P) patches of P×P pixels
 
-Packing: batches of different resolution go through together.  Their tokens are laid end to end as one (T, D)
-matrix for norms, linear layers and MLPs; only attention is called once for each resolution.  Stochastic depth
-(§5) draws a random subset of the samples for each branch and computes no other.  In training, the last MLP is
-computed only for the tokens that the losses see, and draws its subset among these.  The factors of LayerNorm and
-LayerScale go into the weights beside them, W (γ ⊙ x̂ + β) + b = (W ⊙ γ) x̂ + (W β + b), and not into T tokens.
+Packing (§5): batches of different resolution go through together, their tokens end to end in one (T, D) matrix, with
+`shapes` [(b, n), ...], Σ b·n = T; only attention is called once for each resolution.  Stochastic depth (§5) computes a
+branch for a random subset of the samples and no other.  In training, the last MLP is computed only for the tokens that
+the losses see, and draws its subset among these.
 
 Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing, and in its
 plain block the second branch uses the drop of the first.
 """
 
 import math
-from collections import deque
+from functools import partial
 
 import torch
 from einops import rearrange, repeat
@@ -27,68 +26,13 @@ from torch.utils.checkpoint import checkpoint
 
 NATIVE = 518  # pixels: the official models' position grid is 518/14 = 37 patches wide (B.2)
 OFFSET = 0.1  # the official models without registers resize positions by the factor (n + 0.1)/37
-
 PLAIN_ATTENTION = 512  # tokens, ours: up to here a CPU computes the plain equation
 
-# ---------------------------------------------------------------------------- operations that keep little
-# What a block keeps for the backward pass is most of the memory of a step.  Here that is what matrix products need, and
-# what is cheap is computed again.
-
-
-class Standardize(torch.autograd.Function):
-    """x̂ = (x − mean)/σ of each row, σ² = variance + ε, in the type of the matrix product that it is for; x̂ is kept.
-
-    The product needs x̂ too, and with g = ∂L/∂x̂ the gradient of x is (g − mean(g) − x̂·mean(g ⊙ x̂))/σ.
-    """
-
-    @staticmethod
-    def forward(ctx, x, eps, dtype):
-        """x̂ (T, D)."""
-        one = x.new_ones(x.shape[1:])
-        x_hat, _, inverse = torch.native_layer_norm(x, one.shape, one, one * 0, eps)
-        x_hat = x_hat.to(dtype)
-        ctx.save_for_backward(x_hat, inverse)  # (T, D), (T, 1)
-        return x_hat
-
-    @staticmethod
-    def backward(ctx, g):
-        """∂L/∂x (T, D), from the kernel for rows of mean 0 and σ = 1."""
-        x_hat, inverse = (saved.to(torch.promote_types(g.dtype, torch.float32)) for saved in ctx.saved_tensors)
-        one = inverse.new_ones(g.shape[1:])
-        row = torch.ones_like(inverse)
-        dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-            g.to(x_hat.dtype), x_hat, one.shape, row * 0, row, one, one * 0, (True, False, False)
-        )
-        return dx.mul_(inverse), None, None
-
-
-class ActivatedLinear(torch.autograd.Function):
-    """W f(h) + b for a cheap f of each row; h (T, H) is kept, f(h) is not."""
-
-    @staticmethod
-    def forward(ctx, f, h, weight, bias):
-        """(T, D)."""
-        weight = weight.to(h.dtype)
-        ctx.f = f
-        ctx.save_for_backward(h, weight)
-        return F.linear(f(h), weight, bias.to(h.dtype))
-
-    @staticmethod
-    def backward(ctx, g):
-        """Gradients of h, W and b."""
-        h, weight = ctx.saved_tensors
-        with torch.enable_grad():
-            h = h.detach().requires_grad_()
-            a = ctx.f(h)
-        (dh,) = torch.autograd.grad(a, h, g @ weight)
-        return None, dh, g.mT @ a, g.sum(dim=0)
-
-
-# ---------------------------------------------------------------------------- parts of a block
+# ---------------------------------------------------------------------------- a block
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention within each sample of each packed batch."""
+    """Multi-head self-attention within each sample of each packed batch: (T, D) -> (T, D)."""
 
     def __init__(self, dim, n_heads):
         super().__init__()
@@ -96,41 +40,36 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, qkv, shapes):
-        """Queries, keys and values (T, 3·D), shapes [(b, n), ...] with Σ b·n = T -> all heads' outputs (T, D)."""
+    def forward(self, x, shapes):
         out = []
-        for part in unpack(qkv, shapes):  # (b, n, 3·D)
-            q, k, v = rearrange(part, "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
+        for qkv in unpack(self.qkv(x), shapes):  # (b, n, 3·D)
+            q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
             out.append(rearrange(attend(q, k, v), "b h n d -> (b n) (h d)"))
-        return torch.cat(out)
+        return self.proj(torch.cat(out))  # (T, D)
 
 
 def attend(q, k, v):
-    """softmax(q kᵀ/√d) v for each head: three (b, h, n, d) -> (b, h, n, d).
-
-    A CPU's fused kernel spends most of its time in the backward pass: in bf16 the plain equation is 2 to 5 times
-    faster, in float32 as fast, but it keeps its (n, n) softmax for that pass, which is too much for long sequences.
-    """
-    if q.is_cuda or q.shape[2] > PLAIN_ATTENTION:
+    """softmax(q kᵀ/√d) v for each head: three (b, h, n, d) -> (b, h, n, d)."""
+    # on a CPU the fused kernel's backward pass is slow, and the plain equation faster; but it keeps an (n, n) softmax
+    if q.device.type != "cpu" or q.shape[2] > PLAIN_ATTENTION:
         return F.scaled_dot_product_attention(q, k, v)
     return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
 
 
 class Mlp(nn.Module):
-    """D -> 4·D -> D with GELU."""
+    """fc2(gelu(fc1 x)), D -> 4·D -> D: (T, D) -> (T, D)."""
 
     def __init__(self, dim):
         super().__init__()
         self.fc1 = nn.Linear(dim, 4 * dim)
         self.fc2 = nn.Linear(4 * dim, dim)
 
-    def forward(self, x, norm, scale):
-        """λ ⊙ MLP(LayerNorm(x)): (T, D) -> (T, D)."""
-        return ActivatedLinear.apply(F.gelu, norm(self.fc1, x), *scale.folded(self.fc2))
+    def forward(self, x):
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(w1 x) ⊙ w2 x), as wide as an MLP of 4·D has parameters (§5; Shazeer 2020)."""
+    """w3(silu(w1 x) ⊙ w2 x), with the parameters of an MLP of 4·D (§5; Shazeer 2020): (T, D) -> (T, D)."""
 
     def __init__(self, dim):
         super().__init__()
@@ -138,70 +77,40 @@ class SwiGLU(nn.Module):
         self.w12 = nn.Linear(dim, 2 * hidden)
         self.w3 = nn.Linear(hidden, dim)
 
-    def forward(self, x, norm, scale):
-        """λ ⊙ SwiGLU(LayerNorm(x)): (T, D) -> (T, D)."""
-        return ActivatedLinear.apply(gated, norm(self.w12, x), *scale.folded(self.w3))
-
-
-def gated(h):
-    """silu(h₁) ⊙ h₂: (T, 2·H) -> (T, H)."""
-    gate, value = h.chunk(2, dim=-1)
-    return F.silu(gate) * value
-
-
-class Norm(nn.LayerNorm):
-    """LayerNorm and the linear layer W, b that it leads into: (W ⊙ γ) x̂ + (W β + b)."""
-
-    def forward(self, linear, x):
-        """Linear(LayerNorm(x)): (T, D) -> (T, D')."""
-        device = x.device.type
-        amp = torch.is_autocast_enabled(device)
-        x_hat = Standardize.apply(x, self.eps, torch.get_autocast_dtype(device) if amp else x.dtype)
-        bias = (linear.weight * self.bias).sum(dim=1) + linear.bias
-        return F.linear(x_hat, linear.weight * self.weight, bias)
+    def forward(self, x):
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
 
 
 class LayerScale(nn.Module):
-    """λ ⊙ (W x + b) = (λ ⊙ W) x + λ ⊙ b; λ (D,) is small at first, so a deep network starts near the identity."""
+    """λ ⊙ x: (T, D) -> (T, D); λ (D,) is small at first, so that a deep network starts near the identity."""
 
     def __init__(self, dim, init):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
-    def folded(self, linear):
-        """λ ⊙ W and λ ⊙ b of the branch's last layer."""
-        return self.gamma[:, None] * linear.weight, self.gamma * linear.bias
+    def forward(self, x):
+        return self.gamma * x
 
 
 class Block(nn.Module):
-    """Attention and MLP, each a residual branch under stochastic depth."""
+    """Attention and MLP, each a residual branch: norm, branch, LayerScale."""
 
-    def __init__(self, dim, n_heads, ffn, layer_scale, drop_path):
+    def __init__(self, dim, n_heads, ffn, layer_scale):
         super().__init__()
-        self.norm1 = Norm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, n_heads)
         self.ls1 = LayerScale(dim, layer_scale)
-        self.norm2 = Norm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = SwiGLU(dim) if ffn == "swiglu" else Mlp(dim)
         self.ls2 = LayerScale(dim, layer_scale)
-        self.drop_path = drop_path
 
-    def forward(self, x, shapes, used=None):
-        """x (T, D), shapes [(b, n), ...] -> (T, D), or only the rows `used` (U,) of that: (U, D)."""
-        rate = self.drop_path if self.training else 0.0
-        x = add_branch(x, shapes, self.attention_branch, rate)
-        if used is not None:  # from here on no token sees another, and each is a sample of its own
+    def forward(self, x, shapes, subsets=(None, None), used=None):
+        """x (T, D) -> (T, D), or with `used` (U,), of the MLP only those rows: (U, D).  subsets: one of each branch."""
+        x = add_branch(x, lambda x, shapes: self.ls1(self.attn(self.norm1(x), shapes)), shapes, subsets[0])
+        if used is not None:  # from here on no token sees another
             x, shapes = x.index_select(0, used), [(len(used), 1)]
-        return add_branch(x, shapes, self.mlp_branch, rate)
-
-    def attention_branch(self, x, shapes):
-        """λ₁ ⊙ Attention(LayerNorm(x)): (T, D) -> (T, D)."""
-        heads = self.attn(self.norm1(self.attn.qkv, x), shapes)  # (T, D)
-        return F.linear(heads, *self.ls1.folded(self.attn.proj))
-
-    def mlp_branch(self, x, shapes):
-        """λ₂ ⊙ MLP(LayerNorm(x)): (T, D) -> (T, D)."""
-        return self.mlp(x, self.norm2, self.ls2)
+        return add_branch(x, lambda x, shapes: self.ls2(self.mlp(self.norm2(x))), shapes, subsets[1])
 
 
 def unpack(x, shapes):
@@ -210,25 +119,30 @@ def unpack(x, shapes):
     return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def last(outputs):
-    """The last of an iterator's tensors; the others are let go on the way, where a list would keep them all."""
-    return deque(outputs, maxlen=1).pop()
+def draw_subsets(shapes, rate, count, device):
+    """A random subset of the samples for each of `count` branches; None each at rate 0.
 
-
-def add_branch(x, shapes, branch, rate):
-    """x + branch(x), or stochastic depth: the branch on a random share 1 − rate of the samples, scaled up."""
+    It has k = max(int(b·(1 − rate)), 1) of b samples, scaled by b/k: rows (T',), shapes [(k, n), ...], scale (T', 1).
+    """
     if rate == 0:
-        return x + branch(x, shapes)
-    rows, kept, scale, offset = [], [], [], 0
-    for b, n in shapes:
+        return [None] * count
+    rows, kept = [], []
+    for place in unpack(torch.arange(sum(b * n for b, n in shapes), device=device), shapes):  # (b, n)
+        b, n = place.shape
         k = max(int(b * (1 - rate)), 1)
-        samples = torch.randperm(b, device=x.device)[:k, None]  # (k, 1)
-        rows.append((offset + samples * n + torch.arange(n, device=x.device)).flatten())
+        samples = torch.rand(count, b, device=device).argsort(dim=1)[:, :k]  # (count, k)
+        rows.append(place[samples].flatten(1))  # (count, k·n)
         kept.append((k, n))
-        scale.append(torch.full((k * n, 1), b / k, device=x.device))
-        offset += b * n
-    rows = torch.cat(rows)  # (T',)
-    y = (branch(x.index_select(0, rows), kept) * torch.cat(scale)).to(x.dtype)  # (T', D)
+    scale = torch.cat([torch.full((k * n, 1), b / k, device=device) for (b, n), (k, _) in zip(shapes, kept)])  # (T', 1)
+    return [(r, kept, scale) for r in torch.cat(rows, dim=1)]
+
+
+def add_branch(x, branch, shapes, subset):
+    """x + branch(x), (T, D); the branch is computed for a subset of the samples alone, where there is one."""
+    if subset is None:
+        return x + branch(x, shapes)
+    rows, kept, scale = subset
+    y = (branch(x.index_select(0, rows), kept) * scale).to(x.dtype)  # (T', D)
     return x.scatter_add(0, rows[:, None].expand_as(y), y)  # index_add would keep y for the backward pass
 
 
@@ -236,24 +150,19 @@ def add_branch(x, shapes, branch, rate):
 
 
 class PatchEmbed(nn.Module):
-    """Each P×P patch of pixels to one token, by one linear map (a convolution of stride P)."""
+    """Each P×P patch of pixels to one token, by one linear map: (B, 3, H, W) -> (B, N, D)."""
 
     def __init__(self, patch_size, dim):
         super().__init__()
         self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
     def forward(self, images):
-        """(B, 3, H, W) -> (B, N, D)."""
         return rearrange(self.proj(images), "b d h w -> b (h w) d")
 
 
 def sincos(n, dim):
-    """Places on an n×n grid, (n·n, dim) in [-1, 1]: sines and cosines of the column, then of the row.
-
-    They are alike where places are near (Vaswani et al. 2017, §3.5, in two dimensions); dim is a multiple of 4.
-    """
-    rate = 10_000 ** (-torch.arange(dim // 4) / (dim // 4))
-    angle = torch.arange(n)[:, None] * rate
+    """Places on an n×n grid, (n·n, dim) in [-1, 1], alike where they are near: sines, cosines of column, then row."""
+    angle = torch.arange(n)[:, None] * 10_000 ** (-torch.arange(dim // 4) / (dim // 4))  # (n, dim / 4)
     line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (n, dim / 2)
     return torch.cat([repeat(line, "w d -> (h w) d", h=n), repeat(line, "h d -> (h w) d", w=n)], dim=1)
 
@@ -269,21 +178,16 @@ class ViT(nn.Module):
                  drop_path=0.0, layer_scale=1e-5, checkpointing=False):  # fmt: skip
         super().__init__()
         self.embed_dim, self.patch_size, self.n_registers = dim, patch_size, n_registers
-        self.checkpointing = checkpointing
+        self.drop_path, self.checkpointing = drop_path, checkpointing
         self.patch_embed = PatchEmbed(patch_size, dim)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + (img_size // patch_size) ** 2, dim))
+        self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
+        places = 0.5 * sincos(img_size // patch_size, dim)  # official: noise, and masked patches have no place
+        self.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, dim), places])[None])  # (1, 1 + N, D)
         if n_registers:
-            self.register_tokens = nn.Parameter(torch.empty(1, n_registers, dim))
-            nn.init.normal_(self.register_tokens, std=1e-6)
+            self.register_tokens = nn.Parameter(1e-6 * torch.randn(1, n_registers, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
-        self.blocks = nn.ModuleList(Block(dim, n_heads, ffn, layer_scale, drop_path) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dim, n_heads, ffn, layer_scale) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-
-        nn.init.normal_(self.cls_token, std=1e-6)
-        with torch.no_grad():  # official: noise of deviation 0.02, which leaves masked patches without a place
-            self.pos_embed[:, :1] = 0
-            self.pos_embed[:, 1:] = 0.5 * sincos(img_size // patch_size, dim)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)  # official: 0.02 at any width
@@ -292,25 +196,21 @@ class ViT(nn.Module):
     def positions(self, height, width):
         """pos_embed resized to a grid of height×width patches: (1, 1 + height·width, D).
 
-        Bicubic as in the official models, which differ: those with registers resize to the size, with
-        antialias, those without by a factor (n + 0.1)/37 without.  The native grid is used as it is.
+        Bicubic as in the official models: those with registers to the size, with antialias, those without by a factor
+        (n + 0.1)/37, without.  The native grid is used as it is.
         """
         n = math.isqrt(self.pos_embed.shape[1] - 1)
         if height == width == n:
             return self.pos_embed
-        cls, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        grid = rearrange(grid.float(), "1 (h w) d -> 1 d h w", h=n)
-        if self.n_registers:
-            grid = F.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
-        else:
-            factor = ((height + OFFSET) / n, (width + OFFSET) / n)
-            grid = F.interpolate(grid, scale_factor=factor, mode="bicubic")
-        return torch.cat([cls, rearrange(grid, "1 d h w -> 1 (h w) d")], dim=1)
+        grid = rearrange(self.pos_embed[:, 1:].float(), "1 (h w) d -> 1 d h w", h=n)
+        factor = {"scale_factor": ((height + OFFSET) / n, (width + OFFSET) / n)}
+        to = {"size": (height, width), "antialias": True} if self.n_registers else factor
+        grid = rearrange(F.interpolate(grid, **to, mode="bicubic"), "1 d h w -> 1 (h w) d")
+        return torch.cat([self.pos_embed[:, :1], grid.to(self.pos_embed.dtype)], dim=1)
 
     def tokens(self, images, masks=None):
         """(B, 3, H, W) pixels and (B, N) bool masks, or none -> (B, 1 + R + N, D)."""
-        b, _, height, width = images.shape
-        P = self.patch_size
+        (b, _, height, width), P = images.shape, self.patch_size
         assert height % P == 0 and width % P == 0, f"{height}×{width} pixels do not divide into patches of {P}"
         x = self.patch_embed(images)  # (B, N, D)
         if masks is not None:
@@ -318,20 +218,20 @@ class ViT(nn.Module):
         x = torch.cat([self.cls_token.expand(b, -1, -1), x], dim=1)  # (B, 1 + N, D)
         x = x + self.positions(height // P, width // P)
         if self.n_registers:
-            registers = repeat(self.register_tokens, "1 r d -> b r d", b=b)
-            x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)  # (B, 1 + R + N, D)
+            x = torch.cat([x[:, :1], self.register_tokens.expand(b, -1, -1), x[:, 1:]], dim=1)  # (B, 1 + R + N, D)
         return x
 
     def run_blocks(self, x, shapes, used=None):
-        """The packed tokens (T, D) before the first and after each block, of the last one only the rows `used`."""
-        yield x
-        for block in self.blocks:
-            leave = used if block is self.blocks[-1] else None
+        """Tokens (T, D) before the first block -> after the last one (T, D), or only the rows `used` (U,) of those."""
+        rate = self.drop_path if self.training else 0.0
+        subsets = draw_subsets(shapes, rate, 2 * len(self.blocks), x.device)
+        if used is not None:
+            subsets[-1:] = draw_subsets([(len(used), 1)], rate, 1, x.device)
+        for i, block in enumerate(self.blocks):
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, shapes, leave, use_reentrant=False)
-            else:
-                x = block(x, shapes, leave)
-            yield x
+                block = partial(checkpoint, block, use_reentrant=False)
+            x = block(x, shapes, subsets[2 * i : 2 * i + 2], used if i == len(self.blocks) - 1 else None)
+        return x
 
     def pack(self, batches, masks):
         """Batches of images and their masks -> packed tokens (T, D), shapes [(b, n), ...]."""
@@ -341,40 +241,30 @@ class ViT(nn.Module):
     def forward_features(self, x, masks=None):
         """Images (B, 3, H, W) and masks (B, N) bool, or none -> a dict of normalised tokens.
 
-        x_norm_clstoken (B, D), x_norm_regtokens (B, R, D), x_norm_patchtokens (B, N, D),
-        x_prenorm (B, 1 + R + N, D), masks.  A list of batches of different resolution and a list of masks
-        (entries may be None) give a list of dicts, computed in one packed pass.
+        x_norm_clstoken (B, D), x_norm_regtokens (B, R, D), x_norm_patchtokens (B, N, D), x_prenorm (B, 1 + R + N, D),
+        masks.  Lists of batches of different resolution and of masks (or None) give a list, from one packed pass.
         """
         if not isinstance(x, list):
             return self.forward_features([x], [masks])[0]
         masks = masks or [None] * len(x)
         packed, shapes = self.pack(x, masks)
-        packed = last(self.run_blocks(packed, shapes))
-        normed = unpack(self.norm(packed), shapes)
-        R = self.n_registers
+        packed, R = self.run_blocks(packed, shapes), self.n_registers
         return [
-            {
-                "x_norm_clstoken": y[:, 0],
-                "x_norm_regtokens": y[:, 1 : 1 + R],
-                "x_norm_patchtokens": y[:, 1 + R :],
-                "x_prenorm": prenorm,
-                "masks": mask,
-            }
-            for y, prenorm, mask in zip(normed, unpack(packed, shapes), masks, strict=True)
-        ]
+            {"x_norm_clstoken": y[:, 0], "x_norm_regtokens": y[:, 1 : 1 + R], "x_norm_patchtokens": y[:, 1 + R :],
+             "x_prenorm": prenorm, "masks": mask}
+            for y, prenorm, mask in zip(unpack(self.norm(packed), shapes), unpack(packed, shapes), masks, strict=True)
+        ]  # fmt: skip
 
     def training_features(self, x, masks, at):
         """What the losses see: [CLS] of all images (ΣB, D), and M patches of the first batch (M, D), normalised.
 
         x, masks: lists of batches and of masks (or None).  at (M,): which patches, as places in (B·N,).
-        Of the last block, the MLP is computed for these tokens alone.
         """
         packed, shapes = self.pack(x, masks)
-        places = unpack(torch.arange(len(packed), device=at.device), shapes)  # [(b, n), ...]
-        patches = places[0][:, 1 + self.n_registers :].flatten()[at]  # (M,)
-        used = torch.cat([*(place[:, 0] for place in places), patches])  # (ΣB + M,)
-        packed = last(self.run_blocks(packed, shapes, used))
-        return self.norm(packed).split([len(used) - len(at), len(at)])
+        rows = unpack(torch.arange(len(packed), device=at.device), shapes)  # [(b, n), ...]
+        patches = rows[0][:, 1 + self.n_registers :].flatten()[at]  # (M,)
+        used = torch.cat([*(row[:, 0] for row in rows), patches])  # (ΣB + M,)
+        return self.norm(self.run_blocks(packed, shapes, used)).split([len(used) - len(at), len(at)])
 
     def forward(self, x):
         """Images (B, 3, H, W) -> [CLS] features (B, D)."""
@@ -383,50 +273,28 @@ class ViT(nn.Module):
     def get_intermediate_layers(self, x, n=1, reshape=False, return_class_token=False, norm=True):
         """Patch tokens of the last n blocks, or of the blocks numbered in the list n, in block order.
 
-        x: (B, 3, H, W).  A tuple of (B, N, D), or (B, D, H/P, W/P) with reshape; with return_class_token of
-        pairs (patch tokens, [CLS] (B, D)).
+        x: (B, 3, H, W).  A tuple of (B, N, D), with reshape (B, D, H/P, W/P), or of pairs with [CLS] (B, D).
         """
-        tokens = self.tokens(x)
-        shape = tuple(tokens.shape[:2])
         depth = len(self.blocks)
         wanted = range(depth - n, depth) if isinstance(n, int) else n
         assert all(0 <= i < depth for i in wanted), f"there are blocks 0 to {depth - 1}; got {n}"
+        y, [shape] = self.pack([x], [None])
         layers = []
-        for i, y in enumerate(self.run_blocks(tokens.flatten(0, 1), [shape]), start=-1):
+        for i, block in enumerate(self.blocks):
+            y = block(y, [shape])
             if i in wanted:
-                y = (self.norm(y) if norm else y).unflatten(0, shape)
-                patches = y[:, 1 + self.n_registers :]
+                [tokens] = unpack(self.norm(y) if norm else y, [shape])
+                patches = tokens[:, 1 + self.n_registers :]
                 if reshape:
                     patches = rearrange(patches, "b (h w) d -> b d h w", h=x.shape[2] // self.patch_size)
-                layers.append((patches, y[:, 0]) if return_class_token else patches)
+                layers.append((patches, tokens[:, 0]) if return_class_token else patches)
         return tuple(layers)
 
 
-def vit_nano(**options):
-    """192 wide, 6 deep, 3 heads (ours: half of ViT-Ti, to train on a CPU); options as in ViT."""
-    return ViT(192, 6, 3, **options)
-
-
-def vit_tiny(**options):
-    """192 wide, 12 deep, 3 heads (DeiT-Ti); options as in ViT."""
-    return ViT(192, 12, 3, **options)
-
-
-def vit_small(**options):
-    """384 wide, 12 deep, 6 heads (Table 17); options as in ViT."""
-    return ViT(384, 12, 6, **options)
-
-
-def vit_base(**options):
-    """768 wide, 12 deep, 12 heads (Table 17); options as in ViT."""
-    return ViT(768, 12, 12, **options)
-
-
-def vit_large(**options):
-    """1024 wide, 24 deep, 16 heads (Table 17); options as in ViT."""
-    return ViT(1024, 24, 16, **options)
-
-
-def vit_giant2(**options):
-    """1536 wide, 40 deep, 24 heads, SwiGLU (Table 17); options as in ViT."""
-    return ViT(1536, 40, 24, **{"ffn": "swiglu", **options})
+# width, depth and heads of Table 17; options as in ViT
+vit_small = partial(ViT, 384, 12, 6)
+vit_base = partial(ViT, 768, 12, 12)
+vit_large = partial(ViT, 1024, 24, 16)
+vit_giant2 = partial(ViT, 1536, 40, 24, ffn="swiglu")
+vit_tiny = partial(ViT, 192, 12, 3)  # DeiT-Ti (Touvron et al. 2021)
+vit_nano = partial(ViT, 192, 6, 3)  # ours: half of it, to train on a CPU

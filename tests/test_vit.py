@@ -9,11 +9,12 @@ import weakref
 
 import pytest
 import torch
+import torch._dynamo.testing
 from einops import rearrange
 from torch.nn import functional as F
 
 import vit
-from vit import SwiGLU, ViT, add_branch, attend, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
+from vit import SwiGLU, ViT, add_branch, attend, draw_subsets, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
 
 P = 4  # patch size of the toys
 
@@ -140,68 +141,104 @@ def test_a_size_that_does_not_divide_is_named():
 
 
 def test_layer_scale_by_hand():
-    """W = [[1, 2], [3, 4]], b = (1, 1), x = (1, 1): W x + b = (4, 8), and λ = (2, 3) makes it (8, 24)."""
-    linear, scale = torch.nn.Linear(2, 2), vit.LayerScale(2, 1e-5)
-    linear.weight.data, linear.bias.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2)
+    """λ = (2, 3) makes of (4, 8) the product (8, 24)."""
+    scale = vit.LayerScale(2, 1e-5)
     scale.gamma.data = torch.tensor([2.0, 3.0])
-    assert F.linear(torch.ones(1, 2), *scale.folded(linear)).tolist() == [[8, 24]]
+    assert scale(torch.tensor([[4.0, 8.0]])).tolist() == [[8, 24]]
 
 
-def test_norm_by_hand():
-    """x = (1, 3): mean 2, σ = 1, x̂ = (−1, 1); γ = (1, 2), β = (1, 0) make it (0, 2).
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("method", ["forward", "training_features", "get_intermediate_layers"])
+def test_each_part_is_called_as_a_module(ffn, method):
+    """A forward hook on any of them fires, and one that changes the output (as LoRA's wrappers do) is felt."""
+    network, images = toy(ffn=ffn), pictures(2, 16, 16)
+    arguments = ([images], [None], torch.arange(3)) if method == "training_features" else (images,)
+    before = getattr(network, method)(*arguments)
+    names = ["norm1", "attn", "attn.qkv", "attn.proj", "ls1", "norm2", "mlp", "ls2"]
+    names += ["mlp.w12", "mlp.w3"] if ffn == "swiglu" else ["mlp.fc1", "mlp.fc2"]
+    for name in names:
+        part, seen = network.blocks[1].get_submodule(name), []
+        hook = part.register_forward_hook(lambda module, inputs, out, seen=seen: seen.append(module) or 2 * out)
+        after = getattr(network, method)(*arguments)
+        hook.remove()
+        assert seen == [part], name
+        assert (after[0] - before[0]).abs().max() > 1e-3, name
 
-    W = [[1, 2], [3, 4]], b = (1, 1): (0 + 4 + 1, 0 + 8 + 1) = (5, 9).
+
+@pytest.mark.parametrize("name", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "norm1"])
+def test_a_part_can_be_replaced(name):
+    """By a module that wraps it, without its weights in sight, as an adapter does."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    network, images = toy(), pictures(2, 16, 16)
+    before = network(images)
+    parent, _, child = f"blocks.1.{name}".rpartition(".")
+    setattr(network.get_submodule(parent), child, Wrapped(network.get_submodule(f"blocks.1.{name}")))
+    assert (network(images) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n_registers", [0, 4])
+def test_half_precision_throughout(dtype, n_registers):
+    """`.bfloat16()` and `.half()` at a size that is not native, in training mode with stochastic depth too."""
+    network, images = toy(n_registers=n_registers, drop_path=0.5), pictures(4, 8, 24)
+    expected = network(images)
+    network.to(dtype)
+    out = network(images.to(dtype))
+    assert out.dtype == dtype
+    assert F.cosine_similarity(out.float(), expected).min() > 0.99
+    out = network.train().forward_features(images.to(dtype), some_masks(4, 12))["x_norm_patchtokens"]
+    out.float().square().mean().backward()
+    assert out.dtype == dtype and network.blocks[0].mlp.fc1.weight.grad.isfinite().all()
+
+
+# --------------------------------------------------------------------------------------------------------
+# Other people's tools
+
+
+@pytest.mark.filterwarnings("ignore")  # of tracing, which PyTorch advises against, but people do
+def test_it_exports_and_its_trace_can_be_saved(tmp_path):
+    network, images = toy(n_registers=4), pictures(2, 8, 24)
+    expected = network(images)
+    torch.testing.assert_close(torch.export.export(network, (images,)).module()(images), expected)
+    torch.jit.trace(network, images).save(tmp_path / "trace.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "trace.pt")(images), expected)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_it_compiles_whole_and_once(masked, drop_path, checkpointing):
+    """One graph, since fullgraph=True raises at a break, and none of the later steps compiles another one.
+
+    Of aot_eager, which has a graph for the backward pass too and needs no C++ compiler.  Compiled and plain draw the
+    same subsets, since the draw stays an operation of PyTorch there; values and gradients are equal but for rounding.
     """
-    linear, norm = torch.nn.Linear(2, 2), vit.Norm(2, eps=0)
-    linear.weight.data, linear.bias.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2)
-    norm.weight.data, norm.bias.data = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0])
-    torch.testing.assert_close(norm(linear, torch.tensor([[1.0, 3.0]])), torch.tensor([[5.0, 9.0]]))
-
-
-def double(*shape):
-    generator = torch.Generator().manual_seed(shape[0])
-    return torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
-
-
-def test_gradients_of_the_operations_that_keep_little():
-    """Against finite differences, and against autograd on the plain equations."""
-    gradcheck = torch.autograd.gradcheck
-    assert gradcheck(lambda x: vit.Standardize.apply(x, 1e-6, torch.float64), double(3, 5))
-    for f, width in ((F.gelu, 6), (vit.gated, 3)):
-        inputs = (double(7, 6), double(2, width), double(2))  # h, W, b
-        assert gradcheck(lambda *x, f=f: vit.ActivatedLinear.apply(f, *x), inputs)
-    linear, norm = torch.nn.Linear(3, 5).double(), vit.Norm(3, eps=1e-6).double()
-    scale = vit.LayerScale(5, 0.1).double()
-    norm.weight.data, norm.bias.data = double(3).detach(), double(1, 3)[0].detach()
-    x, weight = double(7, 3), double(7, 5)
-    plain = F.layer_norm(x, (3,), norm.weight, norm.bias, 1e-6)
-    inputs = [x, norm.weight, norm.bias, linear.weight, linear.bias]
-    for ours, theirs in (
-        (norm(linear, x), linear(plain)),
-        (F.linear(plain, *scale.folded(linear)), scale.gamma * linear(plain)),
-    ):
-        torch.testing.assert_close(ours, theirs)
-        found, expected = (torch.autograd.grad((y * weight).sum(), inputs, retain_graph=True) for y in (ours, theirs))
-        torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("ffn, hidden, weights", [("mlp", 128, [4096, 4096]), ("swiglu", 176, [176 * 32, 32 * 88])])
-def test_a_block_keeps_what_matrix_products_need(ffn, hidden, weights):
-    """In bf16 two x̂, q, k, v and the heads' outputs, (T, D) each, the hidden layer (T, hidden), and softmax(q kᵀ)."""
-    D, T, softmax = 32, 40, 2 * 2 * 20 * 20  # (b, h, n, n)
-    block, kept = vit.Block(D, 2, ffn, 0.1, 0.0), {}
-
-    def keep(x):
-        kept[x.untyped_storage().data_ptr()] = x.numel()
-        return x
-
-    x = torch.randn(T, D, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-        block(x, [(2, 20)])
-    for parameter in block.parameters():
-        kept.pop(parameter.untyped_storage().data_ptr(), None)
-    large = [size for size in kept.values() if size >= T * D]  # without σ and the smaller weights
-    assert sorted(large) == sorted([T * D] * 6 + [T * hidden, softmax, D * 3 * D] + weights)
+    network = toy(drop_path=drop_path, checkpointing=checkpointing, n_registers=1).train()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(network.training_features, fullgraph=True, dynamic=False, backend=counter)
+    for step in range(4):
+        batches = [pictures(4, 16, 16, seed=step), pictures(6, 8, 8, seed=step)]
+        masks = torch.arange(16)[None] < torch.tensor([[5], [0], [3], [8]])
+        masks = masks[torch.randperm(4, generator=torch.Generator().manual_seed(step))]
+        at = masks.flatten().nonzero()[:, 0]
+        found = []
+        for features in (compiled, network.training_features):
+            torch.manual_seed(step)
+            cls, patches = features(batches, [masks if masked else None, None], at)
+            loss = (cls - 1).abs().mean() + (patches + 1).abs().mean()
+            used = [p for name, p in network.named_parameters() if masked or name != "mask_token"]
+            found.append((cls, patches, torch.autograd.grad(loss, used)))
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+        assert counter.frame_count == 1
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -282,7 +319,7 @@ def test_the_last_mlp_sees_no_other_tokens():
     for rate, sizes in ((0.0, [71, 71, 13]), (0.5, [1 * 17 + 2 * 5] * 2 + [6])):
         network = toy(drop_path=rate).train()
         for block in network.blocks:
-            block.norm2.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[1])))
+            block.norm2.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
         network.training_features([pictures(3, 16, 16), pictures(4, 8, 8)], [None, None], torch.arange(6))
         assert seen == sizes
         seen.clear()
@@ -411,6 +448,12 @@ def test_a_non_square_image_is_the_slow_one(n_registers):
 # Stochastic depth and checkpointing
 
 
+def dropped(x, shapes, branch, rate):
+    """x + branch(x) for one random subset."""
+    [subset] = draw_subsets(shapes, rate, 1, x.device)
+    return add_branch(x, branch, shapes, subset)
+
+
 def test_the_branch_runs_on_a_subset_by_hand():
     """4 samples of 2 tokens at rate ½: two of them get 4/2 times the branch, here the number 10, two get nothing."""
     seen = []
@@ -421,7 +464,7 @@ def test_the_branch_runs_on_a_subset_by_hand():
 
     torch.manual_seed(0)
     x = torch.arange(8.0)[:, None]
-    y = add_branch(x, [(4, 2)], branch, rate=0.5)
+    y = dropped(x, [(4, 2)], branch, rate=0.5)
     assert seen == [((4, 1), [(2, 2)])]
     added = (y - x).view(4, 2)
     assert torch.equal(added[:, 0], added[:, 1]) and sorted(added[:, 0].tolist()) == [0, 0, 20, 20]
@@ -438,7 +481,7 @@ def test_each_crop_size_draws_its_own_subset(rate):
 
     torch.manual_seed(0)
     x = torch.zeros(50 + 32 + 3, 1)
-    y = add_branch(x, shapes, branch, rate)
+    y = dropped(x, shapes, branch, rate)
     expected = [(max(int(b * (1 - rate)), 1), n) for b, n in shapes]
     assert seen == [expected]
     for part, (b, _), (k, _) in zip(y.split([50, 32, 3]), shapes, expected, strict=True):
@@ -452,7 +495,7 @@ def test_the_subset_sees_its_own_tokens():
     """With x → 3x for a branch a sample becomes x + (b/k)·3x or stays x; none gets another one's."""
     torch.manual_seed(0)
     x = torch.randn(6 * 4 + 4 * 3, 2)
-    y = add_branch(x, [(6, 4), (4, 3)], lambda x, _: 3 * x, rate=0.5)
+    y = dropped(x, [(6, 4), (4, 3)], lambda x, _: 3 * x, rate=0.5)
     factor = (y / x).round(decimals=3)
     assert set(factor.flatten().tolist()) == {1.0, 7.0}
 
@@ -464,20 +507,25 @@ def test_stochastic_depth_keeps_the_expectation():
     """
     torch.manual_seed(0)
     x = torch.arange(1.0, 6.0)[:, None]
-    mean = sum(add_branch(x, [(5, 1)], lambda x, _: x, rate=0.4) for _ in range(4000)) / 4000
+    subsets = draw_subsets([(5, 1)], 0.4, 4000, x.device)
+    mean = sum(add_branch(x, lambda x, _: x, [(5, 1)], subset) for subset in subsets) / 4000
     assert (mean / x - 2).abs().max() < 0.065
 
 
-def test_each_branch_draws_anew(monkeypatch):
-    """3 blocks, 2 branches, 2 crop sizes: 12 draws, and none in evaluation."""
-    draws, randperm = [], torch.randperm
-    monkeypatch.setattr(torch, "randperm", lambda n, **options: draws.append(n) or randperm(n, **options))
-    network, batches = toy(drop_path=0.5), [pictures(4, 16, 16), pictures(6, 8, 8)]
-    network.train().forward_features(batches)
-    assert draws == [4, 6] * 6
-    draws.clear()
-    network.eval().forward_features(batches)
-    assert draws == []
+def test_each_branch_has_a_subset_of_its_own(monkeypatch):
+    """3 blocks have 6 branches, the last one with tokens for samples; none is drawn in evaluation.
+
+    That two of five draws take the same 10 of 20 samples has a chance of 10/184,756.
+    """
+    network, images, seen = toy(drop_path=0.5), pictures(20, 8, 8), []
+    monkeypatch.setattr(vit, "add_branch", lambda x, branch, shapes, subset: seen.append(subset) or x)
+    torch.manual_seed(0)
+    network.train().training_features([images], [None], torch.arange(3))
+    kept = [tuple((rows[::5] // 5).sort().values.tolist()) for rows, shapes, _ in seen[:5] if shapes == [(10, 5)]]
+    assert len(set(kept)) == 5 and seen[5][1] == [(11, 1)]  # half of 20 [CLS] and 3 patches
+    seen.clear()
+    network.eval().training_features([images], [None], torch.arange(3))
+    assert seen == [None] * 6
 
 
 def test_no_drop_in_evaluation_nor_at_rate_zero():

@@ -1,0 +1,54 @@
+"""The cross-entropy that the image-level and the patch-level objective share (§4).
+
+    H(p, softmax(z/τ)) = − Σ_k p_k log softmax(z/τ)_k          for each row
+
+    z  logits   (R, K)   scores of R [CLS] tokens or patches for K prototypes
+    p  targets  (R, K)   p ≥ 0; a row sums to n, which need not be 1
+    τ  temp              temperature
+
+In plain PyTorch this is `-(p * (z / τ).log_softmax(dim=1)).sum(dim=1)`, and that is what it computes.  But K is large, up
+to 131,072, and autograd would keep two matrices of (R, K) in float32 until the backward pass, the softmax and p.  The gradient,
+
+    ∂H/∂z = (n · softmax(z/τ) − p) / τ
+
+is made of the same numbers, so it is found with the value, and it is all that is kept.  This is the project's one
+operation with a gradient of its own.
+"""
+
+import torch
+
+CACHED = 2**21  # logits at once on a CPU, ours: about what stays in its cache; a GPU takes all rows at once
+
+
+def cross_entropy(logits, targets, temp):
+    """H(p, softmax(z/τ)) of each row in float32: (R, K), (R, K), τ > 0 -> (R,).  No gradient for the targets.
+
+    >>> z, p = torch.tensor([[1.0, 3.0]]).log(), torch.tensor([[1.0, 0.0]])  # softmax(z) = (1/4, 3/4)
+    >>> round(cross_entropy(z, p, temp=1.0).exp().item(), 4)
+    4.0
+    """
+    return CrossEntropy.apply(logits, targets, temp)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """The value and, in the logits' type, the gradient."""
+
+    @staticmethod
+    def forward(ctx, logits, targets, temp):
+        """H (R,); ∂H/∂z (R, K) is kept."""
+        R, K = logits.shape
+        H, grad = torch.empty(R, device=logits.device), torch.empty_like(logits)
+        rows = max(1, CACHED // K if logits.device.type == "cpu" else R)
+        for z, p, h, g in zip(*(x.split(rows) for x in (logits, targets, H, grad)), strict=True):
+            p, log_p_s = p.float(), (z.float() / temp).log_softmax(dim=1)
+            h.copy_((p * log_p_s).sum(dim=1).neg_())
+            n = p.sum(dim=1, keepdim=True)
+            g.copy_(log_p_s.exp_().mul_(n).sub_(p).div_(temp))
+        ctx.save_for_backward(grad)
+        return H
+
+    @staticmethod
+    def backward(ctx, d):
+        """d ⊙ ∂H/∂z, for the logits alone."""
+        (grad,) = ctx.saved_tensors
+        return grad * d[:, None].to(grad.dtype), None, None
