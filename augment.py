@@ -20,9 +20,8 @@ What is computed, for each view of each image on its own, in this order (X has v
 
 Why it is fast. A row of W or K has a few numbers that are not zero, so we store its "taps": T row numbers and
 T weights. The product is then a weighted sum of T rows for each row of the result, and that is
-`embedding_bag`. Samples are sorted by the order of their jitter: those of one order are a slice, changed in
-place. Work goes in chunks of the size of a core's L2 cache. Everything random is drawn on the CPU, so nothing
-waits for a GPU.
+`embedding_bag`. On a CPU, work goes in chunks of the size of a core's L2 cache. Everything random is drawn on
+the CPU, so nothing waits for a GPU.
 
 The reference code takes one image at a time in CPU workers, rounds to 8 bit after every step, and hands 1 − p
 to a blur that takes p: its first global view is never blurred, its second 9 times in 10. Ours is
@@ -31,7 +30,7 @@ as DINO says.
 
 import math
 from functools import partial
-from itertools import groupby
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -177,11 +176,11 @@ def normalize(images):
 
 
 def on_chosen(op, x, chosen, *parameters):
-    """x (n, ...) with op applied to the samples whose flag in the list `chosen` is set."""
-    if all(chosen):
+    """x (n, ...) with op applied to the samples whose flag in `chosen` (n,), on the CPU, is set."""
+    if chosen.all():
         return op(x, *parameters)
-    if any(chosen):
-        i = move(torch.tensor([i for i, flag in enumerate(chosen) if flag]), x.device)
+    if chosen.any():
+        i = move(chosen.nonzero()[:, 0], x.device)
         x.index_copy_(0, i, op(x.index_select(0, i), *(p.index_select(0, i) for p in parameters)))
     return x
 
@@ -235,13 +234,10 @@ class MultiCrop:
         if not len(out):
             return out
         p = self.draw(n_images, side, scale, chances, generator)
-        flags, widths = p["chosen"].tolist(), p["shape"][:, 0].tolist()
-        orders = [tuple(o) if flag[1] else () for o, flag in zip(p["order"].tolist(), flags, strict=True)]
-        place = sorted(range(len(out)), key=lambda i: (orders[i], flags[i][3], widths[i]))
-        orders, flags = [orders[i] for i in place], [flags[i] for i in place]
-        place = torch.tensor(place)  # (n,)
+        place = p["shape"][:, 0].argsort()  # (n,)  so that the boxes of a chunk are alike
         p = {name: x[place] for name, x in p.items()}
-        flip = p["chosen"][:, 0]
+        flip, to_jitter, to_grey, to_blur, to_solarize = p["chosen"].unbind(1)  # (n,) each
+        order = p["order"].masked_fill(~to_jitter[:, None], -1)  # (n, 4)
         taps_x = bicubic_taps(p["shape"][:, 0], flip, size)
         taps_y = bicubic_taps(p["shape"][:, 1], torch.zeros_like(flip), size)
         taps_x[1].mul_(unit)
@@ -263,15 +259,11 @@ class MultiCrop:
             x = weighted_rows(x, source, rows_x[s] + start[:, :1, None], weights_x[s])  # (c, 3, size, H)
             x = x.clamp_(0, 1).mT.contiguous()  # (c, 3, H, size), between the two products, as in Pillow
             x = weighted_rows(x, all_of_x, rows_y[s] + start[:, 1:, None], weights_y[s]).clamp_(0, 1)
-            b = 0
-            for order, same in groupby(orders[s]):
-                run = slice(b, b := b + len(list(same)))
-                for op in order:
-                    JITTER[op](x[run], strength[s][run, op, None, None, None])
-            _, _, to_grey, to_blur, to_solarize = zip(*flags[s], strict=True)
-            x = on_chosen(lambda x: x.copy_(grey(x)), x, to_grey)
-            x = on_chosen(partial(blur, radius=self.radius), x, to_blur, sigma[s])
-            x = on_chosen(solarize, x, to_solarize)
+            for turn, i in product(range(4), range(4)):  # of the four changes, the one that is a sample's first, ...
+                x = on_chosen(JITTER[i], x, order[s, turn] == i, strength[s, i, None, None, None])
+            x = on_chosen(lambda x: x.copy_(grey(x)), x, to_grey[s])
+            x = on_chosen(partial(blur, radius=self.radius), x, to_blur[s], sigma[s])
+            x = on_chosen(solarize, x, to_solarize[s])
             out.index_copy_(0, place[s], normalize(x))
         return out
 

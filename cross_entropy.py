@@ -6,13 +6,13 @@
     p  targets  (R, K)   p ≥ 0; a row sums to n, which need not be 1
     τ  temp              temperature
 
-In plain PyTorch this is `-(p * (z / τ).log_softmax(dim=1)).sum(dim=1)`, and that is what it computes.  But K is large, up
-to 131,072, and autograd would keep two matrices of (R, K) in float32 until the backward pass, the softmax and p.  The gradient,
+In plain PyTorch that is `-(p * (z / τ).log_softmax(dim=1)).sum(dim=1)`, and this file computes nothing else.  But K is
+large, up to 131,072, and autograd would keep two matrices (R, K) in float32 until the backward pass.  The gradient
 
     ∂H/∂z = (n · softmax(z/τ) − p) / τ
 
-is made of the same numbers, so it is found with the value, and it is all that is kept.  This is the project's one
-operation with a gradient of its own.
+is made of the same numbers, so it is found with the value, and is all that is kept.  It is the project's one operation
+with a gradient of its own.
 """
 
 import torch

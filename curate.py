@@ -24,7 +24,6 @@ Every stage leaves its result in OUT's work folder, named by a digest of all tha
 goes on from there, and a run with another threshold starts at the first stage that the threshold changes.
 """
 
-import csv
 import io
 import os
 import sys
@@ -34,8 +33,6 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-from einops import rearrange
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -48,7 +45,8 @@ from support.checkpoint import write_safely
 from support.crawl import collect_addresses, download
 from support.files import DataError, find_files
 from support.flags import Parser, UserError, add_device, check_out, find_device, positive
-from support.pictures import decode, picture
+from support.pictures import decode, picture, whole_patches
+from support.report import draw_selected, write_selected
 from support.stages import digest, in_blocks, once, rows_of
 from support.weights import load_vit
 
@@ -56,7 +54,7 @@ SMALL = 1_000_000  # curated images: fewer are retrieved by clusters, more by sa
 CLUSTERS, PER_CLUSTER, MIN_HITS, MAX_TOTAL = 100_000, 10_000, 3, 1_000_000  # App. A
 CLUSTER_SIZE = 100  # pool images for each cluster at least, ours: small pools have fewer clusters
 TRAINING = 256  # images for each centroid that k-means sees, as in Faiss
-SHOWN_ROWS, SHOWN, SHOWN_SIZE = 8, 7, 112  # curated images of the picture, selected ones beside each, pixels
+SHOWN_ROWS, SHOWN = 8, 7  # curated images of the picture, selected ones beside each
 
 # ---------------------------------------------------------------------------- the equations of §3 and App. A
 
@@ -255,7 +253,7 @@ def curate(args):
     pool_source, curated_source = Source(places), Source([args.curated])
     named = {"curated": curated_source} | ({"exclude": Source([args.exclude])} if args.exclude else {})
     vit = load_vit(args.weights, args.device)
-    size = args.size or max(1, round(224 / vit.patch_size)) * vit.patch_size
+    size = args.size or whole_patches(224, vit.patch_size)
     if size % vit.patch_size:
         raise UserError(f"--size {size} does not divide into patches of {vit.patch_size}")
     weights = digest(*[p.double().abs().sum().item() for p in vit.parameters()])
@@ -299,44 +297,15 @@ def curate(args):
         paths = [pool_source.name(i) for i in unique[chosen]]
         write_safely(args.out, lambda new: new.write_text("".join(f"{path}\n" for path in paths)))
         near = [curated_source.name(i) for i in closest[1][:, 0]]
-        write_csv(args.out.with_suffix(".csv"), paths, mode, near, closest[0][:, 0])
+        write_selected(args.out.with_suffix(".csv"), paths, mode, near, closest[0][:, 0])
         rows = [[curated_source.raw(c), *(pool_source.raw(unique[chosen[i]]) for i in ids if i >= 0)]
                 for c, ids in zip(shown, found)]  # fmt: skip
-        draw_rows(rows, args.out.with_suffix(".png"))
+        draw_selected(rows, args.out.with_suffix(".png"))
         print(f"{'stage':25} {'images in':>10} {'out':>10} {'seconds':>8}")
         for name, before, after, seconds in table:
             print(f"{name:25} {before:10} {after:10} {seconds:8.1f}")
         print(f"{len(chosen)} of {len(thumbs)} images selected, {time.perf_counter() - began:.0f} s: {args.out}, and "
               f"{args.out.stem}.csv and .png beside it")  # fmt: skip
-
-
-# ---------------------------------------------------------------------------- what is left behind
-
-
-def write_csv(path, paths, mode, near, cosines):
-    """A line for each selected image: its path, the retrieval that chose it, the nearest curated image, the cosine."""
-
-    def write(new):
-        with open(new, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "stage", "nearest_curated", "cosine"])
-            writer.writerows((p, mode, n, f"{c:.6f}") for p, n, c in zip(paths, near, cosines))
-
-    write_safely(path, write)
-
-
-def draw_rows(rows, path):
-    """A PNG: in each row a curated image, framed, and the selected ones nearest to it.  rows: bytes of image files."""
-    figure = Figure(figsize=(1.2 * (1 + SHOWN), 1.2 * len(rows)), layout="constrained")
-    axes = np.atleast_2d(figure.subplots(len(rows), 1 + SHOWN, squeeze=False))
-    for ax in axes.flat:
-        ax.axis("off")
-    for line, files in zip(axes, rows):
-        for ax, raw in zip(line, files):
-            ax.imshow(rearrange(decode(raw, SHOWN_SIZE, 0.5), "c h w -> h w c"))
-        line[0].axis("on")
-        line[0].set(xticks=[], yticks=[])
-    write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))
 
 
 # ---------------------------------------------------------------------------- the program
@@ -365,8 +334,8 @@ def parse_args(argv):
     parser.add_argument("--mode", choices=("auto", "samples", "clusters"), default="auto",
                         help=f"retrieval; auto: clusters for fewer than {SMALL} curated images")
     parser.add_argument("--per-image", type=positive, default=4, help="samples: images for each curated one")
-    parser.add_argument("--clusters", type=positive, help=f"of the pool (default: one for {CLUSTER_SIZE} images, at most "
-                        f"{CLUSTERS})")
+    parser.add_argument("--clusters", type=positive, help=f"of the pool (default: one for {CLUSTER_SIZE} images, at "
+                        f"most {CLUSTERS})")
     parser.add_argument("--per-cluster", type=positive, default=PER_CLUSTER, help="images from each cluster")
     parser.add_argument("--max-total", type=positive, default=MAX_TOTAL, help="images from all clusters")
     parser.add_argument("--size", type=positive, help="side of an embedded image (default: 224, in whole patches)")

@@ -30,12 +30,10 @@ from schedule import cosine_schedule
 from support.data import Images, in_order, load_images
 from support.files import DataError
 from support.flags import Parser, UserError, add_device, find_device, positive
+from support.pictures import whole_patches
 from support.precision import autocast
 from support.weights import load_vit
 from vit import vit_base, vit_giant2, vit_large, vit_nano, vit_small, vit_tiny
-
-# --------------------------------------------------------------------------------------------------------
-# Constants
 
 KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the far end of its sweep (10, 20, 100, 200)
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ours: for standardised features; the paper sweeps 13
@@ -46,15 +44,11 @@ SIMILARITIES = 2**24  # ours: cosines held at once by k-NN, 64 MiB
 EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at less is evaluated at its own
 LAYER_SCALE = 0.1  # ours: of the untrained network, as in the small recipes; at 1e-5 its blocks would do nothing
 PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
-ARCHS = {f.__name__: f for f in (vit_nano, vit_tiny, vit_small, vit_base, vit_large, vit_giant2)}
+ARCHS = {"vit_nano": vit_nano, "vit_tiny": vit_tiny, "vit_small": vit_small, "vit_base": vit_base,
+         "vit_large": vit_large, "vit_giant2": vit_giant2}  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------------
 # Features
-
-
-def whole_patches(size, patch_size):
-    """The multiple of patch_size that is nearest to size, at least one patch."""
-    return max(1, round(size / patch_size)) * patch_size
 
 
 @torch.no_grad()
@@ -85,11 +79,6 @@ def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256, progres
     finally:
         vit.train(was_training)
     return torch.cat(features)  # (N, D) or (N, P, D)
-
-
-def cls_features(vit, pixels, size, batch=256, progress=False):
-    """The normalised [CLS] token of each image, (N, D) float32 on the CPU; arguments as above."""
-    return frozen_features(vit, pixels, size, "x_norm_clstoken", batch, progress)
 
 
 def pixel_features(train_pixels, test_pixels):
@@ -152,16 +141,14 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, k=20,
 def measure_knn(vit, train, test, size, n_train=None):
     """k-NN accuracy of [CLS] features of size² images: {"knn_20": a, "knn_200": b}, {} without labels.
 
-    train, test: splits from load_images.  n_train: measure against that many training images, drawn at random,
-    rather than all.
+    train, test: splits from load_images.  n_train: only so many of the training images, drawn at random.
     """
     if train.labels is None or train.pixels is None or test.pixels is None:
         return {}
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
-    train_features = frozen_features(vit, train.pixels[chosen], size)
-    test_features = frozen_features(vit, test.pixels, size)
-    k20, k200 = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels, (20, 200))
-    return {"knn_20": k20, "knn_200": k200}
+    train_features, test_features = (frozen_features(vit, x, size) for x in (train.pixels[chosen], test.pixels))
+    found = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels)
+    return {f"knn_{k}": accuracy for k, accuracy in zip(KS, found)}
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -221,15 +208,14 @@ def linear_accuracy(train_features, train_labels, test_features, test_labels):
 
 def evaluate(args):
     """Prints the table of one set of weights on one data set. Raises DataError, ValueError or OSError."""
-    device = args.device
     if args.weights == "pixels":
         vit, size = None, min(args.size or PIXEL_SIZE, PIXEL_SIZE)
     elif args.weights == "random":
         size = whole_patches(args.size or PIXEL_SIZE, args.patch_size)
         torch.manual_seed(0)
-        vit = ARCHS[args.arch](patch_size=args.patch_size, img_size=size, layer_scale=LAYER_SCALE).to(device)
+        vit = ARCHS[args.arch](patch_size=args.patch_size, img_size=size, layer_scale=LAYER_SCALE).to(args.device)
     else:
-        vit = load_vit(args.weights, device)
+        vit = load_vit(args.weights, args.device)
         native = math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size
         size = whole_patches(args.size or min(native, EVAL_SIZE), vit.patch_size)
     splits = [load_images(args.data, split, size) for split in ("train", "test")]
@@ -237,13 +223,13 @@ def evaluate(args):
         raise DataError(f"{args.data} has no labels: put the images of each class into a folder of its own")
     start = time.perf_counter()
     if vit:
-        train, test = (cls_features(vit, images, size, progress=True) for images in splits)  # (N, D), (M, D)
+        train, test = (frozen_features(vit, images, size, progress=True) for images in splits)  # (N, D), (M, D)
     elif any(images.pixels is None for images in splits):
         raise DataError(f"{args.data} is too large for --weights pixels, which holds all images in memory")
     else:
         train, test = pixel_features(*(images.pixels for images in splits))  # (N, D), (M, D)
-    good, test_good = map(readable, splits)  # (N,), (M,); a streamed set knows its broken files only now
-    sets = (train[good].to(device), splits[0].labels[good], test[test_good], splits[1].labels[test_good])
+    good, test_good = (images.readable() for images in splits)  # (N,), (M,); streamed sets know broken files only now
+    sets = (train[good].to(args.device), splits[0].labels[good], test[test_good], splits[1].labels[test_good])
     rows = [("features", None, time.perf_counter() - start)]
     start = time.perf_counter()
     k20, k200 = knn_accuracies(*sets)
@@ -253,22 +239,15 @@ def evaluate(args):
     rows += [("linear probe", linear, time.perf_counter() - start)]
 
     images = f"{len(sets[0])} training and {len(sets[2])} test images"
-    skipped = sum(len(split.skipped) for split in splits)
-    chance = 1 / len(splits[0].classes)
-    print(f"{args.weights}: {train.shape[1]} features from {size}×{size} pixels, on {device}")
-    print(f"{args.data}: {images}, {len(splits[0].classes)} classes, {skipped} files skipped as unreadable")
+    skipped, classes = sum(len(split.skipped) for split in splits), len(splits[0].classes)
+    print(f"{args.weights}: {train.shape[1]} features from {size}×{size} pixels, on {args.device}")
+    print(f"{args.data}: {images}, {classes} classes, {skipped} files skipped as unreadable")
     print(f"\n{'':16}{'accuracy':>10}{'seconds':>10}")
     for name, accuracy, seconds in rows:
-        print(f"{name:16}{f'{accuracy:.2%}' if accuracy is not None else '':>10}", end="")
-        print(f"{seconds:10.1f}" if seconds is not None else "")
+        cells = "" if accuracy is None else f"{accuracy:.2%}", "" if seconds is None else f"{seconds:.1f}"
+        print(f"{name:16}{cells[0]:>10}{cells[1]:>10}")
     print(f"\nresult: {args.weights} on {args.data}: k-NN {k20:.2%} (k = 20), {k200:.2%} (k = 200), "
-          f"linear {linear:.2%}, chance {chance:.2%}")
-
-
-def readable(images):
-    """(N,) bool, False where a streamed file was skipped and its neighbour was read in its place."""
-    broken = {name for name, _ in images.skipped}
-    return torch.tensor([name not in broken for name in images.names] or [True] * len(images))
+          f"linear {linear:.2%}, chance {1 / classes:.2%}")
 
 
 def parse_args(argv):

@@ -22,7 +22,6 @@ picture.
 """
 
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -37,9 +36,10 @@ from tqdm import tqdm
 
 from augment import normalize
 from matching import draw_matches, mutual_matches, spread_out
+from support.checkpoint import write_safely
 from support.files import DataError, find_files
 from support.flags import Parser, UserError, add_device, check_out, find_device, positive
-from support.pictures import picture, reason_of
+from support.pictures import picture, reason_of, whole_patches
 from support.weights import load_vit
 
 FLAT = 1e-6  # ours: a component with less spread than this share of the largest feature is float32 rounding
@@ -174,18 +174,7 @@ def draw_pca(images, colours, path, columns=PAIRS_PER_ROW):
         axes[2 * i].imshow(rearrange(image, "c h w -> h w c").cpu().numpy())
         extent = (0, image.shape[2], image.shape[1], 0)
         axes[2 * i + 1].imshow(colour.cpu().numpy(), extent=extent, interpolation="nearest")
-    save_figure(figure, path)
-
-
-def save_figure(figure, path):
-    """A PNG, written to a temporary name and renamed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, dpi=150, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -197,7 +186,7 @@ def read_images(paths, size, patch, keep_aspect):
 
     The short side becomes `size`, rounded to whole patches; of the long side the middle, or with keep_aspect all.
     """
-    size = max(1, round(size / patch)) * patch
+    size = whole_patches(size, patch)
     images, skipped = [], {}
     for path in paths:
         names, read = find_files(path) if Path(path).is_dir() else ([path], lambda name: Path(name).read_bytes())
@@ -217,7 +206,7 @@ def read_images(paths, size, patch, keep_aspect):
 def resized(image, size, patch, keep_aspect):
     """RGB image -> (3, H, W) uint8, its short side `size` and its long side as much or, kept, a multiple of patch."""
     short = min(image.size)
-    width, height = (max(1, round(side * size / short / patch)) * patch if keep_aspect else size for side in image.size)
+    width, height = (whole_patches(side * size / short, patch) if keep_aspect else size for side in image.size)
     factor = min(image.width / width, image.height / height)  # the box has the shape of the result
     left, top = (image.width - factor * width) / 2, (image.height - factor * height) / 2
     box = (left, top, left + factor * width, top + factor * height)
@@ -242,8 +231,8 @@ def parse_args(argv):
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official file, or a name such as "
                         "dinov2_vits14")
     parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--size", type=positive, default=518, help="side of an image in pixels, rounded to whole patches "
-                        "(default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=518, help="side of an image in pixels, rounded to whole "
+                        "patches (default: %(default)s)")
     parser.add_argument("--keep-aspect", action="store_true", help="all of the long side, not only its middle")
     parser.add_argument("--threshold", type=float, default=0.5, help="of the first component: higher leaves less "
                         "foreground (default: %(default)s)")
@@ -285,7 +274,8 @@ def draw(args):
             raise UserError("--matches needs two images that can be read")
         pairs, cosine = mutual_matches(*tokens, *foreground)
         pairs = spread_out(pairs, cosine, grids)
-        save_figure(draw_matches(images, grids, pairs), args.out)
+        figure = draw_matches(images, grids, pairs)
+        write_safely(args.out, lambda new: figure.savefig(new, dpi=150, format="png"))
         result += f", {len(cosine)} mutual matches, {len(pairs)} of them drawn"
     else:
         colours = [rearrange(c, "(h w) c -> h w c", h=h) for c, (h, _) in zip(rgb, grids)]

@@ -12,7 +12,6 @@ step s is drawn from a seed made of (seed, s), so a resumed run repeats an unint
 """
 
 import copy
-import functools
 import json
 import math
 import signal
@@ -42,7 +41,7 @@ from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 from support.checkpoint import CheckpointError, read_checkpoint, read_metrics, restore, save_checkpoint, write_safely
 from support.collapse import collapse_meter, collapse_warning
-from support.data import batches, load_images
+from support.data import batches, load_splits
 from support.files import DataError
 from support.flags import UserError, find_device, parse_args, show
 from support.memory import keep_pages, peak_memory
@@ -95,8 +94,8 @@ def start_run(recipe, device):
     groups = parameter_groups(student, recipe)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)  # Table 16
     if recipe.compile:
-        for network in (student, teacher):
-            network.backbone.training_features = torch.compile(network.backbone.training_features)
+        for vit_ in (student.backbone, teacher.backbone):  # sizes are those of the phase: one graph for each phase
+            vit_.training_features = torch.compile(vit_.training_features, fullgraph=True, dynamic=False)
     return Run(recipe, student, teacher, ema, centering.to(device), optimizer)
 
 
@@ -229,19 +228,6 @@ def update_teacher(student, ema, momentum):
 
 
 # ---------------------------------------------------------------------------- images of a phase
-
-
-@functools.lru_cache(maxsize=1)
-def load_splits(data, size, seed):
-    """The training and the test images at one size; broken files are named on the screen."""
-    splits = [load_images(data, split, size, seed) for split in ("train", "test")]
-    skipped = dict(pair for images in splits for pair in images.skipped)  # a file can be in both
-    for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
-    labels = f"{len(splits[0].classes)} classes" if splits[0].classes else "no labels"
-    counts = f"{len(splits[0])} training and {len(splits[1])} test images"
-    print(f"{data}: {counts}, {labels}, {len(skipped)} broken files skipped")
-    return splits
 
 
 def splits_at(step, r):

@@ -6,6 +6,7 @@ Random states need no place in a checkpoint: all that is random in step s is dra
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -16,9 +17,13 @@ class CheckpointError(Exception):
 
 def write_safely(path, write):
     """Call write(temporary path), then rename: a crash leaves the old file or the new one, never half of one."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of an error on the way
 
 
 def save_checkpoint(run, out):

@@ -18,7 +18,9 @@ The paper decodes each image anew for every view. Here an image is decoded once 
 views are cut from it on the device (`augment.py`), and a set that is small enough stays in memory.
 """
 
+import functools
 import os
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,6 +56,11 @@ class Images:
     def __len__(self):
         return len(self.files if self.pixels is None else self.pixels)
 
+    def readable(self):
+        """(N,) bool, False where a streamed file was skipped and its neighbour was read in its place."""
+        broken = {name for name, _ in self.skipped}
+        return torch.tensor([name not in broken for name in self.names] or [True] * len(self))
+
 
 def load_images(data, split="train", size=64, seed=0):
     """One split of `data` as `Images`, S = size.
@@ -88,6 +95,19 @@ def load_images(data, split="train", size=64, seed=0):
         pixels, labels = pixels[good], labels[good] if classes else None
         names = [name for name in names if name not in broken]
     return Images(str(data), pixels, labels, classes, skipped=skipped, names=names)
+
+
+@functools.lru_cache(maxsize=1)
+def load_splits(data, size, seed):
+    """The training and the test images at one size; broken files are named on the screen."""
+    splits = [load_images(data, split, size, seed) for split in ("train", "test")]
+    skipped = dict(pair for images in splits for pair in images.skipped)  # a file can be in both
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    labels = f"{len(splits[0].classes)} classes" if splits[0].classes else "no labels"
+    counts = f"{len(splits[0])} training and {len(splits[1])} test images"
+    print(f"{data}: {counts}, {labels}, {len(skipped)} broken files skipped")
+    return splits
 
 
 def choose_split(names, split):

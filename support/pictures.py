@@ -71,3 +71,8 @@ def resize(image, size, place):
     left, top = place * (width - short), place * (height - short)
     square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
     return np.asarray(square).transpose(2, 0, 1)  # (3, S, S)
+
+
+def whole_patches(size, patch_size):
+    """The multiple of patch_size that is nearest to size, at least one patch."""
+    return max(1, round(size / patch_size)) * patch_size

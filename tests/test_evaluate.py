@@ -14,7 +14,6 @@ from torch import nn
 import evaluate
 from augment import normalize
 from evaluate import (
-    cls_features,
     frozen_features,
     knn_accuracies,
     knn_accuracy,
@@ -22,7 +21,6 @@ from evaluate import (
     main,
     measure_knn,
     pixel_features,
-    readable,
 )
 from support.data import Images
 
@@ -316,7 +314,7 @@ def plain_images(n, side):
 @pytest.mark.parametrize("size, side", [(16, 16), (8, 8), (9, 8), (11, 12), (1, 4)])
 def test_features_are_those_of_resized_and_normalised_images(size, side):
     pixels = plain_images(5, 16)
-    features = cls_features(Mean(), pixels, size, batch=2)
+    features = frozen_features(Mean(), pixels, size, batch=2)
     assert features.shape == (5, 4) and features.dtype == torch.float32 and features.device.type == "cpu"
     assert (features[:, 3] == side).all()
     torch.testing.assert_close(features[:, :3], normalize(pixels).mean((2, 3)), rtol=0, atol=1e-4)
@@ -340,7 +338,7 @@ def test_a_resized_image_stays_within_black_and_white():
 
     edge = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     edge[..., 4:] = 255
-    low, high = cls_features(Extremes(), edge, 16)[0]
+    low, high = frozen_features(Extremes(), edge, 16)[0]
     assert low == normalize(edge).min() and high == normalize(edge).max()
 
 
@@ -348,27 +346,27 @@ def test_a_resized_image_stays_within_black_and_white():
 def test_features_in_batches_and_the_mode_comes_back(training):
     vit = Mean().train(training)
     pixels = plain_images(5, 4)
-    features = cls_features(vit, pixels, 4, batch=2)
-    assert vit.batches == [2, 2, 1] and torch.equal(features, cls_features(Mean(), pixels, 4))
+    features = frozen_features(vit, pixels, 4, batch=2)
+    assert vit.batches == [2, 2, 1] and torch.equal(features, frozen_features(Mean(), pixels, 4))
     assert vit.training == vit.drop.training == training
     vit.forward_features = None  # an error inside must not leave the mode changed
     with pytest.raises(TypeError):
-        cls_features(vit, pixels, 4)
+        frozen_features(vit, pixels, 4)
     assert vit.training == vit.drop.training == training
 
 
 def test_features_of_a_split_are_those_of_its_pixels():
     pixels = plain_images(5, 4)
     images = Images("five", pixels, torch.zeros(5, dtype=torch.int64), ["one"])
-    assert torch.equal(cls_features(Mean(), images, 4, batch=2), cls_features(Mean(), pixels, 4))
+    assert torch.equal(frozen_features(Mean(), images, 4, batch=2), frozen_features(Mean(), pixels, 4))
 
 
 def test_skipped_files_of_a_streamed_set_do_not_count():
     images = Images("heap", None, torch.zeros(3), ["one"], skipped=[("b.jpg", "damaged")],
                     names=["a.jpg", "b.jpg", "c.jpg"], files=range(3))  # fmt: skip
-    assert readable(images).tolist() == [True, False, True]
+    assert images.readable().tolist() == [True, False, True]
     images = Images("drawn", torch.zeros(2, 3, 4, 4), torch.zeros(2), ["one"])
-    assert readable(images).tolist() == [True, True]
+    assert images.readable().tolist() == [True, True]
 
 
 def test_pixels_lose_the_mean_training_image():

@@ -1,0 +1,70 @@
+"""A step on a GPU, without one: what it launches, that it never waits, and what memory it needs (see cudasim.py).
+
+    pytest tests/test_cuda_step.py -s        prints the counts
+
+A launch costs the CPU some 5 µs, so a step of 6,000 keeps it busy for 30 ms.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+VITL = {"batch": 64, "checkpointing": False, "hires_share": 0.0}
+VITS = VITL | {"arch": "vit_small", "ffn": "mlp", "n_prototypes": 65536, "dino_bottleneck": 256, "drop_path": 0.3}
+CASES = {
+    "ViT-L": VITL,
+    "ViT-S": VITS,
+    "ViT-S, half the images": VITS | {"batch": 32},
+    "ViT-S, a sixteenth of the prototypes": VITS | {"n_prototypes": 4096},
+    "ViT-S, more patches masked": VITS | {"mask_ratio": (0.4, 0.9)},
+}
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """What cudasim.py says of each case."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here, and its own tests")
+    if not (compiler := shutil.which("g++")):
+        pytest.skip("needs g++ to build a device guard")
+    guard, home = tmp_path_factory.mktemp("guard") / "noopguard.so", Path(torch.__file__).parent
+    subprocess.run([compiler, "-shared", "-fPIC", "-std=c++20", f"-I{home}/include", f"-L{home}/lib",
+                    f"-Wl,-rpath,{home}/lib", HERE / "noopguard.cpp", "-lc10", "-ltorch_cpu", "-o", guard],
+                   check=True)  # fmt: skip
+    command = [sys.executable, HERE / "cudasim.py", guard, json.dumps([["vitl14", case] for case in CASES.values()])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = dict(zip(CASES, map(json.loads, done.stdout.splitlines()), strict=True))
+    for name, step in found.items():
+        launches = ", ".join(f"{part} {n}" for part, n in sorted(step["launches"].items(), key=lambda x: -x[1]))
+        print(f"\n{name}: {sum(step['launches'].values())} launches, {step['peak'] / 2**30:.1f} GiB ({launches})")
+    return found
+
+
+@pytest.mark.parametrize(("name", "most"), [("ViT-L", 6000), ("ViT-S", 3000)])
+def test_launches_stay_few(steps, name, most):
+    assert 1000 < sum(steps[name]["launches"].values()) <= most
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("ViT-S,")])
+def test_launches_do_not_grow_with_the_sizes(steps, name):
+    """Nothing is cut into pieces on a GPU.  Augmentation is left out: what it launches depends on its draws."""
+    found, expected = ({**steps[n]["launches"], "augmentation": 0} for n in (name, "ViT-S"))
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_never_waits_for_the_gpu(steps, name):
+    """No value and no shape is asked for, nothing is copied from pageable memory, no operation mixes devices."""
+    assert steps[name]["waits"] == {}
+
+
+def test_memory_at_the_peak(steps):
+    """Weights, moments and activations of batch 64 fit into 80 GiB without checkpointing."""
+    assert steps["ViT-S"]["peak"] < steps["ViT-L"]["peak"] < 60 * 2**30
