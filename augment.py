@@ -187,18 +187,16 @@ def on_chosen(op, x, chosen, *parameters):
 
 class MultiCrop:
     """Two global and `n_local` local views of each image. A recipe may change `blur_sigma`, in pixels of the
-    view, so small views want less; `jitter`, which multiplies the strengths; `solarize`, the second view's
-    chance."""
+    view, so small views want less, and `jitter`, which multiplies the strengths."""
 
     def __init__(self, global_size, local_size, n_local, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32),
-                 blur_sigma=(0.1, 2.0), jitter=1.0, solarize=CHANCES[1][4]):  # fmt: skip
+                 blur_sigma=(0.1, 2.0), jitter=1.0):  # fmt: skip
         self.radius = math.ceil(2 * blur_sigma[1])  # 9 taps at DINO's largest sigma, as in the reference code
         assert min(global_size, local_size) > self.radius, f"blur of radius {self.radius} needs larger views"
         assert 6 * STRENGTH[3] * jitter <= 1, f"jitter {jitter}: the hue can turn by a sixth, jitter 1.66"
         self.blur_sigma, self.strength = blur_sigma, jitter * torch.tensor(STRENGTH)
-        second = (*CHANCES[1][:4], solarize)
         self.kinds = (
-            (global_size, global_scale, torch.tensor((CHANCES[0], second))),
+            (global_size, global_scale, torch.tensor(CHANCES[:2])),
             (local_size, local_scale, torch.tensor(CHANCES[2]).expand(n_local, -1)),
         )
 
@@ -227,20 +225,20 @@ class MultiCrop:
         }
 
     def views(self, columns, unit, size, scale, chances, generator):
-        """Images by columns (B, 3, S, S), with values in [0, 1] / unit -> (V·B, 3, size, size),
-        normalised."""
+        """Images transposed, (B, 3, width, height), so that the crop in x gathers rows; values·unit lie in [0, 1]
+        -> (V·B, 3, size, size), normalised. In shapes below, c is the number of views in a chunk."""
         n_images, side, device = len(columns), columns.shape[2], columns.device
         out = torch.empty(n_images * len(chances), 3, size, size, device=device)
         if not len(out):
             return out
         p = self.draw(n_images, side, scale, chances, generator)
-        place = p["shape"][:, 0].argsort()  # (n,)  so that the boxes of a chunk are alike
+        place = p["shape"][:, 0].argsort()  # (n,)  so that the boxes of a chunk are about as wide
         p = {name: x[place] for name, x in p.items()}
         flip, to_jitter, to_grey, to_blur, to_solarize = p["chosen"].unbind(1)  # (n,) each
         order = p["order"].masked_fill(~to_jitter[:, None], -1)  # (n, 4)
         taps_x = bicubic_taps(p["shape"][:, 0], flip, size)
         taps_y = bicubic_taps(p["shape"][:, 1], torch.zeros_like(flip), size)
-        taps_x[1].mul_(unit)
+        taps_x[1].mul_(unit)  # the crop brings the pixels to [0, 1]
         whole = device.type != "cpu" or side <= WHOLE
         columns = columns.float() if whole else columns
         moved = (place, p["corner"], p["shape"], p["strength"], p["sigma"], *taps_x, *taps_y)
@@ -252,13 +250,13 @@ class MultiCrop:
         step = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (3 * size * size))
         for a in range(0, len(out), step):
             s = slice(a, a + step)
-            x, source, start, all_of_x = columns, place[s] % n_images, corner[s], everyone[: len(place[s])]
+            x, source, start, itself = columns, place[s] % n_images, corner[s], everyone[: len(place[s])]
             if not whole:
                 x, start = cut(columns, source, start, shape[s])
-                source = all_of_x
+                source = itself
             x = weighted_rows(x, source, rows_x[s] + start[:, :1, None], weights_x[s])  # (c, 3, size, H)
             x = x.clamp_(0, 1).mT.contiguous()  # (c, 3, H, size), between the two products, as in Pillow
-            x = weighted_rows(x, all_of_x, rows_y[s] + start[:, 1:, None], weights_y[s]).clamp_(0, 1)
+            x = weighted_rows(x, itself, rows_y[s] + start[:, 1:, None], weights_y[s]).clamp_(0, 1)
             for turn, i in product(range(4), range(4)):  # of the four changes, the one that is a sample's first, ...
                 x = on_chosen(JITTER[i], x, order[s, turn] == i, strength[s, i, None, None, None])
             x = on_chosen(lambda x: x.copy_(grey(x)), x, to_grey[s])

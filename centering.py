@@ -36,6 +36,6 @@ class SoftmaxCentering(nn.Module):
         """Probabilities of (B, K) logits under the centre so far; the centre then moves towards their mean."""
         z = logits.float()  # (B, K)
         p_t = ((z - self.centre) / temp).softmax(dim=-1)  # (B, K)
-        if len(z):  # no patch is masked, on any rank: nothing to learn from
+        if len(z):  # empty only where no patch is masked, and then on every rank
             self.centre.lerp_(sum_over_ranks(z.mean(dim=0)) / world_size(), 1 - self.momentum)
         return p_t

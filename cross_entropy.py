@@ -3,7 +3,7 @@
     H(p, softmax(z/τ)) = − Σ_k p_k log softmax(z/τ)_k          for each row
 
     z  logits   (R, K)   scores of R [CLS] tokens or patches for K prototypes
-    p  targets  (R, K)   p ≥ 0; a row sums to n, which need not be 1
+    p  targets  (R, K)   a row sums to n, which need not be 1
     τ  temp              temperature
 
 In plain PyTorch that is `-(p * (z / τ).log_softmax(dim=1)).sum(dim=1)`, and this file computes nothing else.  But K is
@@ -16,6 +16,7 @@ with a gradient of its own.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 CACHED = 2**21  # logits at once on a CPU, ours: about what stays in its cache; a GPU takes all rows at once
 
@@ -40,15 +41,16 @@ class CrossEntropy(torch.autograd.Function):
         H, grad = torch.empty(R, device=logits.device), torch.empty_like(logits)
         rows = max(1, CACHED // K if logits.device.type == "cpu" else R)
         for z, p, h, g in zip(*(x.split(rows) for x in (logits, targets, H, grad)), strict=True):
-            p, log_p_s = p.float(), (z.float() / temp).log_softmax(dim=1)
-            h.copy_((p * log_p_s).sum(dim=1).neg_())
-            n = p.sum(dim=1, keepdim=True)
-            g.copy_(log_p_s.exp_().mul_(n).sub_(p).div_(temp))
+            p, log_s = p.float(), (z.float() / temp).log_softmax(dim=1)
+            h.copy_((p * log_s).sum(dim=1).neg_())
+            n, s = p.sum(dim=1, keepdim=True), log_s.exp_()  # softmax(z/τ), in the place of its logarithm
+            g.copy_(s.mul_(n).sub_(p).div_(temp))
         ctx.save_for_backward(grad)
         return H
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d):
-        """d ⊙ ∂H/∂z, for the logits alone."""
+        """d = ∂L/∂H (R,) -> d ⊙ ∂H/∂z, for the logits alone."""
         (grad,) = ctx.saved_tensors
         return grad * d[:, None].to(grad.dtype), None, None

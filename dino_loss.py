@@ -13,6 +13,7 @@ The cross-entropy is linear in the teacher, so a student view meets the sum of a
 
     Σ_{t≠s} H(p_t, p_s) = H(q_s, p_s),        q_s = Σ_{t≠s} p_t
 
+A local view's q_s is q = Σ_t p_t; a global one's is q less the teacher's probabilities of the same view.
 The official code loops over pairs; it too takes one mean over all G·(V−1) pairs, global and local alike.
 """
 

@@ -2,36 +2,35 @@
 
     L_iBOT = − Σ_i p_ti log p_si,        p_si = softmax(z_si / τ_s)
 
-where i runs over the masked patches: the student sees a mask token at i, the teacher the patch itself.
+where i runs over the masked patches: the student sees a mask token at i, the teacher the patch itself.  Each view's
+masked patches share its weight, and a view without a mask counts 0, as in the official code:
+
+    L = 1/B' · Σ_b 1/M_b · Σ_i H(p_ti, p_si)        i over the M_b masked patches of view b
 
     z_s  student_logits  (M, K)    student logits of the M masked patches of the batch; K prototypes
     p_t  teacher_probs   (M, K)    centred teacher outputs at the same patches, rows sum to 1
-         mask            (B', N)   which patches are masked, M in all; the M rows come in its row order
+         mask            (B', N)   which patches of the B' global views are masked; the M rows come in its row order
     τ_s  student_temp              student temperature
-
-Each image's masked patches share its weight: the mean is over the masked patches of an image, then over all B'
-images.  Images without a mask count as 0 in that mean, as in the official code, so half the views masked means
-half the weight.
 """
 
 from cross_entropy import cross_entropy
 
 
 def ibot_loss(student_logits, teacher_probs, mask, student_temp=0.1):
-    """Mean of H(p_ti, p_si) over the masked patches of each image, then over all images; a float32 scalar.
+    """Mean of H(p_ti, p_si) over the masked patches of each view, then over all views; a float32 scalar.
 
     student_logits, teacher_probs: (M, K).  mask: (B', N) bool with M True.  M = 0 gives 0.
 
     >>> import torch
     >>> z = torch.tensor([[1.0, 3.0]]).log()  # p_s = (1/4, 3/4)
-    >>> p = torch.tensor([[1.0, 0.0]])  # H = log 4, in one of two images
+    >>> p = torch.tensor([[1.0, 0.0]])  # H = log 4, in one of two views
     >>> mask = torch.tensor([[False, True], [False, False]])
     >>> round(ibot_loss(z, p, mask, student_temp=1.0).exp().item(), 4)
     2.0
     """
     M = len(student_logits)
     assert len(teacher_probs) == M, f"{M} student rows, but {len(teacher_probs)} teacher rows"
-    per_image = mask.sum(dim=1)  # (B',)
+    M_b = mask.sum(dim=1)  # (B',)
     # with output_size given, repeat_interleave need not ask the device how many rows come out
-    weight = (1 / per_image.clamp(min=1)).repeat_interleave(per_image, output_size=M)  # (M,)
+    weight = (1 / M_b.clamp(min=1)).repeat_interleave(M_b, output_size=M)  # (M,)
     return (weight * cross_entropy(student_logits, teacher_probs, student_temp)).sum() / len(mask)

@@ -1,16 +1,16 @@
 """KoLeo regularizer (§4, "KoLeo regularizer"; Sablayrolles et al., 2019).
 
-    L_KoLeo = − (1/n) Σ_i log d_i,        d_i = min_{j≠i} ‖x_i − x_j‖
+    L_KoLeo = − (1/B) Σ_i log d_i,        d_i = min_{j≠i} ‖x_i − x_j‖
 
-the Kozachenko-Leonenko estimate of entropy: it spreads the features of a batch evenly over the sphere.
+minus the Kozachenko-Leonenko estimate of entropy, but for constants: lowering it spreads a batch over the sphere.
 
     x  (B, D)   [CLS] tokens of one view before the head, made unit vectors first
     d  (B,)     distance of each to its nearest other
 
-Here log d = ½ log(‖·‖² + ε), and a zero row has no direction, so it stays at the origin and gets no gradient.
+The paper takes the first global crop, the official code and we both, each by itself, within a GPU.  Here
+log d = ½ log(d² + ε), and a zero row has no direction, so it stays at the origin and gets no gradient.
 The official code takes log(d + ε) of a distance whose gradient blows up: a few equal rows or a zero row give
 10⁶ times the usual gradient (inf or NaN in half precision), and clipping then hands the whole step to KoLeo.
-Its nearest "other" is found with a diagonal of −1, with which one of an antipodal pair can choose itself.
 """
 
 import torch

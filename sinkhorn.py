@@ -4,19 +4,21 @@ The teacher's scores become the transport plan that is nearest to them and that 
 
     Q* = argmax ⟨Q, Z/τ⟩ + H(Q)   over   Q ≥ 0,   Qᵀ1_B = 1_K / K,   Q 1_K = 1_B / B
 
-Sinkhorn's answer is a rescaling of columns and rows, Q = diag(a) exp(Z/τ) diag(r), found by turns:
+Its answer is a rescaling of rows and columns, found by turns.  With E = softmax(Z/τ), row by row,
 
-    r_k ← 1 / Σ_b a_b exp(Z_bk/τ)          each prototype gets the same mass
-    a_b ← 1 / Σ_k exp(Z_bk/τ) r_k          each sample's row sums to 1
+    Q = diag(a) E diag(r),        r_k ← 1 / Σ_b a_b E_bk        each prototype gets the same mass
+                                  a_b ← 1 / Σ_k E_bk r_k        each sample's row sums to 1 (B times the plan's)
 
-    Z  logits  (B, K)   teacher scores of B samples (on all ranks together) for K prototypes
+where a_b starts as Σ_k exp(Z_bk/τ), the sum that softmax divided by: diag(a) E = exp(Z/τ).  After three rounds the rows
+are exact and the columns nearly so.
+
+    Z  logits  (B, K)   teacher scores of B samples for K prototypes; Σ_b goes over those of all ranks
     τ  temp             teacher temperature
-    a  (B,), r  (K,)    the two scaling vectors
+    a  (B,), r  (K,)    the two scaling vectors; a common factor of either cancels
     Q  (B, K)           targets
 
-The official code divides the whole matrix six times, once by its sum (which cancels), and gives NaN from logits
-of 4 at τ = 0.04 on, since exp overflows.  Here the matrix is written once and the iterations are two matrix-vector
-products each.  It is softmax(Z/τ): exp(Z/τ) with each row divided by its sum, which the first a gives back.
+The official code passes over the whole matrix 14 times to divide or multiply it, and gives NaN from logits of 4 at
+τ = 0.04 on, since exp overflows.  Here an iteration only reads it, in two matrix-vector products.
 """
 
 import torch
@@ -24,7 +26,7 @@ from torch.nn import functional as F
 
 from distributed import max_over_ranks, sum_over_ranks
 
-FLOOR = 1e-30  # of a prototype's mass by the largest, ours: one that float32 cannot see (70 nats down) stays finite
+FLOOR = 1e-30  # ours: least mass of a prototype, as a share of the largest; with less (70 nats down) 1/mass overflows
 
 
 @torch.no_grad()
@@ -40,11 +42,12 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
     """
     with torch.autocast(logits.device.type, enabled=False):  # it would make the products bf16
         E = (logits.float() / temp).softmax(dim=1)  # (B, K)
-        log_sum = logits.amax(dim=1).float() / temp - E.amax(dim=1).log()  # (B,)  log Σ_k exp(Z_bk/τ)
-        top = F.pad(log_sum, (0, 1), value=-torch.inf).max()  # also of no rows, where no patch is masked
-        a = (log_sum - max_over_ranks(top)).exp()  # (B,)  the largest is 1
+        log_a = logits.amax(dim=1).float() / temp - E.amax(dim=1).log()  # (B,)  log Σ_k exp(Z_bk/τ), by the largest
+        top = F.pad(log_a, (0, 1), value=-torch.inf).max()  # also of no rows, where no patch is masked
+        a = (log_a - max_over_ranks(top)).exp()  # (B,)  at most 1
         for _ in range(n_iters):
             mass = sum_over_ranks(a @ E)  # (K,)
-            r = 1 / (mass / mass.max()).clamp(min=FLOOR)  # (K,)  r >= 1 and a <= 1: else a grows by B/K each time
+            r = 1 / (mass / mass.max()).clamp(min=FLOOR)  # (K,)  at least 1, so that a stays at most 1
             a = 1 / (E @ r)  # (B,)
-        return E.mul_(r).mul_(a[:, None])  # (B, K)
+        Q = E.mul_(r).mul_(a[:, None])  # (B, K)
+        return Q

@@ -5,10 +5,10 @@
     python train.py --resume                           go on after Ctrl-C, a crash, or kill -9
     torchrun --nproc-per-node 8 train.py ...           eight GPUs
 
-    L = L_DINO + L_iBOT + 0.1 · L_KoLeo,        teacher ← m · teacher + (1 − m) · student
+    L = L_DINO + w · L_iBOT + 0.1 · Σ_v L_KoLeo(global view v),        teacher ← m · teacher + (1 − m) · student
 
 A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its folder.  All that is random in
-step s is drawn from a seed made of (seed, s), so a resumed run repeats an uninterrupted one to the last bit.
+step s is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one to the last bit.
 """
 
 import copy
@@ -43,7 +43,7 @@ from support.checkpoint import CheckpointError, read_checkpoint, read_metrics, r
 from support.collapse import collapse_meter, collapse_warning
 from support.data import batches, load_splits
 from support.files import DataError
-from support.flags import UserError, find_device, parse_args, show
+from support.flags import UserError, find_device, make_folder, parse_args, show
 from support.memory import keep_pages, peak_memory
 from support.precision import autocast
 from support.report import draw_curves
@@ -156,9 +156,9 @@ def values_at(step, r):
     }
 
 
-def seed_of(seed, step):
-    """One seed for each step and rank."""
-    return hash((seed, step, distributed.rank())) % 2**62  # of ints: the same in every process
+def seed_of(seed, step, use=0):
+    """One seed for each step, rank and use."""
+    return hash((seed, step, distributed.rank(), use)) % 2**62  # of ints: the same in every process
 
 
 # ---------------------------------------------------------------------------- one step
@@ -170,29 +170,30 @@ def train_step(run, images, crop, values):
     torch.manual_seed(seed_of(r.seed, run.step))
     B, device = len(images), images.device
 
-    globals_, locals_ = crop(images, seed_of(r.seed, run.step))  # (2·B, 3, g, g), (L·B, 3, l, l)
+    globals_, locals_ = crop(images, seed_of(r.seed, run.step, use=1))  # (2·B, 3, g, g), (L·B, 3, l, l)
     grid = globals_.shape[-1] // r.patch_size
     masks = sample_masks(2 * B, grid, grid, r.mask_ratio, r.mask_probability)  # (2·B, N)
     masked = move(masks.flatten().nonzero()[:, 0], device)  # (M,)
     masks = move(masks, device)
 
     with torch.no_grad(), autocast(device, r.amp):
-        cls_t, patches = teacher.backbone.training_features([globals_], [None], masked)  # (2·B, D), (M, D)
+        cls_t, patches_t = teacher.backbone.training_features([globals_], [None], masked)  # (2·B, D), (M, D)
         p_dino = center(run, "dino", teacher.dino_head(cls_t), values)  # (2·B, K)
         p_dino = rearrange(p_dino, "(v b) k -> v b k", b=B)  # (2, B, K)
-        p_ibot = center(run, "ibot", teacher.ibot_head(patches), values)  # (M, K)
+        p_ibot = center(run, "ibot", teacher.ibot_head(patches_t), values)  # (M, K)
 
     with autocast(device, r.amp):
-        seen = None if r.teacher else masks  # §5: a distilled student sees every patch
-        cls, patches = student.backbone.training_features([globals_, locals_], [seen, None], masked)
-        s_dino = rearrange(student.dino_head(cls), "(v b) k -> v b k", b=B)  # ((2 + L)·B, D) -> (2 + L, B, K)
-        s_ibot = student.ibot_head(patches)  # (M, D) -> (M, K)
+        crops = [x for x in (globals_, locals_) if len(x)]  # there may be no local views
+        seen = [None if r.teacher else masks, None][: len(crops)]  # §5: a distilled student sees every patch
+        cls, patches = student.backbone.training_features(crops, seen, masked)
+        z_dino = rearrange(student.dino_head(cls), "(v b) k -> v b k", b=B)  # ((2 + L)·B, D) -> (2 + L, B, K)
+        z_ibot = student.ibot_head(patches)  # (M, D) -> (M, K)
     losses = {
-        "dino": dino_loss(s_dino, p_dino, r.student_temp),
-        "ibot": ibot_loss(s_ibot, p_ibot, masks, r.student_temp),
-        "koleo": sum(koleo_loss(view) for view in cls[: 2 * B].chunk(2)),
+        "dino": dino_loss(z_dino, p_dino, r.student_temp),
+        "ibot": ibot_loss(z_ibot, p_ibot, masks, r.student_temp),
+        "koleo": sum(koleo_loss(view) for view in cls[: 2 * B].chunk(2)),  # two views of an image need not repel
     }
-    del s_dino, s_ibot, p_ibot  # large, and the losses have what the backward pass needs
+    del z_dino, z_ibot, p_ibot  # large, and the losses have what the backward pass needs
     losses["loss"] = losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
 
     losses["loss"].backward()
@@ -209,7 +210,7 @@ def center(run, name, logits, values):
 
 
 def update_student(run, values):
-    """Clip the gradients, of the backbone and of each head by itself, and take AdamW's step; the whole norm."""
+    """Clip the gradients, of the backbone and of each head by itself, and take AdamW's step; their norm before that."""
     distributed.average_gradients(run.student.parameters())
     norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in run.student.values()]
     for group in run.optimizer.param_groups:
@@ -257,7 +258,7 @@ def train(run, out, device):
     splits_at(min(run.step, r.steps - 1), r)  # before the bar, so that a wrong --data is one line
     before = rows[-1]["seconds"] if rows else 0.0
     began = logged = time.perf_counter()
-    stopped, hires = [], None
+    stopped, stop, hires = [], False, None
     for number in (signal.SIGINT, signal.SIGTERM):  # the first one is noted, the second does what it always did
         usual = signal.getsignal(number)
         signal.signal(number, lambda n, _, usual=usual: (stopped.append(n), signal.signal(n, usual)))
@@ -270,7 +271,7 @@ def train(run, out, device):
             with open(out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
 
-    while run.step < r.steps and not distributed.any_rank(stopped):
+    while run.step < r.steps and not stop:
         values = values_at(run.step, r)
         if values["hires"] != hires:  # a phase begins, or a resumed run joins it
             hires = values["hires"]
@@ -294,7 +295,8 @@ def train(run, out, device):
             if warning and main and run.step > 0.1 * r.steps:  # at first all features are alike
                 bar.write(f"step {run.step}: {warning}", file=sys.stderr)
             logged = time.perf_counter()
-        if run.step % r.save_every == 0 or last or stopped:
+        stop = distributed.any_rank(stopped)  # once a step, so that all ranks save and leave together
+        if run.step % r.save_every == 0 or last or stop:
             check_health(healthy, run.step, out)
             if main:
                 save_checkpoint(run, out)
@@ -304,7 +306,7 @@ def train(run, out, device):
             bar.write(f"step {run.step}: " + ", ".join(f"{k} {v:.1%}" for k, v in accuracies.items()), file=sys.stderr)
             logged = time.perf_counter()
     bar.close()
-    return rows, bool(stopped)
+    return rows, stop
 
 
 def check_health(healthy, step, out):
@@ -322,10 +324,7 @@ def prepare(argv):
     options, recipe, changes = parse_args(argv)
     device = find_device(options.device)
     out, checkpoint = options.out, options.out / "checkpoint.pt"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}") from None
+    make_folder(out)
     saved = None
     if options.resume and checkpoint.exists():
         saved = read_checkpoint(checkpoint)

@@ -2,17 +2,16 @@
 
     x₀ = [cls; reg₁…reg_R; E·patchᵢ] + position       registers have no position
     x ← x + λ₁ ⊙ Attention(LayerNorm(x))              λ: LayerScale (CaiT, Touvron et al. 2021)
-    x ← x + λ₂ ⊙ MLP(LayerNorm(x))                    MLP: GELU, or SwiGLU for ViT-g
+    x ← x + λ₂ ⊙ MLP(LayerNorm(x))                    MLP: GELU, or SwiGLU where trained from scratch
 
     x  (B, 1 + R + N, D)   tokens of B images with N = (H/P)·(W/P) patches of P×P pixels
 
 Packing (§5): batches of different resolution go through together, their tokens end to end in one (T, D) matrix, with
 `shapes` [(b, n), ...], Σ b·n = T; only attention is called once for each resolution.  Stochastic depth (§5) computes a
 branch for a random subset of the samples and no other.  In training, the last MLP is computed only for the tokens that
-the losses see, and draws its subset among these.
+the losses see, and drops some of these tokens, not samples (ours).
 
-Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing, and in its
-plain block the second branch uses the drop of the first.
+Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing and for subsets.
 """
 
 import math
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 NATIVE = 518  # pixels: the official models' position grid is 518/14 = 37 patches wide (B.2)
-OFFSET = 0.1  # the official models without registers resize positions by the factor (n + 0.1)/37
+OFFSET = 0.1  # the official models without registers resize positions by the factor (height + 0.1)/37
 PLAIN_ATTENTION = 512  # tokens, ours: up to here a CPU computes the plain equation
 
 # ---------------------------------------------------------------------------- a block
@@ -69,7 +68,7 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(w1 x) ⊙ w2 x), with the parameters of an MLP of 4·D (§5; Shazeer 2020): (T, D) -> (T, D)."""
+    """w3(silu(w1 x) ⊙ w2 x), with the parameters of an MLP of 4·D (Table 17; Shazeer 2020): (T, D) -> (T, D)."""
 
     def __init__(self, dim):
         super().__init__()
@@ -106,7 +105,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, layer_scale)
 
     def forward(self, x, shapes, subsets=(None, None), used=None):
-        """x (T, D) -> (T, D), or with `used` (U,), of the MLP only those rows: (U, D).  subsets: one of each branch."""
+        """x (T, D) -> (T, D), or with `used` (U,), the rows that the MLP is computed for, (U, D); two subsets."""
         x = add_branch(x, lambda x, shapes: self.ls1(self.attn(self.norm1(x), shapes)), shapes, subsets[0])
         if used is not None:  # from here on no token sees another
             x, shapes = x.index_select(0, used), [(len(used), 1)]
@@ -122,7 +121,7 @@ def unpack(x, shapes):
 def draw_subsets(shapes, rate, count, device):
     """A random subset of the samples for each of `count` branches; None each at rate 0.
 
-    It has k = max(int(b·(1 − rate)), 1) of b samples, scaled by b/k: rows (T',), shapes [(k, n), ...], scale (T', 1).
+    It keeps k = max(int(b·(1 − rate)), 1) of b samples: (rows (T',), their shapes [(k, n), ...], scale b/k (T', 1)).
     """
     if rate == 0:
         return [None] * count
@@ -161,7 +160,7 @@ class PatchEmbed(nn.Module):
 
 
 def sincos(n, dim):
-    """Places on an n×n grid, (n·n, dim) in [-1, 1], alike where they are near: sines, cosines of column, then row."""
+    """Sines and cosines of column, then row, on an n×n grid: (n·n, dim) in [-1, 1], alike where places are near."""
     angle = torch.arange(n)[:, None] * 10_000 ** (-torch.arange(dim // 4) / (dim // 4))  # (n, dim / 4)
     line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (n, dim / 2)
     return torch.cat([repeat(line, "w d -> (h w) d", h=n), repeat(line, "h d -> (h w) d", w=n)], dim=1)
@@ -181,7 +180,7 @@ class ViT(nn.Module):
         self.drop_path, self.checkpointing = drop_path, checkpointing
         self.patch_embed = PatchEmbed(patch_size, dim)
         self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
-        places = 0.5 * sincos(img_size // patch_size, dim)  # official: noise, and masked patches have no place
+        places = 0.5 * sincos(img_size // patch_size, dim)  # official: noise, which says not where one is
         self.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, dim), places])[None])  # (1, 1 + N, D)
         if n_registers:
             self.register_tokens = nn.Parameter(1e-6 * torch.randn(1, n_registers, dim))
@@ -196,8 +195,8 @@ class ViT(nn.Module):
     def positions(self, height, width):
         """pos_embed resized to a grid of height×width patches: (1, 1 + height·width, D).
 
-        Bicubic as in the official models: those with registers to the size, with antialias, those without by a factor
-        (n + 0.1)/37, without.  The native grid is used as it is.
+        Bicubic as in the official models: those with registers to the size, with antialias, those without by factors
+        (height + 0.1)/n and (width + 0.1)/n, without; there n = 37.  The native grid is used as it is.
         """
         n = math.isqrt(self.pos_embed.shape[1] - 1)
         if height == width == n:

@@ -1,6 +1,6 @@
 """What a run keeps on disk: checkpoint.pt and metrics.jsonl, either whole or not there.
 
-Random states need no place in a checkpoint: all that is random in step s is drawn from a seed made of (seed, s).
+Random states need no place in a checkpoint: all that is random in step s is drawn from seeds made of (seed, s, rank).
 """
 
 import json

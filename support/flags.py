@@ -68,6 +68,14 @@ def find_device(name):
         raise UserError(f"there is no device {name} here; try --device cpu") from None
 
 
+def make_folder(path):
+    """The folder --out of a run, made if it is not there; UserError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+
+
 def check_out(path):
     """UserError unless a file can be written at `path`, before hours are spent on what belongs into it."""
     if not path.parent.is_dir():
@@ -117,6 +125,8 @@ def check_recipe(r):
     for name, choices in CHOICES.items():
         if getattr(r, name) not in choices:
             raise UserError(f"--{name} must be one of {', '.join(choices)}; got {getattr(r, name)}")
+    if r.arch == "vit_giant2" and r.ffn != "swiglu":
+        raise UserError("--arch vit_giant2 is a network with --ffn swiglu (Table 17)")
     sizes = ("global_size", "local_size") + (("hires_size",) if r.hires_share else ())
     for name in sizes:
         size = getattr(r, name)

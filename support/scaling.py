@@ -24,7 +24,12 @@ SWEEPS = {  # flag, values: one is changed, the rest stays as the command line s
     "global_size": (98, 196, 294, 392, 518),
     "depth": (3, 6, 9, 12),
 }
-SHALLOW = "import sys, bench, scaling; scaling.keep_blocks(*sys.argv[1:3]); sys.exit(bench.main(sys.argv[3:]))"
+SHALLOW = """
+import sys, bench
+from support.scaling import keep_blocks
+keep_blocks(*sys.argv[1:3])
+sys.exit(bench.main(sys.argv[3:]))
+"""
 
 
 def keep_blocks(arch, depth):
@@ -41,13 +46,13 @@ def keep_blocks(arch, depth):
 
 def point(flags, arch, field, value):
     """What `bench.py --json` says with one thing changed, or None where that does not fit or divide."""
-    here = Path(__file__).parent
+    root = Path(__file__).parents[1]
     if field == "depth":
         command = ["-c", SHALLOW, arch, str(value), *flags]
     else:
-        command = [str(here / "bench.py"), *flags, f"--{field}", str(value)]
+        command = [str(root / "bench.py"), *flags, f"--{field}", str(value)]
     done = subprocess.run([sys.executable, *command, "--json", "--steps", "3"], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(here)})  # fmt: skip
+                          env={**os.environ, "PYTHONPATH": str(root)})  # fmt: skip
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import bench  # noqa: E402
+import dino_loss  # noqa: E402
+import ibot_loss  # noqa: E402
 import train  # noqa: E402
 import vit  # noqa: E402
 
@@ -38,23 +39,14 @@ def fused_attention():
     vit.PLAIN_ATTENTION = 0
 
 
-def autograd_in_blocks():
-    """LayerNorm and GELU as autograd has them, with all that it keeps."""
-    vit.Norm.forward = lambda self, linear, x: linear(
-        F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps))  # fmt: skip
-    vit.Mlp.forward = lambda self, x, norm, scale: scale.gamma * self.fc2(F.gelu(norm(self.fc1, x)))
-
-
 def everything_computed():
     """Stochastic depth that computes all samples and drops some of them afterwards."""
 
-    def add_branch(x, shapes, branch, rate):
-        if rate == 0:
-            return x + branch(x, shapes)
-        keep = torch.cat([(torch.rand(b, 1, device=x.device) > rate).expand(b, n).reshape(-1, 1) for b, n in shapes])
+    def add_branch(x, branch, shapes, rate):
+        keep = torch.cat([(torch.rand(b, 1, device=x.device) >= rate).expand(b, n).reshape(-1, 1) for b, n in shapes])
         return x + branch(x, shapes) * keep / (1 - rate)
 
-    vit.add_branch = add_branch
+    vit.draw_subsets, vit.add_branch = (lambda shapes, rate, count, device: [rate] * count), add_branch
 
 
 def one_pass_a_resolution():
@@ -76,23 +68,13 @@ def last_mlp_of_all():
     vit.ViT.training_features = training_features
 
 
-def all_outputs_kept():
-    vit.last = lambda outputs: list(outputs)[-1]
+def plain_cross_entropy():
+    """The cross-entropy by autograd."""
 
+    def cross_entropy(logits, targets, temp):
+        return -(targets * (logits.float() / temp).log_softmax(dim=1)).sum(dim=1)
 
-def plain_losses():
-    """The cross-entropies by autograd: log-softmax of all logits, and the sum over pairs of views."""
-
-    def dino_loss(z, p, temp):
-        log_p_s, pairs = (z.float() / temp).log_softmax(-1), [(t, s) for t in range(len(p)) for s in range(len(z))]
-        return -sum((p[t] * log_p_s[s]).sum(-1).mean() for t, s in pairs if s != t) / (len(p) * (len(z) - 1))
-
-    def ibot_loss(z, p, mask, temp):
-        n = mask.sum(1).clamp(min=1)
-        weight = (1 / n)[:, None].expand_as(mask)[mask]
-        return -((p * (z.float() / temp).log_softmax(-1)).sum(-1) * weight).sum() / len(mask)
-
-    train.dino_loss, train.ibot_loss = dino_loss, ibot_loss
+    dino_loss.cross_entropy = ibot_loss.cross_entropy = cross_entropy
 
 
 def plain_sinkhorn():
@@ -110,9 +92,8 @@ def plain_sinkhorn():
     train.sinkhorn_knopp = sinkhorn_knopp
 
 
-WITHOUT = {f.__name__: f for f in (pages_go_back, fused_attention, autograd_in_blocks, everything_computed,
-                                   one_pass_a_resolution, last_mlp_of_all, all_outputs_kept, plain_losses,
-                                   plain_sinkhorn)}  # fmt: skip
+WITHOUT = {f.__name__: f for f in (pages_go_back, fused_attention, everything_computed, one_pass_a_resolution,
+                                   last_mlp_of_all, plain_cross_entropy, plain_sinkhorn)}  # fmt: skip
 
 # ---------------------------------------------------------------------------- by turns
 

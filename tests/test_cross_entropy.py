@@ -106,3 +106,12 @@ def test_autocast_around_it_changes_nothing():
     with torch.autocast("cpu", torch.bfloat16):
         H = cross_entropy(z, p, 0.1)
     assert torch.equal(H, cross_entropy(z, p, 0.1))
+
+
+def test_a_second_derivative_is_refused():
+    """The gradient that was kept is a constant to autograd."""
+    z, p = random_case(3, 5)
+    loss = cross_entropy(z.requires_grad_(), p, 0.1).square().sum()
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

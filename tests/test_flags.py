@@ -45,6 +45,7 @@ def test_every_field_is_a_flag_with_its_help(capsys):
         ("--log_every 0", "1 or more"),
         ("--arch vit_huge", "vit_small"),
         ("--ffn relu", "swiglu"),
+        ("--arch vit_giant2", "--ffn swiglu"),
         ("--centering none", "sinkhorn"),
         ("--global_size 50", "multiple of --patch_size 8; got 50"),
         ("--local_size 4", "multiple of --patch_size 8"),

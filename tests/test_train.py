@@ -152,6 +152,15 @@ def test_ctrl_c_saves_and_stops(folder, whole, tmp_path, monkeypatch, capsys):
     assert rows(tmp_path) == rows(whole)
 
 
+def test_a_signal_to_another_rank_saves_and_stops_too(folder, tmp_path, monkeypatch):
+    """This rank has heard nothing; it saves with the others, and says that the run was stopped."""
+    answers = iter([False, False, True])
+    monkeypatch.setattr(train.distributed, "any_rank", lambda flag: next(answers))
+    assert main(flags(folder, tmp_path, save_every=100)) == 130
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert not (tmp_path / "vit.pt").exists()
+
+
 def test_nan_stops_with_the_last_good_checkpoint(folder, tmp_path, monkeypatch, capsys):
     loss = train.koleo_loss
     calls = []
@@ -185,6 +194,25 @@ def test_step_moves_student_and_teacher_as_it_says():
         torch.testing.assert_close(run.ema.state_dict()[key], 0.75 * before[key] + 0.25 * student)
         frozen = key.endswith("prototypes")  # at the start
         assert torch.equal(student, before[key]) == frozen, key
+
+
+def test_a_step_without_local_views():
+    run = small_run(n_local=0, drop_path=0.5)
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    losses, _, _ = train.train_step(run, images, train.MultiCrop(8, 4, 0, blur_sigma=(0.1, 0.5)),
+                                    train.values_at(1, run.recipe))  # fmt: skip
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_masks_and_crops_have_seeds_of_their_own(monkeypatch):
+    seeds, manual_seed = [], torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or manual_seed(seed))
+    run, crop = small_run(), train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5))
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    for _ in range(2):
+        train.train_step(run, images, lambda images, seed: seeds.append(seed) or crop(images, seed),
+                         train.values_at(1, run.recipe))  # fmt: skip
+    assert len(set(seeds)) == len(seeds) == 5  # of the weights, and of two steps
 
 
 def test_koleo_spreads_each_global_view_by_itself(monkeypatch):
