@@ -176,11 +176,11 @@ def normalize(images):
 
 
 def on_chosen(op, x, chosen, *parameters):
-    """x (n, ...) with op applied to the samples whose flag in `chosen` (n,), on the CPU, is set."""
-    if chosen.all():
+    """x (n, ...) with op applied to the samples whose flag in the list `chosen` is set."""
+    if all(chosen):
         return op(x, *parameters)
-    if chosen.any():
-        i = move(chosen.nonzero()[:, 0], x.device)
+    if any(chosen):
+        i = move(torch.tensor([i for i, flag in enumerate(chosen) if flag]), x.device)
         x.index_copy_(0, i, op(x.index_select(0, i), *(p.index_select(0, i) for p in parameters)))
     return x
 
@@ -234,8 +234,9 @@ class MultiCrop:
         p = self.draw(n_images, side, scale, chances, generator)
         place = p["shape"][:, 0].argsort()  # (n,)  so that the boxes of a chunk are about as wide
         p = {name: x[place] for name, x in p.items()}
-        flip, to_jitter, to_grey, to_blur, to_solarize = p["chosen"].unbind(1)  # (n,) each
-        order = p["order"].masked_fill(~to_jitter[:, None], -1)  # (n, 4)
+        flip, to_jitter = p["chosen"][:, 0], p["chosen"][:, 1]  # (n,) each
+        order = p["order"].masked_fill(~to_jitter[:, None], -1).tolist()  # n lists of 4
+        to_grey, to_blur, to_solarize = p["chosen"][:, 2:].T.tolist()  # lists of n
         taps_x = bicubic_taps(p["shape"][:, 0], flip, size)
         taps_y = bicubic_taps(p["shape"][:, 1], torch.zeros_like(flip), size)
         taps_x[1].mul_(unit)  # the crop brings the pixels to [0, 1]
@@ -257,8 +258,10 @@ class MultiCrop:
             x = weighted_rows(x, source, rows_x[s] + start[:, :1, None], weights_x[s])  # (c, 3, size, H)
             x = x.clamp_(0, 1).mT.contiguous()  # (c, 3, H, size), between the two products, as in Pillow
             x = weighted_rows(x, itself, rows_y[s] + start[:, 1:, None], weights_y[s]).clamp_(0, 1)
-            for turn, i in product(range(4), range(4)):  # of the four changes, the one that is a sample's first, ...
-                x = on_chosen(JITTER[i], x, order[s, turn] == i, strength[s, i, None, None, None])
+            for turn, i in product(range(4), range(4)):  # each sample's first change, then its second, ...
+                chosen = [changes[turn] == i for changes in order[s]]
+                if any(chosen):
+                    x = on_chosen(JITTER[i], x, chosen, strength[s, i, None, None, None])
             x = on_chosen(lambda x: x.copy_(grey(x)), x, to_grey[s])
             x = on_chosen(partial(blur, radius=self.radius), x, to_blur[s], sigma[s])
             x = on_chosen(solarize, x, to_solarize[s])

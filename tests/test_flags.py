@@ -1,12 +1,24 @@
 """The command line of train.py.  `pytest tests/test_flags.py`"""
 
+from argparse import ArgumentTypeError
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipes import RECIPES, Recipe
-from support.flags import UserError, check_recipe, parse_args, show
+from support.flags import (
+    Parser,
+    UserError,
+    check_out,
+    check_recipe,
+    find_device,
+    make_folder,
+    parse_args,
+    positive,
+    show,
+)
 
 
 def test_no_flags_mean_the_first_recipe():
@@ -70,3 +82,39 @@ def test_the_size_of_a_phase_that_never_comes_may_be_anything():
 
 def test_show():
     assert show((0.1, 2)) == "0.1 2" and show(3) == 3
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "", "two", "²"])
+def test_positive_takes_whole_numbers_from_one(text):
+    assert positive("12") == 12
+    with pytest.raises(ArgumentTypeError, match="whole number of at least 1"):
+        positive(text)
+
+
+def test_the_parser_says_it_in_one_line_and_takes_no_abbreviations():
+    parser = Parser(prog="x.py")
+    parser.add_argument("--threshold", type=float)
+    assert parser.parse_args(["--threshold", "0.5"]).threshold == 0.5
+    for words, says in ((["--thresh", "1"], "did you mean --threshold"), (["--threshold", "a\nb"], "invalid float")):
+        with pytest.raises(UserError, match=says) as error:
+            parser.parse_args(words)
+        assert "\n" not in str(error.value)
+
+
+def test_a_device_that_is_not_here():
+    assert find_device("cpu") == torch.device("cpu")
+    for name in ("warp", "cuda:99"):
+        with pytest.raises(UserError, match=f"there is no device {name} here"):
+            find_device(name)
+
+
+def test_where_a_result_can_go(tmp_path):
+    check_out(tmp_path / "new.png")
+    (tmp_path / "file").write_text("")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    for path, says in ((tmp_path / "none/new.png", "no folder"), (tmp_path / "a", "is a folder")):
+        with pytest.raises(UserError, match=says):
+            check_out(path)
+    with pytest.raises(UserError, match="cannot make the folder"):
+        make_folder(tmp_path / "file" / "b")
