@@ -20,8 +20,8 @@ What is computed, for each view of each image on its own, in this order (X has v
 
 Why it is fast. A row of W or K has a few numbers that are not zero, so we store its "taps": T row numbers and
 T weights. The product is then a weighted sum of T rows for each row of the result, and that is
-`embedding_bag`. On a CPU, work goes in chunks of the size of a core's L2 cache. Everything random is drawn on
-the CPU, so nothing waits for a GPU.
+`embedding_bag`. On a CPU, work goes in chunks of the size of a core's L2 cache, on a GPU in as large ones as its memory
+allows. Everything random is drawn on the CPU, so nothing waits for a GPU.
 
 The reference code takes one image at a time in CPU workers, rounds to 8 bit after every step, and hands 1 − p
 to a blur that takes p: its first global view is never blurred, its second 9 times in 10. Ours is
@@ -260,7 +260,7 @@ class MultiCrop:
             x = weighted_rows(x, itself, rows_y[s] + start[:, 1:, None], weights_y[s]).clamp_(0, 1)
             for turn, i in product(range(4), range(4)):  # each sample's first change, then its second, ...
                 chosen = [changes[turn] == i for changes in order[s]]
-                if any(chosen):
+                if any(chosen):  # mostly not, where a chunk is a single view
                     x = on_chosen(JITTER[i], x, chosen, strength[s, i, None, None, None])
             x = on_chosen(lambda x: x.copy_(grey(x)), x, to_grey[s])
             x = on_chosen(partial(blur, radius=self.radius), x, to_blur[s], sigma[s])

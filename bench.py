@@ -22,9 +22,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
-from augment import MultiCrop
 from dino_loss import dino_loss
 from sinkhorn import sinkhorn_knopp
+from support.checkpoint import CheckpointError
 from support.flags import Parser, UserError, find_device, parse_args, positive
 from support.memory import keep_pages, peak_memory
 from support.precision import autocast
@@ -98,7 +98,7 @@ def measure_parts(step, crop, run, meter):
 def make_step(r, device):
     """A run of a recipe, its crop, a step(crop), and a crop that hands out what was made before."""
     run = train.start_run(r, device)
-    crop = MultiCrop(r.global_size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
+    crop = train.make_crop(r)
     images = torch.randint(0, 256, (r.batch, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
     values = train.values_at(r.steps // 2, r)
     made = crop(images, 0)  # before the clock starts
@@ -176,7 +176,7 @@ def bench_part(part, r, steps, device):
     """A dict for one part at the recipe's sizes: seconds, spread, and what to hold it against."""
     B, K = r.batch, r.n_prototypes
     if part == "augment":
-        crop = MultiCrop(r.global_size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
+        crop = train.make_crop(r)
         images = torch.randint(0, 256, (B, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
         seconds, around = spread(seconds_of(lambda: crop(images, 0), device, steps))
         return {"part": part, "seconds": seconds, "spread": around, "images_per_s": B / seconds}
@@ -227,10 +227,10 @@ def main(argv=None):
         options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
         device = find_device(options.device)
         if args.scaling:
-            print(draw_scaling(rest, r, "bench.png"))
+            print(draw_scaling([*rest, "--amp", args.amp], r, "bench.png"))
             return 0
         result = bench_part(args.part, r, args.steps, device) if args.part else bench_step(r, args.steps, device)
-    except UserError as error:
+    except (UserError, CheckpointError) as error:
         print(f"bench.py: error: {error}", file=sys.stderr)
         return 2
     if args.json:

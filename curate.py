@@ -46,6 +46,7 @@ from support.crawl import collect_addresses, download
 from support.files import DataError, find_files
 from support.flags import Parser, UserError, add_device, check_out, find_device, positive
 from support.pictures import decode, picture, whole_patches
+from support.precision import autocast
 from support.report import draw_selected, write_selected
 from support.stages import digest, in_blocks, once, rows_of
 from support.weights import load_vit
@@ -170,7 +171,7 @@ def thumbnails(source, path):
         for at, i in enumerate(rows):
             try:
                 block[at] = thumbnail(source.raw(i))
-            except Exception:  # Pillow raises every kind; 0 pixels say it, and main() names the file
+            except Exception:  # Pillow raises every kind; 0 pixels say it, and curate() names the file
                 pass
         return block
 
@@ -184,7 +185,7 @@ def embed(vit, source, chosen, size, path, name):
     @torch.inference_mode()
     def compute(rows):
         pixels = np.stack([readable(source, chosen[row], size) for row in rows])
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device, device.type == "cuda"):
             features = vit(normalize(torch.from_numpy(pixels).to(device)))
         return torch.nn.functional.normalize(features.float(), dim=1).cpu().numpy()
 

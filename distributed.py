@@ -1,9 +1,9 @@
 """The few lines that know of other GPUs (§5).  Every function is a no-op in a single process.
 
-`torchrun --nproc-per-node N train.py ...` starts N ranks; each holds the whole model and its share of the
-batch.  Three things cross between them in a step: the gradients, the prototype sums of Sinkhorn-Knopp and its
-largest row (or the centre), and whether somebody pressed Ctrl-C.  The official
-code shards the model with FSDP; plain replicas are enough up to ViT-g on 80 GB.
+`torchrun --nproc-per-node N train.py ...` starts N ranks; each holds the whole model and its share of the batch.
+Three things cross between them in a step: the gradients, the prototype sums of Sinkhorn-Knopp and its largest row (or
+the centre), and whether somebody pressed Ctrl-C.  The official code shards the model with FSDP; plain replicas are
+enough up to ViT-g on 80 GB.
 """
 
 import os

@@ -25,15 +25,15 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import vit as networks
 from augment import normalize
 from schedule import cosine_schedule
 from support.data import Images, in_order, load_images
 from support.files import DataError
-from support.flags import Parser, UserError, add_device, find_device, positive
+from support.flags import CHOICES, Parser, UserError, add_device, find_device, positive
 from support.pictures import whole_patches
 from support.precision import autocast
 from support.weights import load_vit
-from vit import vit_base, vit_giant2, vit_large, vit_nano, vit_small, vit_tiny
 
 KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the far end of its sweep (10, 20, 100, 200)
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ours: for standardised features; the paper sweeps 13
@@ -44,8 +44,6 @@ SIMILARITIES = 2**24  # ours: cosines held at once by k-NN, 64 MiB
 EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at less is evaluated at its own
 LAYER_SCALE = 0.1  # ours: of the untrained network, as in the small recipes; at 1e-5 its blocks would do nothing
 PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
-ARCHS = {"vit_nano": vit_nano, "vit_tiny": vit_tiny, "vit_small": vit_small, "vit_base": vit_base,
-         "vit_large": vit_large, "vit_giant2": vit_giant2}  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------------
 # Features
@@ -213,7 +211,8 @@ def evaluate(args):
     elif args.weights == "random":
         size = whole_patches(args.size or PIXEL_SIZE, args.patch_size)
         torch.manual_seed(0)
-        vit = ARCHS[args.arch](patch_size=args.patch_size, img_size=size, layer_scale=LAYER_SCALE).to(args.device)
+        build = getattr(networks, args.arch)
+        vit = build(patch_size=args.patch_size, img_size=size, layer_scale=LAYER_SCALE).to(args.device)
     else:
         vit = load_vit(args.weights, args.device)
         native = math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size
@@ -258,7 +257,7 @@ def parse_args(argv):
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
     parser.add_argument("--size", type=positive, help="side of the images in pixels (default: the network's "
                         f"own, at most {EVAL_SIZE}; {PIXEL_SIZE} for a baseline, the most for 'pixels')")
-    parser.add_argument("--arch", choices=ARCHS, default="vit_nano", help="network of --weights random")
+    parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")
     parser.add_argument("--patch-size", type=positive, default=4, help="its patch side in pixels")
     add_device(parser)
     args = parser.parse_args(argv)

@@ -12,7 +12,6 @@ step s is drawn from seeds made of (seed, s, rank), so a resumed run repeats an 
 """
 
 import copy
-import json
 import math
 import signal
 import sys
@@ -39,12 +38,13 @@ from pca_viz import draw_pca, foreground_iou, pca_rgb
 from recipes import Recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
-from support.checkpoint import CheckpointError, read_checkpoint, read_metrics, restore, save_checkpoint, write_safely
+from support.checkpoint import CheckpointError, read_checkpoint, restore, save_checkpoint, write_safely
 from support.collapse import collapse_meter, collapse_warning
 from support.data import batches, load_splits
 from support.files import DataError
 from support.flags import UserError, find_device, make_folder, parse_args, show
 from support.memory import keep_pages, peak_memory
+from support.metrics import add_metrics, read_metrics, write_metrics
 from support.precision import autocast
 from support.report import draw_curves
 
@@ -231,14 +231,21 @@ def update_teacher(student, ema, momentum):
 # ---------------------------------------------------------------------------- images of a phase
 
 
+def sizes_at(step, r):
+    """Sides of the decoded squares and of the global crops in a step's phase; of the last phase, when all is done."""
+    hires = values_at(min(step, r.steps - 1), r)["hires"]
+    return (r.hires_image_size, r.hires_size) if hires else (r.image_size, r.global_size)
+
+
 def splits_at(step, r):
-    """The images of the phase that a step belongs to."""
-    return load_splits(r.data, r.hires_image_size if values_at(step, r)["hires"] else r.image_size, r.seed)
+    """The training and the test images of a step's phase."""
+    return load_splits(r.data, sizes_at(step, r)[0], r.seed)
 
 
-def last_size(r):
-    """The side of the global crops at the end of a run, which the features are measured at."""
-    return r.hires_size if r.hires_share else r.global_size
+def make_crop(r, step=0):
+    """The crops of a step's phase."""
+    size = sizes_at(step, r)[1]
+    return MultiCrop(size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
 
 
 # ---------------------------------------------------------------------------- the loop
@@ -249,13 +256,11 @@ def train(run, out, device):
 
     Ctrl-C lets the step end and saves a checkpoint; a second one kills.
     """
-    r, main = run.recipe, distributed.rank() == 0
-    rank, world = distributed.rank(), distributed.world_size()
+    r, rank, world = run.recipe, distributed.rank(), distributed.world_size()
     rows = read_metrics(out / "metrics.jsonl", run.step)
-    if main:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_safely(out / "metrics.jsonl", lambda temporary: temporary.write_text(text))
-    splits_at(min(run.step, r.steps - 1), r)  # before the bar, so that a wrong --data is one line
+    if rank == 0:
+        write_metrics(out / "metrics.jsonl", rows)
+    splits_at(run.step, r)  # before the bar, so that a wrong --data is one line
     before = rows[-1]["seconds"] if rows else 0.0
     began = logged = time.perf_counter()
     stopped, stop, hires = [], False, None
@@ -263,22 +268,20 @@ def train(run, out, device):
         usual = signal.getsignal(number)
         signal.signal(number, lambda n, _, usual=usual: (stopped.append(n), signal.signal(n, usual)))
     healthy = torch.ones((), dtype=torch.bool, device=device)
-    bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=not main, mininterval=1)
+    bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=rank > 0, mininterval=1)
 
     def record(row):
         rows.append({"step": run.step, **row, "seconds": before + time.perf_counter() - began})
-        if main:
-            with open(out / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+        if rank == 0:
+            add_metrics(out / "metrics.jsonl", rows[-1])
 
     while run.step < r.steps and not stop:
         values = values_at(run.step, r)
         if values["hires"] != hires:  # a phase begins, or a resumed run joins it
             hires = values["hires"]
-            images, _ = splits_at(run.step, r)
+            images = splits_at(run.step, r)[0]
             stream = batches(images, r.batch // world, r.seed, run.step, device, shard=(rank, world))
-            crop = MultiCrop(r.hires_size if hires else r.global_size, r.local_size, r.n_local, r.global_scale,
-                             r.local_scale, r.blur_sigma, r.jitter)  # fmt: skip
+            crop = make_crop(r, run.step)
         losses, p_t, cls = train_step(run, next(stream), crop, values)
         healthy &= losses["grad_norm"].isfinite()
         bar.update(r.batch)
@@ -292,16 +295,16 @@ def train(run, out, device):
             record({**numbers, **meter, **values, "images_per_s": rate, "peak_memory": peak_memory(device)})
             bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {meter['entropy_image']:.2f} of ln K")
             warning = collapse_warning(meter)
-            if warning and main and run.step > 0.1 * r.steps:  # at first all features are alike
+            if warning and rank == 0 and run.step > 0.1 * r.steps:  # at first all features are alike
                 bar.write(f"step {run.step}: {warning}", file=sys.stderr)
             logged = time.perf_counter()
         stop = distributed.any_rank(stopped)  # once a step, so that all ranks save and leave together
         if run.step % r.save_every == 0 or last or stop:
             check_health(healthy, run.step, out)
-            if main:
+            if rank == 0:
                 save_checkpoint(run, out)
-        if main and r.eval_every and run.step % r.eval_every == 0 and not last:
-            accuracies = measure_knn(run.ema.backbone, *splits_at(run.step, r), last_size(r), r.eval_images)
+        if rank == 0 and r.eval_every and run.step % r.eval_every == 0 and not last:
+            accuracies = measure_knn(run.ema.backbone, *splits_at(run.step, r), sizes_at(r.steps, r)[1], r.eval_images)
             record(accuracies)
             bar.write(f"step {run.step}: " + ", ".join(f"{k} {v:.1%}" for k, v in accuracies.items()), file=sys.stderr)
             logged = time.perf_counter()
@@ -362,13 +365,12 @@ def draw_pictures(vit, test, size, path):
 def finish(run, out, rows, began):
     """What a finished run leaves besides its checkpoint; prints the last line."""
     write_safely(out / "vit.pt", lambda path: torch.save(run.ema.backbone.state_dict(), path))
-    splits, size = splits_at(run.step, run.recipe), last_size(run.recipe)
+    splits, size = splits_at(run.step, run.recipe), sizes_at(run.step, run.recipe)[1]
     accuracies = measure_knn(run.ema.backbone, *splits, size)
     iou = draw_pictures(run.ema.backbone, splits[1], size, out / "pca.png")
     seconds = time.perf_counter() - began
     row = {"step": run.step, **accuracies, **({} if iou is None else {"iou": iou}), "seconds": seconds, "final": True}
-    with open(out / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+    add_metrics(out / "metrics.jsonl", row)
     draw_curves([*rows, row], run.recipe, out / "curves.png")
     parts = [f"k-NN {row['knn_20']:.1%} (k = 20), {row['knn_200']:.1%} (k = 200)"] if accuracies else ["no labels"]
     parts += [f"foreground IoU {iou:.2f}"] if iou is not None else []
@@ -385,14 +387,13 @@ def main(argv=None):
     except (UserError, CheckpointError, DataError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    first = distributed.rank() == 0
+    rank = distributed.rank()
     distributed.stop()
     if stopped:
         print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
-        return 130  # what a shell expects of Ctrl-C
-    if first:
+    elif rank == 0:
         finish(run, out, rows, began)
-    return 0
+    return 130 if stopped else 0  # 130: what a shell expects of Ctrl-C
 
 
 if __name__ == "__main__":

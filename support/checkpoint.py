@@ -1,9 +1,8 @@
-"""What a run keeps on disk: checkpoint.pt and metrics.jsonl, either whole or not there.
+"""What a run goes on from: checkpoint.pt, whole or not there.
 
 Random states need no place in a checkpoint: all that is random in step s is drawn from seeds made of (seed, s, rank).
 """
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -59,14 +58,3 @@ def restore(run, saved):
     run.centering.load_state_dict(saved["centering"])
     run.optimizer.load_state_dict(saved["optimizer"])
     run.step = saved["step"]
-
-
-def read_metrics(path, last_step):
-    """The rows up to last_step; what a killed run wrote after its checkpoint, or half of a line, is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return [row for row in rows if row["step"] <= last_step and "final" not in row]

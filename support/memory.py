@@ -1,4 +1,4 @@
-"""Keep the pages of large tensors, rather than give them back to the system after each use and fetch them anew.
+"""The process's memory: its peak, and pages of large tensors kept, not given back after each use and fetched anew.
 
 glibc maps each large block afresh and unmaps it when it is freed, and the kernel clears each of its pages at the first
 touch.  The loss of a batch of 8 over 65,536 prototypes has blocks of 20 MB, many times a step.

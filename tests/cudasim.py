@@ -1,6 +1,8 @@
-"""train_step on a CUDA device that computes nothing: the kernels it launches, where it waits, the memory it needs.
+"""train_step on a CUDA device that computes nothing: what it launches, where it waits, the memory it needs.
 
     python tests/cudasim.py GUARD.so '[["vitl14", {"batch": 64}], ...]'     one JSON line for each recipe with changes
+
+A launch is an operation of ATen that is no view: mostly one kernel, but a fused AdamW or a sort is more than one.
 
 Tensors on "cuda" are fake: they have a shape, a type and a device, and no numbers; CPU tensors are real.  So a CPU
 build of PyTorch runs all that a GPU's would, and an operation on both devices is noticed.  GUARD.so: noopguard.cpp.
@@ -11,6 +13,7 @@ import json
 import sys
 import weakref
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -123,7 +126,6 @@ def pretend():
 def step(recipe, **changes):
     """One train_step of a recipe: launches by part, waits by cause, bytes at its peak."""
     import train
-    from augment import MultiCrop
     from bench import measure_parts
     from recipes import get_recipe
 
@@ -138,7 +140,7 @@ def step(recipe, **changes):
 
     with sim, patch.object(train, "build_network", build_there):
         run = train.start_run(r, CUDA)
-        crop = MultiCrop(r.global_size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
+        crop = train.make_crop(r)
         images = torch.empty(r.batch, 3, r.image_size, r.image_size, dtype=torch.uint8, device=CUDA)
         for _ in range(2):  # AdamW makes its moments in the first
             sim.waits.clear()
@@ -148,7 +150,21 @@ def step(recipe, **changes):
     return {"launches": parts, "waits": dict(sim.waits), "peak": sim.peak}
 
 
+def faults():
+    """What waits says of one of each thing that a step must not do."""
+    sim = CudaSim()
+    with sim:
+        x = torch.ones(4, device=CUDA)
+        for fault in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x.nonzero(), lambda: x.cpu(),
+                      lambda: torch.ones(4).to(CUDA), lambda: torch.ones(4).pin_memory().to(CUDA, non_blocking=True),
+                      lambda: x + torch.ones(4)):  # fmt: skip
+            with suppress(Exception):  # the last one raises, as on a GPU, and what has no shape until it is computed
+                fault()
+    return {"waits": dict(sim.waits)}
+
+
 if __name__ == "__main__":
     pretend()
+    print(json.dumps(faults()))
     for recipe, changes in json.loads(sys.argv[2]):
         print(json.dumps(step(recipe, **changes)), flush=True)

@@ -43,6 +43,8 @@ def everything_computed():
     """Stochastic depth that computes all samples and drops some of them afterwards."""
 
     def add_branch(x, branch, shapes, rate):
+        if rate == 0:
+            return x + branch(x, shapes)
         keep = torch.cat([(torch.rand(b, 1, device=x.device) >= rate).expand(b, n).reshape(-1, 1) for b, n in shapes])
         return x + branch(x, shapes) * keep / (1 - rate)
 

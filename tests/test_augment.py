@@ -248,12 +248,13 @@ def test_blur_reflects_at_the_edge_and_keeps_a_constant():
 
 
 def test_only_the_chosen_are_changed():
-    """Blur, grey and solarise reach the samples whose flag is set, and no other."""
+    """Each change reaches the samples whose flag is set, and no other."""
     images = torch.stack([picture(32, seed) for seed in range(4)])
     plain = views(images, 32, fixed(4, (0, 0, 32, 32)))
-    for name in ("blur", "grey", "solarize"):
+    strength = torch.tensor([1.2, 0.8, 1.3, 0.05]).repeat(4, 1)
+    for name in ("blur", "grey", "solarize", "jitter"):
         flags = torch.tensor([True, False, False, True])
-        x = views(images, 32, fixed(4, (0, 0, 32, 32), **{name: flags}))
+        x = views(images, 32, fixed(4, (0, 0, 32, 32), strength=strength, **{name: flags}))
         assert ((x - plain).abs().amax((1, 2, 3)) > 1e-3).tolist() == flags.tolist(), name
 
 

@@ -105,6 +105,7 @@ def test_one_part(part, capsys):
     (["--device", "cuda:99"], "there is no device"),
     (["--colour", "red"], "unknown argument --colour"),
     (["--part", "hat"], "invalid choice"),
+    (["--teacher", "nofile.pt"], "cannot read nofile.pt"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(flags, words, capsys):
     assert main([*FLAGS, *flags]) == 2

@@ -34,21 +34,34 @@ def steps(tmp_path_factory):
     if not (compiler := shutil.which("g++")):
         pytest.skip("needs g++ to build a device guard")
     guard, home = tmp_path_factory.mktemp("guard") / "noopguard.so", Path(torch.__file__).parent
-    subprocess.run([compiler, "-shared", "-fPIC", "-std=c++20", f"-I{home}/include", f"-L{home}/lib",
-                    f"-Wl,-rpath,{home}/lib", HERE / "noopguard.cpp", "-lc10", "-ltorch_cpu", "-o", guard],
-                   check=True)  # fmt: skip
+    build = subprocess.run([compiler, "-shared", "-fPIC", "-std=c++20", f"-I{home}/include", f"-L{home}/lib",
+                            f"-Wl,-rpath,{home}/lib", HERE / "noopguard.cpp", "-lc10", "-ltorch_cpu", "-o", guard],
+                           capture_output=True, text=True)  # fmt: skip
+    if build.returncode and not torch.__version__.startswith("2.13."):
+        pytest.skip("the device guard is written for PyTorch 2.13")
+    assert build.returncode == 0, build.stderr
     command = [sys.executable, HERE / "cudasim.py", guard, json.dumps([["vitl14", case] for case in CASES.values()])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = dict(zip(CASES, map(json.loads, done.stdout.splitlines()), strict=True))
+    faults, *steps = map(json.loads, done.stdout.splitlines())
+    found = dict(zip(CASES, steps, strict=True))
     for name, step in found.items():
         launches = ", ".join(f"{part} {n}" for part, n in sorted(step["launches"].items(), key=lambda x: -x[1]))
         print(f"\n{name}: {sum(step['launches'].values())} launches, {step['peak'] / 2**30:.1f} GiB ({launches})")
-    return found
+    return found | {"faults": faults}
 
 
-@pytest.mark.parametrize(("name", "most"), [("ViT-L", 6000), ("ViT-S", 3000)])
+def test_what_a_step_must_not_do_is_noticed(steps):
+    """A value, a mask as index, a shape that depends on values, copies to and fro, a mixed sum; not a pinned copy."""
+    assert steps["faults"]["waits"] == {
+        "_local_scalar_dense.default": 1, "index.Tensor with a mask": 1, "nonzero.default": 1,
+        "a copy of (4,) to the CPU": 1, "a copy from pageable memory of (4,)": 1, "add.Tensor mixes devices": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "most"), [("ViT-L", 4300), ("ViT-S", 2700)])
 def test_launches_stay_few(steps, name, most):
+    """3,977 and 2,501; 5 more in each of 24 blocks would be too many."""
     assert 1000 < sum(steps[name]["launches"].values()) <= most
 
 

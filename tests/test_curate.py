@@ -186,6 +186,7 @@ def test_from_folders_to_a_list_that_train_reads(place, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == paths and {row["stage"] for row in rows} == {"samples"}
     assert all(Path(row["nearest_curated"]).parent == place / "curated" for row in rows)
+    assert all(-1 <= float(row["cosine"]) <= 1 for row in rows)
     assert matplotlib.image.imread(tmp_path / "selected.png").ndim == 3
     assert len(load_images(str(out), "train", 32)) == len(paths)
 
@@ -297,7 +298,7 @@ def test_bad_input_is_one_line(place, tmp_path, monkeypatch, capsys, more, words
 def test_a_place_that_cannot_be_written(place, tmp_path, capsys):
     tmp_path.chmod(0o500)
     assert run(*flags(place, tmp_path / "selected.txt")) == 2
-    assert "Permission denied" in capsys.readouterr().err
+    assert "nothing can be written into" in capsys.readouterr().err
 
 
 def test_addresses_of_pages_are_listed(place, tmp_path, capsys):

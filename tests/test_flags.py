@@ -1,5 +1,6 @@
-"""The command line of train.py.  `pytest tests/test_flags.py`"""
+"""Command lines: what all programs share, and the flags of train.py.  `pytest tests/test_flags.py`"""
 
+import os
 from argparse import ArgumentTypeError
 from dataclasses import fields, replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_a_device_that_is_not_here():
             find_device(name)
 
 
-def test_where_a_result_can_go(tmp_path):
+def test_where_a_result_can_go(tmp_path, monkeypatch):
     check_out(tmp_path / "new.png")
     (tmp_path / "file").write_text("")
     make_folder(tmp_path / "a" / "b")
@@ -116,5 +117,8 @@ def test_where_a_result_can_go(tmp_path):
     for path, says in ((tmp_path / "none/new.png", "no folder"), (tmp_path / "a", "is a folder")):
         with pytest.raises(UserError, match=says):
             check_out(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(UserError, match="nothing can be written into"):
+        check_out(tmp_path / "new.png")
     with pytest.raises(UserError, match="cannot make the folder"):
         make_folder(tmp_path / "file" / "b")

@@ -1,9 +1,10 @@
-"""curves.png.  `pytest tests/test_report.py`"""
+"""What a person looks at: curves.png, and what a curation selected.  `pytest tests/test_report.py`"""
 
+from conftest import save
 from PIL import Image
 
 from recipes import RECIPES
-from support.report import draw_curves
+from support.report import draw_curves, draw_selected, write_selected
 
 
 def test_curves_of_a_run_without_rows_or_labels(tmp_path):
@@ -12,3 +13,20 @@ def test_curves_of_a_run_without_rows_or_labels(tmp_path):
     draw_curves(rows, RECIPES["shapes"], tmp_path / "more.png")
     sizes = [Image.open(tmp_path / name).size for name in ("curves.png", "more.png")]
     assert sizes[0] == sizes[1] == (1500, 400)
+
+
+def test_selected_images_line_by_line(tmp_path):
+    write_selected(tmp_path / "selected.csv", ["a,b.png", "c.png"], "samples", ["x.png", "y.png"], [0.5, 1 / 3])
+    assert (tmp_path / "selected.csv").read_text().splitlines() == [
+        "path,stage,nearest_curated,cosine", '"a,b.png",samples,x.png,0.500000', "c.png,samples,y.png,0.333333",
+    ]  # fmt: skip
+
+
+def test_selected_images_as_a_picture(tmp_path):
+    """Two rows, the longer one of three images: 1.2 inches each at 100 dots."""
+    raw = save(tmp_path / "a.png", (255, 0, 0)).read_bytes()
+    draw_selected([[raw, raw], [raw, raw, raw]], tmp_path / "selected.png")
+    with Image.open(tmp_path / "selected.png") as image:
+        assert image.size == (360, 240)
+        reds = sum(count for count, colour in image.convert("RGB").getcolors(2**16) if colour == (255, 0, 0))
+    assert reds > 4 * 60 * 60

@@ -248,7 +248,13 @@ def test_the_student_alone_sees_masks():
 
 def test_compile_is_asked_for_what_a_step_calls(monkeypatch):
     compiled, called = [], []
-    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled.append(f) or (lambda *x: called.append(f) or f(*x)))
+
+    def compile(f, fullgraph, dynamic):
+        assert fullgraph and not dynamic
+        compiled.append(f)
+        return lambda *x: called.append(f) or f(*x)
+
+    monkeypatch.setattr(torch, "compile", compile)
     run = small_run(compile=True)
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(1, run.recipe))
@@ -405,6 +411,14 @@ def test_pictures_and_their_iou(tmp_path):
     test.masks = test.pixels[:, 0] > 0
     assert train.draw_pictures(MeanColour(), test, 16, tmp_path / "pca.png") == 1
     assert min(Image.open(tmp_path / "pca.png").size) > 100
+
+
+def test_sizes_of_the_phases():
+    """Of ten steps the last two are at high resolution; when all are done, the last phase counts, or the only one."""
+    r = get_recipe("shapes", steps=10, hires_share=0.2, image_size=64, global_size=32, hires_image_size=96, hires_size=64)
+    assert [train.sizes_at(step, r) for step in (0, 7, 8, 10)] == [(64, 32), (64, 32), (96, 64), (96, 64)]
+    assert train.sizes_at(10, get_recipe("shapes", steps=10, hires_share=0.0, hires_image_size=96)) == (64, 32)
+    assert [train.make_crop(r, step).kinds[0][0] for step in (7, 8)] == [32, 64]
 
 
 # ---------------------------------------------------------------------------- other devices and ranks

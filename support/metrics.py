@@ -1,0 +1,27 @@
+"""metrics.jsonl: a line of JSON for each logged step of a run."""
+
+import json
+
+from support.checkpoint import write_safely
+
+
+def read_metrics(path, last_step):
+    """The rows up to last_step; what a killed run wrote after its checkpoint, or half of a line, is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [row for row in rows if row["step"] <= last_step and "final" not in row]
+
+
+def write_metrics(path, rows):
+    """The file with these rows, a line of JSON each."""
+    write_safely(path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+
+
+def add_metrics(path, row):
+    """One more row at the end of the file."""
+    with open(path, "a") as file:
+        file.write(json.dumps(row) + "\n")
