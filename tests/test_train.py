@@ -415,7 +415,7 @@ def test_pictures_and_their_iou(tmp_path):
 
 def test_sizes_of_the_phases():
     """Of ten steps the last two are at high resolution; when all are done, the last phase counts, or the only one."""
-    r = get_recipe("shapes", steps=10, hires_share=0.2, image_size=64, global_size=32, hires_image_size=96, hires_size=64)
+    r = get_recipe("shapes", steps=10, hires_share=0.2, hires_image_size=96)
     assert [train.sizes_at(step, r) for step in (0, 7, 8, 10)] == [(64, 32), (64, 32), (96, 64), (96, 64)]
     assert train.sizes_at(10, get_recipe("shapes", steps=10, hires_share=0.0, hires_image_size=96)) == (64, 32)
     assert [train.make_crop(r, step).kinds[0][0] for step in (7, 8)] == [32, 64]
