@@ -20,8 +20,8 @@ What is computed, for each view of each image on its own, in this order (X has v
 
 Why it is fast. A row of W or K has a few numbers that are not zero, so we store its "taps": T row numbers and
 T weights. The product is then a weighted sum of T rows for each row of the result, and that is
-`embedding_bag`. On a CPU, work goes in chunks of the size of a core's L2 cache, on a GPU in as large ones as its memory
-allows. Everything random is drawn on the CPU, so nothing waits for a GPU.
+`embedding_bag`. On a CPU, work goes in chunks of the size of a core's L2 cache, on a GPU in chunks of 256 MB.
+Everything random is drawn on the CPU, so nothing waits for a GPU.
 
 The reference code takes one image at a time in CPU workers, rounds to 8 bit after every step, and hands 1 − p
 to a blur that takes p: its first global view is never blurred, its second 9 times in 10. Ours is

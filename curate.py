@@ -319,6 +319,7 @@ def print_first(text, **options):
 
 
 def parse_args(argv):
+    """Command line -> its options, the device found. Raises UserError."""
     parser = Parser(prog="curate.py", description="Select from uncurated images those like the curated ones.")
     parser.add_argument("--curated", required=True, help="folder, archive or .txt list of images to look for")
     parser.add_argument("--uncurated", help="folder, archive or list of images to choose from")

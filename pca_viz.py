@@ -226,6 +226,7 @@ def tokens_of(vit, images, layer):
 
 
 def parse_args(argv):
+    """Command line -> its options, the device found. Raises UserError."""
     parser = Parser(prog="pca_viz.py", description="Images beside the PCA colours of their patches.")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official file, or a name such as "

@@ -62,4 +62,5 @@ def download(url, path):
 
 
 def md5_of(path):
+    """The checksum of a file, in hex."""
     return hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest()

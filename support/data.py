@@ -252,6 +252,7 @@ class Files:
 
 
 def nothing_readable(skipped):
+    """The error for a set of which every file was skipped."""
     name, reason = skipped[0]
     return DataError(f"none of the {len(skipped)} images can be read (the first, {name}: {reason}); "
                      "give a set with undamaged images")

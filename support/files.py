@@ -86,6 +86,7 @@ def by_folder(name):
 
 
 def read_from_folder(folder, name):
+    """The bytes of a file below the folder."""
     return Path(folder, name).read_bytes()
 
 
@@ -100,10 +101,12 @@ def read_from_list(name):
 
 @functools.lru_cache(maxsize=8)
 def member_reader(archive, modified):
+    """find_files' function from a member's name to its bytes; listed once, until the archive is modified."""
     return find_files(archive)[1]
 
 
 def read_from_zip(path, members, name):
+    """The bytes of a member, by its tidy name."""
     return open_zip(path, os.getpid()).read(members[name])
 
 
@@ -114,6 +117,7 @@ def open_zip(path, pid):
 
 
 def read_from_tar(path, members, name):
+    """The bytes of a member, from where they lie in a plain tar."""
     start, count = members[name]
     with open(path, "rb") as f:
         f.seek(start)
@@ -146,6 +150,7 @@ def unpacked(path, opener):
 
 
 def cache_folder():
+    """Where downloads and decompressed archives stay; made if it is not there."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanodinov2"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -117,6 +117,7 @@ def parse_args(argv=None):
 
 
 def show(value):
+    """A field's value as it stands on a command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
