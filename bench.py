@@ -29,6 +29,7 @@ from support.flags import Parser, UserError, find_device, parse_args, positive
 from support.memory import keep_pages, peak_memory
 from support.precision import autocast
 from support.scaling import draw_scaling
+from support.threads import choose_threads
 from vit import attend
 
 HEAD = 64  # width of an attention head
@@ -127,7 +128,8 @@ def bench_step(r, steps, device):
     peak = matrix_peak(r.amp, device)
     return {
         "arch": r.arch, "batch": r.batch, "n_prototypes": r.n_prototypes, "global_size": r.global_size,
-        "device": str(device), "bf16": r.amp, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "device": str(device), "bf16": precision(r.amp, device) == torch.bfloat16,
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
         "images_per_s": r.batch / seconds, "images_per_s_crops_made_before": r.batch / without,
         "seconds": seconds, "spread": around, **memory, "flops_per_image": total, "flops": flops,
         "flops_per_s": total * r.batch / seconds, "matrix_peak": peak,
@@ -141,8 +143,9 @@ def precision(amp, device):
         return (torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)).dtype
 
 
-def matrix_peak(amp, device, n=4096):
-    """FLOP/s of an n×n matrix product, at the precision of the step."""
+def matrix_peak(amp, device):
+    """FLOP/s of a large matrix product, at the precision of the step."""
+    n = 1024 if device.type == "cpu" else 4096  # where a core has its peak; a GPU wants more at once
     a = torch.randn(n, n, device=device, dtype=precision(amp, device))
     return 2 * n**3 / min(seconds_of(lambda: a @ a, device, 3))
 
@@ -225,9 +228,11 @@ def main(argv=None):
     try:
         args, rest = parser.parse_known_args(argv)
         options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
-        device = find_device(options.device)
+        device, threads = find_device(options.device), choose_threads(options.threads)
+        print(f"{r.arch} on {device}, {threads}", file=sys.stderr if args.json else sys.stdout)
         if args.scaling:
-            print(draw_scaling([*rest, "--amp", args.amp], r, "bench.png"))
+            flags = [*rest, "--amp", args.amp, "--threads", str(torch.get_num_threads())]
+            print(draw_scaling(flags, r, "bench.png"))
             return 0
         result = bench_part(args.part, r, args.steps, device) if args.part else bench_step(r, args.steps, device)
     except (UserError, CheckpointError) as error:

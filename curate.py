@@ -49,6 +49,7 @@ from support.pictures import decode, picture, whole_patches
 from support.precision import autocast
 from support.report import draw_selected, write_selected
 from support.stages import digest, in_blocks, once, rows_of
+from support.threads import choose_threads
 from support.weights import load_vit
 
 SMALL = 1_000_000  # curated images: fewer are retrieved by clusters, more by samples (App. A)
@@ -349,7 +350,9 @@ def parse_args(argv):
     if args.download and not args.html:
         raise UserError("--download needs --html")
     check_out(args.out)
-    args.device = find_device(args.device)
+    args.device, threads = find_device(args.device), choose_threads(args.threads)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    args.start = f"on {args.device}, {threads}"
     return args
 
 
@@ -358,6 +361,7 @@ def main(argv=None):
     try:
         args = parse_args(argv)
         args.device = distributed.start(args.device, patience=24)
+        print_first(args.start)
         curate(args)
     except (UserError, DataError, ValueError, OSError) as error:
         if distributed.rank() == 0:

@@ -33,6 +33,7 @@ from support.files import DataError
 from support.flags import CHOICES, Parser, UserError, add_device, find_device, positive
 from support.pictures import whole_patches
 from support.precision import autocast
+from support.threads import choose_threads
 from support.weights import load_vit
 
 KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the far end of its sweep (10, 20, 100, 200)
@@ -239,7 +240,7 @@ def evaluate(args):
 
     images = f"{len(sets[0])} training and {len(sets[2])} test images"
     skipped, classes = sum(len(split.skipped) for split in splits), len(splits[0].classes)
-    print(f"{args.weights}: {train.shape[1]} features from {size}×{size} pixels, on {args.device}")
+    print(f"{args.weights}: {train.shape[1]} features from {size}×{size} pixels, on {args.device}, {args.threads}")
     print(f"{args.data}: {images}, {classes} classes, {skipped} files skipped as unreadable")
     print(f"\n{'':16}{'accuracy':>10}{'seconds':>10}")
     for name, accuracy, seconds in rows:
@@ -261,7 +262,7 @@ def parse_args(argv):
     parser.add_argument("--patch-size", type=positive, default=4, help="its patch side in pixels")
     add_device(parser)
     args = parser.parse_args(argv)
-    args.device = find_device(args.device)
+    args.device, args.threads = find_device(args.device), choose_threads(args.threads)
     return args
 
 

@@ -28,6 +28,7 @@ def _build(arch, weights=None, **options):
     return loaded
 
 
+vit_pico = _partial(_build, "vit_pico")
 vit_nano = _partial(_build, "vit_nano")
 vit_tiny = _partial(_build, "vit_tiny")
 vit_small = _partial(_build, "vit_small")

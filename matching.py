@@ -9,11 +9,9 @@ The paper draws the salient ones only, by non-maximum suppression: of matches th
 the one of the largest cosine.
 """
 
+import math
+
 import torch
-from einops import rearrange
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.patches import ConnectionPatch
 from torch.nn import functional as F
 
 
@@ -50,21 +48,21 @@ def spread_out(pairs, cosine, grids, share=0.08):
     return pairs[kept]
 
 
-def draw_matches(images, grids, pairs):
-    """A figure of two images (3, H, W) uint8 side by side, and a line for each pair of patch numbers (P, 2)."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for ax, image in zip(axes, images):
-        ax.imshow(rearrange(image, "c h w -> h w c").cpu().numpy())
-        ax.axis("off")
-    for n, pair in enumerate(pairs.tolist()):
-        ends = []
-        for patch, image, (h, w) in zip(pair, images, grids):
-            row, column = divmod(patch, w)
-            ends.append(((column + 0.5) * image.shape[2] / w, (row + 0.5) * image.shape[1] / h))
-        colour = colormaps["hsv"](n / len(pairs))
-        figure.add_artist(ConnectionPatch(ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1],
-                                          color=colour, linewidth=1.2))  # fmt: skip
-        for ax, (x, y) in zip(axes, ends):
-            ax.plot(x, y, "o", color=colour, markersize=3)
-    return figure
+def part_agreement(tokens, parts, labels):
+    """How many mutual matches of two pictures of a kind lie on the same part, and how many would by chance (ours).
+
+    tokens (I, N, D), the part of each patch (I, N), 0 the ground, labels (I,): the pictures of each kind are taken two
+    by two, their true foregrounds matched.  Chance is two foreground patches of the two pictures drawn at random.
+    Shares in [0, 1], NaN without a match.
+    """
+    counts = torch.zeros(3)  # matches, those on the same part, those expected by chance
+    for kind in labels.unique():
+        rows = (labels == kind).nonzero()[:, 0].tolist()
+        for i, j in zip(rows[::2], rows[1::2]):
+            found = parts[i] > 0, parts[j] > 0
+            pairs, _ = mutual_matches(tokens[i], tokens[j], *found)
+            same = (parts[i][pairs[:, 0]] == parts[j][pairs[:, 1]]).sum()
+            chance = (parts[i][found[0]][:, None] == parts[j][found[1]]).float().mean() if len(pairs) else 0
+            counts += torch.tensor([len(pairs), same, chance * len(pairs)])
+    n, agreed, expected = counts.tolist()
+    return (agreed / n, expected / n) if n else (math.nan, math.nan)

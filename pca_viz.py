@@ -26,24 +26,23 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from matplotlib.figure import Figure
-from PIL import Image
 from tqdm import tqdm
 
 from augment import normalize
-from matching import draw_matches, mutual_matches, spread_out
+from matching import mutual_matches, part_agreement, spread_out
 from support.checkpoint import write_safely
-from support.files import DataError, find_files
+from support.data import read_images
+from support.files import DataError
 from support.flags import Parser, UserError, add_device, check_out, find_device, positive
-from support.pictures import picture, reason_of, whole_patches
+from support.report import PAIRS_PER_ROW, draw_matches, draw_pca
+from support.threads import choose_threads
 from support.weights import load_vit
 
 FLAT = 1e-6  # ours: a component with less spread than this share of the largest feature is float32 rounding
-PAIRS_PER_ROW = 4  # ours: image and colours side by side, four times in a row
+ROWS, PER_KIND = 6, 20  # ours: kinds in a run's picture; pictures of a kind behind its numbers
 
 # --------------------------------------------------------------------------------------------------------
 # The two PCAs
@@ -74,13 +73,19 @@ def pca_rgb(patch_tokens, threshold=0.5, grid=None, invert=False, mask=True, whi
     inside = torch.ones(len(x), dtype=torch.bool)
     if mask:
         inside = foreground_mask(scale(components(x, 1)[:, 0]), border_patches(grid), threshold, invert)
-    rgb = torch.zeros(len(x), 3)  # (P, 3)
+    rgb = foreground_rgb(x, inside, whiten)  # (P, 3)
+    counts, device = [len(tokens) for tokens in patch_tokens], patch_tokens[0].device
+    return rgb.to(device).split(counts), inside.to(device).split(counts)
+
+
+def foreground_rgb(x, inside, whiten=False):
+    """Patches (P, D) float64, which are foreground (P,) bool -> (P, 3) float32: the second PCA, 0 in the background."""
+    rgb = torch.zeros(len(x), 3)
     if inside.any():
         y = components(x[inside], 3)  # (P', 3)
         colours = torch.sigmoid(2 * y / y.std(0, correction=0)) if whiten else scale(y)
         rgb[inside] = torch.where(colours.isnan(), 0.5, colours).float()
-    counts, device = [len(tokens) for tokens in patch_tokens], patch_tokens[0].device
-    return rgb.to(device).split(counts), inside.to(device).split(counts)
+    return rgb
 
 
 def components(x, k):
@@ -156,62 +161,61 @@ def foreground_iou(foreground, masks, grid=None):
     return torch.where(union == 0, 1.0, intersection / union.clamp(min=1)).mean().item()
 
 
-def draw_pca(images, colours, path, columns=PAIRS_PER_ROW):
-    """A PNG of each image beside the colours of its patches, written whole or not at all.
+def patch_parts(parts, h, w):
+    """Parts of pixels (I, H, W), 0 the ground -> of patches (I, h·w): the commonest, if less than half is ground."""
+    shares = F.adaptive_avg_pool2d(rearrange(F.one_hot(parts.long()), "i h w k -> i k h w").float(), (h, w))
+    shares = shares.flatten(2)  # (I, k, N)
+    return torch.where(shares[:, 0] < 0.5, shares[:, 1:].argmax(1) + 1, 0)
 
-    images: I of (3, H, W) uint8. colours: I of (h, w, 3) in [0, 1], drawn over the same area as the image.
-    columns: pairs in a row.
+
+@torch.no_grad()
+def fine_tokens(vit, images, size):
+    """(I, 3, S, S) uint8 -> (I, 4·N, D): patch tokens on a grid twice as fine as the N patches of a size² image.
+
+    The images go through the network four times, moved by half a patch down, across, and both; each cell of the fine
+    grid gets the mean of the four patches that cover it.
     """
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    height = 1.6 * max(image.shape[1] / image.shape[2] for image in images)  # inches, of a picture 1.6 wide
-    # Figure rather than pyplot, which keeps every figure of the process and picks a window system.
-    figure = Figure(figsize=(3.4 * columns, (height + 0.1) * rows), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, 2 * columns)).reshape(-1)
-    for ax in axes:
-        ax.axis("off")
-    for i, (image, colour) in enumerate(zip(images, colours, strict=True)):
-        axes[2 * i].imshow(rearrange(image, "c h w -> h w c").cpu().numpy())
-        extent = (0, image.shape[2], image.shape[1], 0)
-        axes[2 * i + 1].imshow(colour.cpu().numpy(), extent=extent, interpolation="nearest")
-    write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
+    patch, half, device = vit.patch_size, vit.patch_size // 2, next(vit.parameters()).device
+    x = images.to(device).float() / 255
+    x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1) if size != x.shape[-1] else x
+    x = F.pad(normalize(x), [half, patch, half, patch], mode="replicate")
+    side = size + patch
+    moved = [x[..., top : top + side, left : left + side] for top in (0, half) for left in (0, half)]
+    tokens = [vit.forward_features(y)["x_norm_patchtokens"].float().cpu() for y in moved]  # 4 of (I, (g + 1)², D)
+    grid = rearrange(tokens, "(y x) i (h w) d -> i d (h y) (w x)", y=2, h=side // patch)  # a patch every half patch
+    return rearrange(F.avg_pool2d(grid, 2, 1)[..., :-1, :-1], "i d h w -> i (h w) d")
+
+
+def draw_split(vit, images, size, path):
+    """pca.png of a split from load_images, with the pictures of a kind in a row.
+
+    The foreground is that of all together, the colours those of a kind alone, the "related images" of Figure 1.  Where
+    the parts of the pictures are known, a dict of the mean "iou" of the foregrounds of PER_KIND of each kind, and their
+    part "agreement" and "agreement_chance"; otherwise {}.
+    """
+    if images.pixels is None:
+        return {}
+    scored = images.parts is not None
+    labels = torch.zeros(len(images)) if images.labels is None else images.labels
+    kinds = labels.unique() if scored else labels.unique()[:ROWS]
+    groups = [(labels == kind).nonzero()[: PER_KIND if scored else PAIRS_PER_ROW, 0] for kind in kinds]
+    tokens = [fine_tokens(vit, images.pixels[rows], size) for rows in groups]  # of each kind (I, N, D)
+    foreground = pca_rgb(torch.cat(tokens))[1]  # (ΣI, N)
+    side = math.isqrt(foreground.shape[1])
+    colours = [foreground_rgb(x.flatten(0, 1).double(), found.flatten())
+               for x, found in zip(tokens, foreground.split([len(rows) for rows in groups]))]  # of each kind (I·N, 3)
+    colours = [rearrange(c, "(i h w) c -> i h w c", h=side, w=side)[:PAIRS_PER_ROW] for c in colours[:ROWS]]
+    draw_pca(torch.cat([images.pixels[rows[:PAIRS_PER_ROW]] for rows in groups[:ROWS]]), torch.cat(colours), path)
+    if not scored:
+        return {}
+    rows = torch.cat(groups)
+    parts = images.parts[rows]
+    agreement, chance = part_agreement(torch.cat(tokens), patch_parts(parts, side, side), labels[rows])
+    return {"iou": foreground_iou(foreground, parts > 0), "agreement": agreement, "agreement_chance": chance}
 
 
 # --------------------------------------------------------------------------------------------------------
 # The program
-
-
-def read_images(paths, size, patch, keep_aspect):
-    """Files and folders -> (3, H, W) uint8 images, whole patches wide and high; broken files are named.
-
-    The short side becomes `size`, rounded to whole patches; of the long side the middle, or with keep_aspect all.
-    """
-    size = whole_patches(size, patch)
-    images, skipped = [], {}
-    for path in paths:
-        names, read = find_files(path) if Path(path).is_dir() else ([path], lambda name: Path(name).read_bytes())
-        for name in names:
-            try:
-                images.append(resized(picture(read(name), size), size, patch, keep_aspect))
-            except Exception as error:  # Pillow raises every kind on a broken file
-                skipped[name] = reason_of(error)
-    if not images:
-        name, reason = next(iter(skipped.items()), (paths[0], "an empty folder"))
-        raise UserError(f"none of the images can be read (the first, {name}: {reason})")
-    for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
-    return images
-
-
-def resized(image, size, patch, keep_aspect):
-    """RGB image -> (3, H, W) uint8, its short side `size` and its long side as much or, kept, a multiple of patch."""
-    short = min(image.size)
-    width, height = (whole_patches(side * size / short, patch) if keep_aspect else size for side in image.size)
-    factor = min(image.width / width, image.height / height)  # the box has the shape of the result
-    left, top = (image.width - factor * width) / 2, (image.height - factor * height) / 2
-    box = (left, top, left + factor * width, top + factor * height)
-    square = np.array(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
-    return rearrange(torch.from_numpy(square), "h w c -> c h w")
 
 
 @torch.inference_mode()
@@ -240,6 +244,7 @@ def parse_args(argv):
     parser.add_argument("--invert", action="store_true", help="the other side of the first component is foreground")
     parser.add_argument("--no-mask", dest="mask", action="store_false", help="colours for all patches: one PCA")
     parser.add_argument("--whiten", action="store_true", help="components of unit deviation through a sigmoid")
+    parser.add_argument("--raw", action="store_true", help="each patch in one colour, nothing interpolated")
     parser.add_argument("--layer", type=int, help="tokens of this block, from 0 (default: the last)")
     parser.add_argument("--grid", type=positive, default=PAIRS_PER_ROW, metavar="COLUMNS", help="images in a row "
                         "(default: %(default)s)")
@@ -252,7 +257,7 @@ def parse_args(argv):
     if not 0 <= args.threshold < 1:
         raise UserError(f"--threshold must be at least 0 and below 1, got {args.threshold}")
     check_out(args.out)
-    args.device = find_device(args.device)
+    args.device, args.threads = find_device(args.device), choose_threads(args.threads)
     return args
 
 
@@ -260,6 +265,7 @@ def draw(args):
     """The picture that the command line asks for; the last line."""
     began = time.perf_counter()
     vit = load_vit(args.weights, args.device)
+    print(f"{args.weights} on {args.device}, {args.threads}")
     depth, patch = len(vit.blocks), vit.patch_size
     layer = depth - 1 if args.layer is None else args.layer
     if not 0 <= layer < depth:
@@ -280,7 +286,7 @@ def draw(args):
         result += f", {len(cosine)} mutual matches, {len(pairs)} of them drawn"
     else:
         colours = [rearrange(c, "(h w) c -> h w c", h=h) for c, (h, _) in zip(rgb, grids)]
-        draw_pca(images, colours, args.out, args.grid)
+        draw_pca(images, colours, args.out, args.grid, args.raw)
     print(f"{result}, {time.perf_counter() - began:.1f} s, {args.out}")
 
 

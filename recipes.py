@@ -27,7 +27,7 @@ class Recipe:
     blur_sigma: tuple[float, float] = _f((0.1, 2.0), "range of the blur's sigma, in pixels")  # DINO
     jitter: float = _f(1.0, "strength of the colour jitter, as a multiple of DINO's")  # DINO
     # network
-    arch: str = _f("vit_large", "vit_nano, vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
+    arch: str = _f("vit_large", "vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
     patch_size: int = _f(14, "side of a patch, in pixels")  # Table 17
     ffn: str = _f("mlp", "mlp or swiglu")  # Table 17
     n_registers: int = _f(0, "register tokens")  # Darcet et al. 2024
@@ -82,12 +82,12 @@ class Recipe:
 # Pictures drawn on the spot; a ViT from nothing to a clear k-NN in minutes on a laptop.  All values ours.
 shapes = Recipe(
     data="shapes", image_size=64, global_size=32, local_size=16, n_local=4,
-    global_scale=(0.4, 1.0), local_scale=(0.15, 0.5), blur_sigma=(0.1, 1.0),
-    arch="vit_nano", patch_size=8, layer_scale=0.1, patch_embed_lr=1.0,
-    n_prototypes=128, head_hidden=512, dino_bottleneck=128, ibot_bottleneck=128,
+    global_scale=(0.25, 0.8), local_scale=(0.08, 0.3), blur_sigma=(0.1, 0.5),
+    arch="vit_pico", patch_size=8, layer_scale=0.1, patch_embed_lr=1.0,
+    n_prototypes=32, head_hidden=256, dino_bottleneck=128, ibot_bottleneck=128,
     teacher_temp_start=0.01, teacher_temp=0.01, momentum=0.95,
-    ibot_weight=0.5, jitter=1.6,
-    batch=32, steps=1500, lr=6e-3, eval_every=500, eval_images=2000,
+    ibot_weight=0.5, jitter=0.6,
+    batch=32, steps=1200, lr=6e-3, eval_every=400, eval_images=2000,
     hires_share=0.05, hires_size=64, hires_image_size=64, hires_lr=2e-3,
 )  # fmt: skip
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import distributed
@@ -29,24 +30,25 @@ import vit
 from augment import MultiCrop, move
 from centering import SoftmaxCentering
 from dino_loss import dino_loss
-from evaluate import frozen_features, measure_knn
+from evaluate import measure_knn
 from head import Head
 from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
-from pca_viz import draw_pca, foreground_iou, pca_rgb
+from pca_viz import draw_split
 from recipes import Recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 from support.checkpoint import CheckpointError, read_checkpoint, restore, save_checkpoint, write_safely
-from support.collapse import collapse_meter, collapse_warning
+from support.collapse import check_health, collapse_meter, collapse_warning
 from support.data import batches, load_splits
 from support.files import DataError
 from support.flags import UserError, find_device, make_folder, parse_args, show
 from support.memory import keep_pages, peak_memory
 from support.metrics import add_metrics, read_metrics, write_metrics
 from support.precision import autocast
-from support.report import draw_curves
+from support.report import draw_curves, scores_in_words
+from support.threads import choose_threads
 
 # ---------------------------------------------------------------------------- networks
 
@@ -285,7 +287,6 @@ def train(run, out, device):
         losses, p_t, cls = train_step(run, next(stream), crop, values)
         healthy &= losses["grad_norm"].isfinite()
         bar.update(r.batch)
-
         last = run.step == r.steps
         if run.step % r.log_every == 0 or last:
             check_health(healthy, run.step, out)
@@ -304,19 +305,13 @@ def train(run, out, device):
             if rank == 0:
                 save_checkpoint(run, out)
         if rank == 0 and r.eval_every and run.step % r.eval_every == 0 and not last:
-            accuracies = measure_knn(run.ema.backbone, *splits_at(run.step, r), sizes_at(r.steps, r)[1], r.eval_images)
-            record(accuracies)
-            bar.write(f"step {run.step}: " + ", ".join(f"{k} {v:.1%}" for k, v in accuracies.items()), file=sys.stderr)
+            scores = evaluate(run, out, r.eval_images)
+            record(scores)
+            draw_curves(rows, r, out / "curves.png")
+            bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
             logged = time.perf_counter()
     bar.close()
     return rows, stop
-
-
-def check_health(healthy, step, out):
-    """Exit with status 1, the last good checkpoint in place, once a gradient was not finite."""
-    if not healthy:
-        print(f"step {step}: the loss became NaN; stopped, the last good checkpoint stays in {out}", file=sys.stderr)
-        sys.exit(1)
 
 
 # ---------------------------------------------------------------------------- the program
@@ -343,38 +338,43 @@ def prepare(argv):
     run = start_run(recipe, device)
     if saved:
         restore(run, saved)
+    threads = choose_threads(options.threads, saved and saved.get("threads"))
     start = f"goes on at step {run.step}" if saved else "starts"
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
-    print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {start} of {recipe.steps} steps")
+    print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {threads}, {start} of {recipe.steps} steps")
     return run, out, device
 
 
-def draw_pictures(vit, test, size, path):
-    """pca.png of 12 test images; the mean IoU of 200 foregrounds where the masks are known, otherwise None."""
-    if test.pixels is None:
-        return None
-    chosen = torch.linspace(0, len(test) - 1, min(len(test), 200)).long()
-    tokens = frozen_features(vit, test.pixels[chosen], size, "x_norm_patchtokens")  # (I, N, D)
-    rgb, foreground = pca_rgb(tokens)
-    shown = torch.linspace(0, len(chosen) - 1, min(len(chosen), 12)).long()
-    colours = rearrange(rgb[shown], "i (h w) c -> i h w c", h=size // vit.patch_size)
-    draw_pca(test.pixels[chosen][shown], colours, path)
-    return None if test.masks is None else foreground_iou(foreground, test.masks[chosen])
+def evaluate(run, out, n_train=None):
+    """Draws pca.png; a dict of k-NN accuracies, the scores of draw_split, and the arithmetic that this took."""
+    r, network = run.recipe, run.ema.backbone
+    splits, size = splits_at(run.step, r), sizes_at(r.steps, r)[1]
+    with FlopCounterMode(display=False) as counter:
+        scores = measure_knn(network, *splits, size, n_train) | draw_split(network, splits[1], size, out / "pca.png")
+    return {**scores, "evaluation_flops": counter.get_total_flops()}
+
+
+def training_flops(run):
+    """FLOPs of all steps, as bench.py counts them: one more step of each phase is taken, which changes the run."""
+    r, device = run.recipe, next(run.student.parameters()).device
+    total, batch, hires = 0, min(r.batch, 16), round(r.steps * r.hires_share)
+    for step, count in ((0, r.steps - hires), (r.steps - 1, hires)):
+        images = torch.zeros(batch, 3, *[sizes_at(step, r)[0]] * 2, dtype=torch.uint8, device=device)
+        with FlopCounterMode(display=False) as counter:
+            train_step(run, images, make_crop(r, step), values_at(step, r))
+        total += counter.get_total_flops() * count * r.batch // batch
+    return total
 
 
 def finish(run, out, rows, began):
     """What a finished run leaves besides its checkpoint; prints the last line."""
     write_safely(out / "vit.pt", lambda path: torch.save(run.ema.backbone.state_dict(), path))
-    splits, size = splits_at(run.step, run.recipe), sizes_at(run.step, run.recipe)[1]
-    accuracies = measure_knn(run.ema.backbone, *splits, size)
-    iou = draw_pictures(run.ema.backbone, splits[1], size, out / "pca.png")
-    seconds = time.perf_counter() - began
-    row = {"step": run.step, **accuracies, **({} if iou is None else {"iou": iou}), "seconds": seconds, "final": True}
+    scores = evaluate(run, out)
+    flops = training_flops(run) + sum(row.get("evaluation_flops", 0) for row in [*rows, scores])
+    row = {"step": run.recipe.steps, **scores, "flops": flops, "seconds": time.perf_counter() - began, "final": True}
     add_metrics(out / "metrics.jsonl", row)
     draw_curves([*rows, row], run.recipe, out / "curves.png")
-    parts = [f"k-NN {row['knn_20']:.1%} (k = 20), {row['knn_200']:.1%} (k = 200)"] if accuracies else ["no labels"]
-    parts += [f"foreground IoU {iou:.2f}"] if iou is not None else []
-    print(", ".join([*parts, f"{seconds:.0f} s", str(out)]))
+    print(f"{scores_in_words(scores)}, {flops / 1e12:.1f} TFLOP, {row['seconds']:.0f} s, {out}")
 
 
 def main(argv=None):

@@ -30,6 +30,7 @@ def save_checkpoint(run, out):
     state = {
         "recipe": asdict(run.recipe),
         "step": run.step,
+        "threads": torch.get_num_threads(),  # their number changes the order of sums
         "student": run.student.state_dict(),
         "teacher": run.ema.state_dict(),
         "centering": run.centering.state_dict(),

@@ -10,6 +10,7 @@ Two entropies, as shares of ln K, tell them apart:
 """
 
 import math
+import sys
 
 import torch
 from torch.nn import functional as F
@@ -45,3 +46,10 @@ def collapse_warning(meter):
     if meter["cosine"] > 0.99:
         return "the features of all images are nearly the same; lower the rate or raise koleo_weight"
     return None
+
+
+def check_health(healthy, step, out):
+    """Exit with status 1, the last good checkpoint in place, once a gradient was not finite."""
+    if not healthy:
+        print(f"step {step}: the loss became NaN; stopped, the last good checkpoint stays in {out}", file=sys.stderr)
+        sys.exit(1)

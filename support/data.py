@@ -9,7 +9,7 @@
                        lead into an archive, as pictures.tar/cats/1.jpg
     an archive         .zip, .tar, .tar.gz, .tar.bz2, .tar.xz of such a folder; no member is ever extracted
     cifar10            downloaded once, checked, then read from the cache folder
-    shapes             ten kinds of drawn things, each with a shape and a texture of its own
+    shapes             ten kinds of drawn things made of parts, which part each pixel shows known
 
 Splits are top folders `train` and `test` (or `val`). Without them every tenth image of each class is the
 test split; without classes training takes everything, and test is every tenth of it, for pictures only.
@@ -24,6 +24,7 @@ import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from augment import move
 from support import shapes
 from support.cifar10 import read_cifar10
 from support.files import DataError, find_files
-from support.pictures import decode, reason_of
+from support.pictures import decode, picture, reason_of, resized, whole_patches
 
 MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels that may stay in memory; a larger set is streamed
 QUIET_BELOW = 2000  # ours: images; fewer are loaded before a progress bar could be read
@@ -48,7 +49,7 @@ class Images:
     pixels: torch.Tensor        # (N, 3, S, S) uint8, or None
     labels: torch.Tensor        # (N,) int64, or None when there are no classes
     classes: list               # label names, [] when there are none
-    masks: torch.Tensor = None  # (N, S, S) bool, the foreground; only `shapes` knows it
+    parts: torch.Tensor = None  # (N, S, S) uint8, part of each pixel, 0 the ground; only `shapes` knows it
     skipped: list = field(default_factory=list)  # (name, reason) of unreadable files; grows while streaming
     names: list = field(default_factory=list)    # N paths inside the folder or archive, [] for drawn ones
     files: object = None        # a `Files` when streamed
@@ -71,8 +72,8 @@ def load_images(data, split="train", size=64, seed=0):
     """
     assert split in ("train", "test"), f'split is {split!r}, and must be "train" or "test"'
     if data == "shapes":
-        pixels, labels, masks = shapes.draw_shapes(split, size, seed)
-        return Images("shapes", pixels, labels, list(shapes.KINDS), masks)
+        pixels, labels, parts = shapes.draw_shapes(split, size, seed)
+        return Images("shapes", pixels, labels, list(shapes.KINDS), parts)
     if data == "cifar10":
         return Images("cifar10", *read_cifar10(split, size))
     names, read = find_files(data)
@@ -256,3 +257,28 @@ def nothing_readable(skipped):
     name, reason = skipped[0]
     return DataError(f"none of the {len(skipped)} images can be read (the first, {name}: {reason}); "
                      "give a set with undamaged images")
+
+
+# ---------------------------------------------------------------------------- whole images, for pictures
+
+
+def read_images(paths, size, patch, keep_aspect):
+    """Files and folders -> (3, H, W) uint8 images, whole patches wide and high; broken files are named.
+
+    The short side becomes `size`, rounded to whole patches; of the long side the middle, or with keep_aspect all.
+    """
+    size = whole_patches(size, patch)
+    images, skipped = [], {}
+    for path in paths:
+        names, read = find_files(path) if Path(path).is_dir() else ([path], lambda name: Path(name).read_bytes())
+        for name in names:
+            try:
+                images.append(resized(picture(read(name), size), size, patch, keep_aspect))
+            except Exception as error:  # Pillow raises every kind on a broken file
+                skipped[name] = reason_of(error)
+    if not images:
+        name, reason = next(iter(skipped.items()), (paths[0], "an empty folder"))
+        raise DataError(f"none of the images can be read (the first, {name}: {reason})")
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    return images

@@ -15,7 +15,7 @@ import torch
 from recipes import RECIPES, Recipe, get_recipe
 
 CHOICES = {
-    "arch": ("vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
+    "arch": ("vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
     "centering": ("sinkhorn", "softmax"),
 }
@@ -55,9 +55,10 @@ def positive(text):
 
 
 def add_device(parser):
-    """The flag --device."""
+    """The flags --device and --threads."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: OMP_NUM_THREADS, or the fastest)")
 
 
 def find_device(name):

@@ -6,6 +6,7 @@ No format that runs a program is opened, and nothing is decoded larger than it i
 import io
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 ALPHA_BACKGROUND = (128, 128, 128)  # grey: on white a white drawing vanishes, on black a black one
@@ -71,6 +72,17 @@ def resize(image, size, place):
     left, top = place * (width - short), place * (height - short)
     square = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
     return np.asarray(square).transpose(2, 0, 1)  # (3, S, S)
+
+
+def resized(image, size, patch, keep_aspect):
+    """RGB image -> (3, H, W) uint8, its short side `size` and its long side as much or, kept, a multiple of patch."""
+    short = min(image.size)
+    width, height = (whole_patches(side * size / short, patch) if keep_aspect else size for side in image.size)
+    factor = min(image.width / width, image.height / height)  # the box has the shape of the result
+    left, top = (image.width - factor * width) / 2, (image.height - factor * height) / 2
+    box = (left, top, left + factor * width, top + factor * height)
+    square = np.array(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    return torch.from_numpy(square.transpose(2, 0, 1).copy())
 
 
 def whole_patches(size, patch_size):

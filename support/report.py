@@ -1,14 +1,18 @@
-"""What a person looks at: the curves of a run, the images that a curation selected."""
+"""What a person looks at: the curves of a run, the images that a curation selected, the matches of two."""
 
 import csv
 import math
 
+import numpy as np
 from einops import rearrange
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
 
 from support.checkpoint import write_safely
 from support.pictures import decode
 
+PAIRS_PER_ROW = 4  # image and colours side by side, four times in a row
 SHOWN_SIZE = 112  # pixels, of an image among the selected ones
 
 
@@ -31,6 +35,17 @@ def draw_curves(rows, recipe, path):
         if axes.lines:
             axes.legend()
     write_safely(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
+
+
+def scores_in_words(scores):
+    """The scores of an evaluation, for its line."""
+    words = ["no labels"]
+    if "knn_20" in scores:
+        words = [f"k-NN {scores['knn_20']:.1%} (k = 20), {scores['knn_200']:.1%} (k = 200)"]
+    if "iou" in scores:
+        words += [f"foreground IoU {scores['iou']:.2f}"]
+        words += [f"part agreement {scores['agreement']:.2f} (by chance {scores['agreement_chance']:.2f})"]
+    return ", ".join(words)
 
 
 def write_selected(path, paths, mode, near, cosines):
@@ -58,3 +73,46 @@ def draw_selected(rows, path):
         line[0].axis("on")
         line[0].set(xticks=[], yticks=[])
     write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))
+
+
+def draw_pca(images, colours, path, columns=PAIRS_PER_ROW, raw=False):
+    """A PNG of each image beside the colours of its patches, written whole or not at all.
+
+    Colours are interpolated between the middles of patches, for the eye; raw: each patch as it is.
+
+    images: I of (3, H, W) uint8. colours: I of (h, w, 3) in [0, 1], drawn over the same area as the image.
+    columns: pairs in a row.
+    """
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    height = 1.6 * max(image.shape[1] / image.shape[2] for image in images)  # inches, of a picture 1.6 wide
+    # Figure rather than pyplot, which keeps every figure of the process and picks a window system.
+    figure = Figure(figsize=(3.4 * columns, (height + 0.1) * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, 2 * columns)).reshape(-1)
+    for ax in axes:
+        ax.axis("off")
+    for i, (image, colour) in enumerate(zip(images, colours, strict=True)):
+        axes[2 * i].imshow(rearrange(image, "c h w -> h w c").cpu().numpy())
+        extent = (0, image.shape[2], image.shape[1], 0)
+        axes[2 * i + 1].imshow(colour.cpu().numpy(), extent=extent, interpolation="nearest" if raw else "bilinear")
+    write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
+
+
+def draw_matches(images, grids, pairs):
+    """A figure of two images (3, H, W) uint8 side by side, and a line for each pair of patch numbers (P, 2)."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for ax, image in zip(axes, images):
+        ax.imshow(rearrange(image, "c h w -> h w c").cpu().numpy())
+        ax.axis("off")
+    for n, pair in enumerate(pairs.tolist()):
+        ends = []
+        for patch, image, (h, w) in zip(pair, images, grids):
+            row, column = divmod(patch, w)
+            ends.append(((column + 0.5) * image.shape[2] / w, (row + 0.5) * image.shape[1] / h))
+        colour = colormaps["hsv"](n / len(pairs))
+        figure.add_artist(ConnectionPatch(ends[0], ends[1], "data", "data", axesA=axes[0], axesB=axes[1],
+                                          color=colour, linewidth=1.2))  # fmt: skip
+        for ax, (x, y) in zip(axes, ends):
+            ax.plot(x, y, "o", color=colour, markersize=3)
+    return figure

@@ -1,5 +1,6 @@
 """The repository root on the import path, so that `pytest` finds the flat scripts from anywhere; what tests share."""
 
+import os
 import sys
 import tarfile
 import zipfile
@@ -11,6 +12,11 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.threads import choose_threads  # noqa: E402  of the path above
+
+choose_threads()  # once, and not by each program that a test calls
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 def kept_for_backward(f):
@@ -111,4 +117,4 @@ def split_of(colours, labels=None):
     """One 8×8 image of each colour (r, g, b)."""
     pixels = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 8, 8).contiguous()
     labels = None if labels is None else torch.tensor(labels)
-    return Split(pixels=pixels, labels=labels, masks=None, names=range(len(colours)))
+    return Split(pixels=pixels, labels=labels, parts=None, names=range(len(colours)))

@@ -1,9 +1,12 @@
 """Mutual nearest patches of two images, and which of them are drawn.  `pytest tests/test_matching.py`"""
 
+import math
+
 import pytest
 import torch
 
-from matching import draw_matches, mutual_matches, spread_out
+from matching import mutual_matches, part_agreement, spread_out
+from support.report import draw_matches
 
 
 def test_mutual_matches_by_hand():
@@ -41,6 +44,22 @@ def test_no_foreground_is_no_match(empty):
     assert pairs.shape == (0, 2) and cosine.shape == (0,)
     assert len(spread_out(pairs, cosine, [(2, 2), (2, 2)])) == 0
     draw_matches([torch.zeros(3, 4, 4, dtype=torch.uint8)] * 2, [(2, 2)] * 2, pairs)
+
+
+def test_part_agreement_by_hand():
+    """Two pictures of a kind: patches 1, 2, 3 of the first on parts 1, 1, 2, of the second on 1, 2, 2; patch 0 is
+    ground.  Tokens are unit vectors e1, e2, e3 in both, so the matches are 1–1, 2–2, 3–3: parts 1–1, 1–2, 2–2, two of
+    three agree.  By chance: of the 3·3 pairs of patches, 2·1 are on part 1 and 1·2 on part 2: 4/9.  A third picture of
+    the kind has no partner, and a picture of another kind matches nothing.
+    """
+    tokens = torch.eye(4)[None].repeat(4, 1, 1)
+    parts = torch.tensor([[0, 1, 1, 2], [0, 1, 2, 2], [1, 1, 1, 1], [2, 2, 2, 2]])
+    assert part_agreement(tokens, parts, torch.tensor([5, 5, 5, 6])) == pytest.approx((2 / 3, 4 / 9))
+
+
+def test_part_agreement_of_nothing_is_nan():
+    agreement, chance = part_agreement(torch.ones(2, 3, 2), torch.zeros(2, 3), torch.zeros(2))
+    assert math.isnan(agreement) and math.isnan(chance)
 
 
 def test_non_maximum_suppression_by_hand():

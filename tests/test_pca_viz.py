@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from conftest import MeanColour, split_of
 from einops import rearrange
 from PIL import Image
 
@@ -14,15 +15,18 @@ from augment import normalize
 from pca_viz import (
     border_patches,
     components,
-    draw_pca,
+    draw_split,
+    fine_tokens,
     foreground_iou,
     foreground_mask,
     main,
+    patch_parts,
     pca_rgb,
-    resized,
     scale,
     tokens_of,
 )
+from support.pictures import resized
+from support.report import draw_pca
 from vit import vit_nano
 
 # --------------------------------------------------------------------------------------------------------
@@ -289,6 +293,42 @@ def test_iou_is_the_mean_over_images():
     assert foreground_iou(foreground, masks) == pytest.approx((1 / 3 + 1 + 1) / 3)
 
 
+def test_parts_of_patches_by_hand():
+    """Patches of 2×2 pixels: parts 1 1 2 ground: 1.  One pixel of part 3: ground.  Two of part 2: ground, for half is
+    not enough.  Parts 1 2 2 2: 2."""
+    parts = torch.tensor([[[1, 1, 3, 0], [2, 0, 0, 0], [2, 2, 1, 2], [0, 0, 2, 2]]], dtype=torch.uint8)
+    assert patch_parts(parts, 2, 2).tolist() == [[1, 0, 0, 2]]
+
+
+def test_fine_tokens_by_hand():
+    """An 8×8 picture of 2×2 patches of 4×4, in 2×2 quarters of 2×2 pixels of brightness 0 ... 15, row by row.
+
+    MeanColour's tokens are mean colours, so a cell's is the mean of 3×3 cells with weights 1 2 1 in each direction, and
+    those beyond the border repeat the border: in the middle (cell 5) it is 5, in the corner (cell 0)
+    (¾·0 + ¼·1) along the row and (¾·0 + ¼·4) down: 1.25.
+    """
+    cells = torch.arange(16).view(1, 1, 4, 4)
+    images = cells.repeat_interleave(2, 2).repeat_interleave(2, 3).expand(1, 3, 8, 8).to(torch.uint8)
+    tokens = fine_tokens(MeanColour(), images, 8)
+    expected = normalize(torch.tensor([5, 1.25]).view(2, 1, 1, 1).expand(2, 3, 1, 1) / 255).flatten(1)
+    assert tokens.shape == (1, 16, 3)
+    torch.testing.assert_close(tokens[0, [5, 0]], expected, atol=1e-5, rtol=0)
+
+
+def test_a_split_is_drawn_and_scored(tmp_path):
+    """The middle is white on black: it alone is foreground, of one part.  Without known parts there are no scores."""
+    test = split_of([(0, 0, 0)] * 6, [0, 0, 0, 1, 1, 1])
+    test.pixels = torch.zeros(6, 3, 16, 16, dtype=torch.uint8)
+    test.pixels[:, :, 4:12, 4:12] = 255
+    assert draw_split(MeanColour(), test, 16, tmp_path / "pca.png") == {}
+    assert min(Image.open(tmp_path / "pca.png").size) > 100
+    test.parts = (test.pixels[:, 0] > 0).to(torch.uint8)
+    scores = draw_split(MeanColour(), test, 16, tmp_path / "pca.png")
+    assert scores == {"iou": 1, "agreement": 1, "agreement_chance": 1}
+    test.pixels = None  # streamed sets are not drawn
+    assert draw_split(MeanColour(), test, 16, tmp_path / "none.png") == {} and not (tmp_path / "none.png").exists()
+
+
 def test_iou_on_a_grid_that_is_not_square():
     masks = torch.zeros(1, 4, 12, dtype=torch.bool)
     masks[0, 2:, 4:8] = True  # row 2 of 2, column 2 of 3
@@ -303,7 +343,7 @@ def test_picture(tmp_path, n):
     colours = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
     path = tmp_path / "pca.png"
     path.write_text("an older picture")
-    draw_pca(images, colours.view(2, 2, 3).expand(n, 2, 2, 3), path)
+    draw_pca(images, colours.view(2, 2, 3).expand(n, 2, 2, 3), path, raw=True)
     assert [file.name for file in tmp_path.iterdir()] == ["pca.png"]  # nothing temporary is left
     picture = matplotlib.image.imread(path)[..., :3]  # (H, W, 3)
     centre = {}
@@ -317,6 +357,17 @@ def test_picture(tmp_path, n):
     assert centre["grey"][1] < centre["red"][1] == centre["blue"][1] < centre["green"][1]
 
 
+def test_colours_are_interpolated_for_the_eye(tmp_path):
+    """Half black, half white patches: raw there is nothing between the two, interpolated there is mid grey."""
+    images, colours = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.tensor([[[[0.0] * 3, [1.0] * 3]]])
+    shares = []
+    for raw in (True, False):
+        draw_pca(images, colours, tmp_path / "pca.png", raw=raw)
+        grey = matplotlib.image.imread(tmp_path / "pca.png")[..., 0]
+        shares.append(((grey > 0.4) & (grey < 0.6)).mean())
+    assert shares[0] < 0.005 < 0.02 < shares[1]
+
+
 def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "pca.png"
     path.write_text("an older picture")
@@ -325,7 +376,7 @@ def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
         target.write_text("half a picture")
         raise OSError("disk full")
 
-    monkeypatch.setattr("pca_viz.Figure.savefig", fail)
+    monkeypatch.setattr("support.report.Figure.savefig", fail)
     with pytest.raises(OSError, match="disk full"):
         draw_pca(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, 2, 2, 3), path)
     assert path.read_text() == "an older picture" and len(list(tmp_path.iterdir())) == 1
@@ -400,11 +451,12 @@ def run(place, capsys, *flags):
     status = main([*map(str, flags), "--weights", str(place / "vit.pt"), "--out", str(place / "out.png"),
                    "--device", "cpu"])  # fmt: skip
     out, err = capsys.readouterr()
-    return status, out.strip(), [line for line in err.splitlines() if line.strip() and "img" not in line]
+    lines = [line for line in err.splitlines() if line.strip() and "img" not in line]
+    return status, out.strip().split("\n")[-1], lines
 
 
-@pytest.mark.parametrize("flags", [(), ("--keep-aspect", "--grid", "2"), ("--layer", "0", "--whiten"), ("--no-mask",),
-                                   ("--invert", "--threshold", "0.3")], ids=str)  # fmt: skip
+@pytest.mark.parametrize("flags", [(), ("--keep-aspect", "--grid", "2"), ("--layer", "0", "--whiten", "--raw"),
+                                   ("--no-mask",), ("--invert", "--threshold", "0.3")], ids=str)  # fmt: skip
 def test_the_program_draws(place, capsys, flags):
     status, out, err = run(place, capsys, place / "a.png", place / "b.png", "--size", 16, *flags)
     assert status == 0 and out.startswith("2 images, ") and out.endswith(str(place / "out.png")) and err == []

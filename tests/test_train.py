@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MeanColour, split_of
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from recipes import get_recipe
@@ -105,6 +105,21 @@ def test_last_line_and_finished_run(whole, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert "k-NN" in last and last.endswith(f" s, {whole}")
     assert rows(whole) == before
+
+
+def test_the_arithmetic_of_a_run(whole):
+    """Ten steps of which two are at high resolution: eight times the FLOPs of the one, twice those of the other."""
+    run = small_run(hires_share=0.2, hires_size=16, hires_image_size=16, image_size=16)
+    counts = []
+    for step in (0, 9):
+        images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+        with FlopCounterMode(display=False) as counter:
+            train.train_step(run, images, train.make_crop(run.recipe, step), train.values_at(step, run.recipe))
+        counts.append(counter.get_total_flops())
+    assert 0 < 2 * counts[0] < counts[1]  # 4 patches a view, then 16
+    assert train.training_flops(run) == 8 * counts[0] + 2 * counts[1]
+    last = rows(whole)[-1]
+    assert last["flops"] > last["evaluation_flops"] > 0
 
 
 # ---------------------------------------------------------------------------- stopping and going on
@@ -400,17 +415,6 @@ def test_help_explains_each_field(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "LayerScale at the start" in capsys.readouterr().out
-
-
-def test_pictures_and_their_iou(tmp_path):
-    """The middle quarter is white on black, and the foreground is it alone: the IoU is 1.  Unknown masks: None."""
-    test = split_of([(0, 0, 0)] * 3)
-    test.pixels = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-    test.pixels[:, :, 4:12, 4:12] = 255
-    assert train.draw_pictures(MeanColour(), test, 16, tmp_path / "pca.png") is None
-    test.masks = test.pixels[:, 0] > 0
-    assert train.draw_pictures(MeanColour(), test, 16, tmp_path / "pca.png") == 1
-    assert min(Image.open(tmp_path / "pca.png").size) > 100
 
 
 def test_sizes_of_the_phases():
