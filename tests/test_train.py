@@ -241,7 +241,7 @@ def test_koleo_spreads_each_global_view_by_itself(monkeypatch):
     crop = train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5))
     losses, *_ = train.train_step(run, images, crop, train.values_at(1, run.recipe))
     first, second = given[0][0][:8].chunk(2)
-    assert [x.shape for x in seen] == [(4, 192)] * 2 and torch.equal(seen[0], first) and torch.equal(seen[1], second)
+    assert [x.shape for x in seen] == [(4, 96)] * 2 and torch.equal(seen[0], first) and torch.equal(seen[1], second)
     torch.testing.assert_close(losses["koleo"], (koleo_loss(first) + koleo_loss(second)).detach())
 
 
