@@ -87,8 +87,8 @@ shapes = Recipe(
     n_prototypes=32, head_hidden=256, dino_bottleneck=128, ibot_bottleneck=128,
     teacher_temp_start=0.01, teacher_temp=0.01, momentum=0.95,
     ibot_weight=0.5, jitter=0.6,
-    batch=32, steps=1350, lr=6e-3, eval_every=450, eval_images=2000,
-    hires_share=0.05, hires_size=64, hires_image_size=64, hires_lr=2e-3,
+    batch=32, steps=1250, lr=6e-3, eval_every=500, eval_images=2000,
+    hires_share=0.02, hires_size=64, hires_image_size=64, hires_lr=5e-4,
 )  # fmt: skip
 
 # Real pictures of 32² pixels in small batches: few prototypes and a cold teacher leave the uniform loss ln K at once.
