@@ -150,8 +150,8 @@ def matrix_peak(amp, device):
     return 2 * n**3 / min(seconds_of(lambda: a @ a, device, 3))
 
 
-def table(result):
-    """The dict as lines for a person."""
+def table(result, threads):
+    """The dict as lines for a person; threads: how many, and why."""
     flops, G = result["flops"], 1e9
     lines = [
         ("images/s", f"{result['images_per_s']:.2f}"),
@@ -168,7 +168,7 @@ def table(result):
     total = sum(result["parts"].values())
     parts = sorted(result["parts"].items(), key=lambda item: -item[1])
     lines += [("one step, by part", f"{total:.3f} s"), *[(f"  {name}", f"{t / total:6.1%}") for name, t in parts]]
-    title = f"{result['arch']}, batch {result['batch']}, K {result['n_prototypes']}, on {result['device']}"
+    title = f"{result['arch']}, batch {result['batch']}, K {result['n_prototypes']}, on {result['device']}, {threads}"
     return "\n".join([title, *[f"{name:28} {value}" for name, value in lines]])
 
 
@@ -229,7 +229,6 @@ def main(argv=None):
         args, rest = parser.parse_known_args(argv)
         options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
         device, threads = find_device(options.device), choose_threads(options.threads)
-        print(f"{r.arch} on {device}, {threads}", file=sys.stderr if args.json else sys.stdout)
         if args.scaling:
             flags = [*rest, "--amp", args.amp, "--threads", str(torch.get_num_threads())]
             print(draw_scaling(flags, r, "bench.png"))
@@ -242,9 +241,9 @@ def main(argv=None):
         print(json.dumps(result))
     elif args.part:
         print(", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{value}"
-                        for name, value in result.items()))  # fmt: skip
+                        for name, value in result.items()) + f", {threads}")  # fmt: skip
     else:
-        print(table(result))
+        print(table(result, threads))
     return 0
 
 

@@ -142,10 +142,6 @@ def foreground_mask(first, border, threshold, invert):
     return sides[1 if invert else 0] > threshold  # NaN is above no threshold
 
 
-# --------------------------------------------------------------------------------------------------------
-# Score and picture
-
-
 def foreground_iou(foreground, masks, grid=None):
     """Intersection over union with the true foreground: the mean over images of each image's own.
 
@@ -172,8 +168,7 @@ def patch_parts(parts, h, w):
 def fine_tokens(vit, images, size):
     """(I, 3, S, S) uint8 -> (I, 4·N, D): patch tokens on a grid twice as fine as the N patches of a size² image.
 
-    The images go through the network four times, moved by half a patch down, across, and both; each cell of the fine
-    grid gets the mean of the four patches that cover it.
+    Seen four times, moved by half a patch down, across, and both, each cell gets the mean of the patches that cover it.
     """
     patch, half, device = vit.patch_size, vit.patch_size // 2, next(vit.parameters()).device
     x = images.to(device).float() / 255
@@ -197,15 +192,16 @@ def draw_split(vit, images, size, path):
         return {}
     scored = images.parts is not None
     labels = torch.zeros(len(images)) if images.labels is None else images.labels
-    kinds = labels.unique() if scored else labels.unique()[:ROWS]
+    kinds = labels.unique()
+    some = torch.linspace(0, len(kinds) - 1, min(len(kinds), ROWS)).long()  # the rows of the picture
+    kinds, some = (kinds, some) if scored else (kinds[some], range(len(some)))
     groups = [(labels == kind).nonzero()[: PER_KIND if scored else PAIRS_PER_ROW, 0] for kind in kinds]
     tokens = [fine_tokens(vit, images.pixels[rows], size) for rows in groups]  # of each kind (I, N, D)
     foreground = pca_rgb(torch.cat(tokens))[1]  # (ΣI, N)
-    side = math.isqrt(foreground.shape[1])
-    colours = [foreground_rgb(x.flatten(0, 1).double(), found.flatten())
-               for x, found in zip(tokens, foreground.split([len(rows) for rows in groups]))]  # of each kind (I·N, 3)
-    colours = [rearrange(c, "(i h w) c -> i h w c", h=side, w=side)[:PAIRS_PER_ROW] for c in colours[:ROWS]]
-    draw_pca(torch.cat([images.pixels[rows[:PAIRS_PER_ROW]] for rows in groups[:ROWS]]), torch.cat(colours), path)
+    side, found = math.isqrt(foreground.shape[1]), foreground.split([len(rows) for rows in groups])
+    colours = [foreground_rgb(tokens[i].flatten(0, 1).double(), found[i].flatten()) for i in some]  # (I·N, 3) each
+    colours = [rearrange(c, "(i h w) c -> i h w c", h=side, w=side)[:PAIRS_PER_ROW] for c in colours]
+    draw_pca(torch.cat([images.pixels[groups[i][:PAIRS_PER_ROW]] for i in some]), torch.cat(colours), path)
     if not scored:
         return {}
     rows = torch.cat(groups)

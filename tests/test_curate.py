@@ -177,7 +177,7 @@ def test_from_folders_to_a_list_that_train_reads(place, tmp_path, capsys):
     assert run(*flags(place, out)) == 0
     text = capsys.readouterr()
     assert f"skipped {place}/pool/broken.png" in text.err and "Traceback" not in text.err
-    table = {line.split("  ")[0]: line.split()[-3:-1] for line in text.out.splitlines()[1:-1]}
+    table = {line.split("  ")[0]: line.split()[-3:-1] for line in text.out.splitlines()[2:-1]}
     assert table["collect"] == ["51", "51"] and table["PCA hash"] == ["50", "40"]
     paths = out.read_text().splitlines()
     assert text.out.splitlines()[-1].startswith(f"{len(paths)} of 51 images selected")

@@ -399,7 +399,8 @@ def test_the_table_ends_in_one_line_with_the_result(few_shapes, capsys, weights,
     asked = {"pixels": 64, "random": 16}[weights]  # raw pixels are never more than 32×32
     assert main(["--weights", weights, "--data", "shapes", "--size", str(asked), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{weights}: {width} features from {size}×{size} pixels, on cpu"
+    assert lines[0].startswith(f"{weights}: {width} features from {size}×{size} pixels, on cpu, ")
+    assert " thread" in lines[0]
     assert "200 training and 100 test images, 10 classes" in lines[1]
     names = [line[:13].strip() for line in lines[4:8]]
     assert names == ["features", "k-NN, k = 20", "k-NN, k = 200", "linear probe"]

@@ -309,7 +309,7 @@ def test_teacher_is_a_moving_average():
 
 def test_parameter_groups():
     """Layer-wise decay ½ in a ViT of 6 blocks: block 5 has ½, block 0 ½⁶, the tokens ½⁷, the patches ½⁷ · 0.2."""
-    run = small_run(layer_decay=0.5, patch_embed_lr=0.2)
+    run = small_run(arch="vit_nano", layer_decay=0.5, patch_embed_lr=0.2)
     found = {}
     names = {id(p): name for name, p in run.student.named_parameters()}
     for group in parameter_groups(run.student, run.recipe):

@@ -212,9 +212,8 @@ def test_it_exports_and_its_trace_can_be_saved(tmp_path):
     torch.testing.assert_close(torch.jit.load(tmp_path / "trace.pt")(images), expected)
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("drop_path", [0.0, 0.5])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("masked, drop_path, checkpointing", [  # any two of them in all their combinations
+    (True, 0.0, False), (True, 0.5, True), (False, 0.0, True), (False, 0.5, False)])  # fmt: skip
 def test_it_compiles_whole_and_once(masked, drop_path, checkpointing):
     """One graph, since fullgraph=True raises at a break, and none of the later steps compiles another one.
 
