@@ -32,7 +32,6 @@ from support.scaling import draw_scaling
 from support.threads import choose_threads
 from vit import attend
 
-HEAD = 64  # width of an attention head
 WARMUP = 4  # steps that are not timed: allocators fill their pools, and kernels are chosen
 
 
@@ -184,8 +183,9 @@ def bench_part(part, r, steps, device):
         seconds, around = spread(seconds_of(lambda: crop(images, 0), device, steps))
         return {"part": part, "seconds": seconds, "spread": around, "images_per_s": B / seconds}
     if part == "attention":
-        n_heads, tokens = train.build_network(r).backbone.embed_dim // HEAD, 1 + (r.global_size // r.patch_size) ** 2
-        shape = (2 * B, n_heads, tokens, HEAD)
+        backbone, tokens = train.build_network(r).backbone, 1 + (r.global_size // r.patch_size) ** 2
+        n_heads = backbone.blocks[0].attn.n_heads
+        shape = (2 * B, n_heads, tokens, backbone.embed_dim // n_heads)
         q, k, v = (torch.randn(shape, device=device, dtype=precision(r.amp, device), requires_grad=True)
                    for _ in range(3))  # fmt: skip
         seconds, around = spread(seconds_of(lambda: attend(q, k, v).sum().backward(), device, steps))

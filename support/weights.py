@@ -15,8 +15,9 @@ def load_vit(name_or_path, device="cpu"):
     """A ViT in eval mode from an official name or file, or from our own vit.pt or checkpoint.pt.
 
     Names: dinov2_vits14, dinov2_vitb14, dinov2_vitl14, dinov2_vitg14, and each with _reg; fetched once into
-    torch's hub cache.  The architecture is read off the tensors, with heads of 64.  A training checkpoint gives
-    its teacher.  Raises FileNotFoundError or ValueError, each with one line that says what is wrong.
+    torch's hub cache.  The architecture is read off the tensors, with heads of 64, or a little less where that does not
+    divide the width (vit_pico: 48).  A training checkpoint gives its teacher.  Raises FileNotFoundError or ValueError,
+    each with one line that says what is wrong.
     """
     state = read_state(str(name_or_path))
     try:
@@ -25,7 +26,7 @@ def load_vit(name_or_path, device="cpu"):
         patch_size = state["patch_embed.proj.weight"].shape[-1]
         n_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
         ffn = "swiglu" if "blocks.0.mlp.w12.weight" in state else "mlp"
-        vit = ViT(dim, depth, dim // 64, patch_size, grid * patch_size, n_registers, ffn)
+        vit = ViT(dim, depth, math.ceil(dim / 64), patch_size, grid * patch_size, n_registers, ffn)
         vit.load_state_dict(state)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

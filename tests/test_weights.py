@@ -12,7 +12,7 @@ from conftest import one_line
 from test_vit import pictures, toy
 
 from support.weights import load_vit
-from vit import vit_tiny
+from vit import vit_nano, vit_pico, vit_small, vit_tiny
 
 
 def assert_same_network(loaded, network):
@@ -39,6 +39,15 @@ def test_load_what_was_saved(tmp_path, ffn, n_registers, kind):
         state = {"teacher": teacher, "student": {}, "step": 3}
     torch.save(state, tmp_path / "weights.pt")
     assert_same_network(load_vit(tmp_path / "weights.pt"), network)
+
+
+@pytest.mark.parametrize("build", [vit_pico, vit_nano, vit_small], ids=["pico", "nano", "small"])
+def test_heads_are_those_of_the_network(tmp_path, build):
+    """No tensor tells their number; with another one the features would be others, without an error."""
+    network = build(patch_size=8, img_size=16, layer_scale=1.0).eval()
+    torch.save(network.state_dict(), tmp_path / "vit.pt")
+    loaded = load_vit(tmp_path / "vit.pt")
+    assert torch.equal(loaded(pictures(1, 16, 16)), network(pictures(1, 16, 16)))
 
 
 def test_the_architecture_is_read_off_the_tensors(tmp_path):
