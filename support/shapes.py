@@ -18,7 +18,7 @@ import torch.nn.functional as F
 N_IMAGES = {"train": 5000, "test": 1000}  # enough for a small ViT, drawn in seconds
 PARTS = ("body", "head", "leg", "wheel", "wing", "tail", "window")  # part i is i + 1 in the maps, the ground 0
 LENGTH = (1.0, 1.15)  # of a thing, as a share of the picture's side
-BEYOND = (0.3, 0.13)  # how far its frame may reach over the border, across and down, as shares of the side
+BEYOND = (0.3, 0.15)  # how far its frame may reach over the border, across and down, as shares of the side
 TURN = 0.36  # either way, of the whole thing
 LINE = 1 / 64  # width of the dark line around each part, as a share of the side
 # Two crops can be matched by their colours, and then nothing else is learnt; so these are much alike everywhere.
@@ -27,7 +27,7 @@ TINT = 0.03  # how far a thing's colour is from EARTH, in each channel
 LIGHT = (0.66, 0.74)  # lightness of a thing, of which its parts have a share
 SHARE = {"body": 0.9, "head": 1.1, "leg": 0.65, "wheel": 0.55, "wing": 1.0, "tail": 0.7, "window": 1.25}
 DARK = (0.42, 0.48)  # the dark tone of textures, as a share of the light one
-SHADE = 0.6  # how unevenly the lamp shines on a picture
+SHADE = 0.7  # how unevenly the lamp shines on a picture
 
 DOWN, BACK = math.pi / 2, math.pi
 
