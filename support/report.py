@@ -8,12 +8,13 @@ from einops import rearrange
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
+from PIL import Image, ImageOps
 
 from support.checkpoint import write_safely
 from support.pictures import decode
 
 PAIRS_PER_ROW = 4  # image and colours side by side, four times in a row
-SHOWN_SIZE = 112  # pixels, of an image among the selected ones
+SHOWN_SIZE, MARGIN = 112, 4  # pixels, of an image among the selected ones, and around it
 
 
 def draw_curves(rows, recipe, path):
@@ -62,17 +63,13 @@ def write_selected(path, paths, mode, near, cosines):
 
 def draw_selected(rows, path):
     """A PNG: in each row a curated image, framed, and the selected ones nearest to it.  rows: bytes of image files."""
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(1.2 * columns, 1.2 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for line, files in zip(axes, rows):
-        for ax, raw in zip(line, files):
-            ax.imshow(rearrange(decode(raw, SHOWN_SIZE, 0.5), "c h w -> h w c"))
-        line[0].axis("on")
-        line[0].set(xticks=[], yticks=[])
-    write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))
+    step = SHOWN_SIZE + 2 * MARGIN
+    sheet = Image.new("RGB", (step * max(map(len, rows)), step * len(rows)), "white")
+    for y, files in enumerate(rows):
+        for x, raw in enumerate(files):
+            image = Image.fromarray(rearrange(decode(raw, SHOWN_SIZE, 0.5), "c h w -> h w c"))
+            sheet.paste(ImageOps.expand(image, MARGIN, "white" if x else "black"), (step * x, step * y))
+    write_safely(path, lambda new: sheet.save(new, format="png"))
 
 
 def draw_pca(images, colours, path, columns=PAIRS_PER_ROW, raw=False):

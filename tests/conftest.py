@@ -1,6 +1,7 @@
 """The repository root on the import path, so that `pytest` finds the flat scripts from anywhere; what tests share."""
 
 import os
+import socket
 import sys
 import tarfile
 import zipfile
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -17,6 +19,25 @@ from support.threads import choose_threads  # noqa: E402  of the path above
 
 choose_threads()  # once, and not by each program that a test calls
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+
+# Ranks are forked from a server that has imported what is slow to import, and nothing else.
+mp.get_context("forkserver").set_forkserver_preload(["torch", "faiss", "matplotlib.figure", "scipy.sparse"])
+
+
+def in_ranks(work, world, *arguments):
+    """work(rank, *arguments) in `world` processes at once, in the environment that torchrun would give them."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.start_processes(_as_rank, (world, port, work, *arguments), world, start_method="forkserver")
+
+
+def _as_rank(rank, world, port, work, *arguments):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    work(rank, *arguments)
 
 
 def kept_for_backward(f):

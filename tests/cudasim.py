@@ -1,6 +1,7 @@
 """train_step on a CUDA device that computes nothing: what it launches, where it waits, the memory it needs.
 
-    python tests/cudasim.py GUARD.so '[["vitl14", {"batch": 64}], ...]'     one JSON line for each recipe with changes
+    python tests/cudasim.py GUARD.so '[["vitl14", 24, {"batch": 64}], ...]'    one JSON line for each recipe, number of
+                                                                             blocks, and changes
 
 A launch is an operation of ATen that is no view: mostly one kernel, but a fused AdamW or a sort is more than one.
 
@@ -123,13 +124,16 @@ def pretend():
         setattr(torch.nn.init, name, lambda x, **_: x)
 
 
-def step(recipe, **changes):
-    """One train_step of a recipe: launches by part, waits by cause, bytes at its peak."""
+def step(recipe, depth, **changes):
+    """One train_step of a recipe's first blocks: launches by part, waits by cause, bytes at its peak."""
     import train
     from bench import measure_parts
     from recipes import get_recipe
+    from support.scaling import keep_blocks
 
     r, sim, build = get_recipe(recipe, **changes), CudaSim(), train.build_network
+
+    keep_blocks(r.arch, depth)
 
     def build_there(recipe):
         with _disable_current_modes(), sim.fake, CUDA:
@@ -142,11 +146,14 @@ def step(recipe, **changes):
         run = train.start_run(r, CUDA)
         crop = train.make_crop(r)
         images = torch.empty(r.batch, 3, r.image_size, r.image_size, dtype=torch.uint8, device=CUDA)
-        for _ in range(2):  # AdamW makes its moments in the first
-            sim.waits.clear()
-            sim.peak = sim.bytes
-            parts = measure_parts(lambda crop: train.train_step(run, images, crop, train.values_at(run.step, r)),
-                                  crop, run, lambda: sim.launches)  # fmt: skip
+        for p in run.student.parameters():
+            p.grad = torch.zeros_like(p)
+        run.optimizer.step()  # the first one makes the moments
+        run.optimizer.zero_grad()
+        sim.waits.clear()
+        sim.peak = sim.bytes
+        parts = measure_parts(lambda crop: train.train_step(run, images, crop, train.values_at(run.step, r)),
+                              crop, run, lambda: sim.launches)  # fmt: skip
     return {"launches": parts, "waits": dict(sim.waits), "peak": sim.peak}
 
 
@@ -166,5 +173,5 @@ def faults():
 if __name__ == "__main__":
     pretend()
     print(json.dumps(faults()))
-    for recipe, changes in json.loads(sys.argv[2]):
-        print(json.dumps(step(recipe, **changes)), flush=True)
+    for recipe, depth, changes in json.loads(sys.argv[2]):
+        print(json.dumps(step(recipe, depth, **changes)), flush=True)

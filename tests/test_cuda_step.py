@@ -17,10 +17,10 @@ import torch
 HERE = Path(__file__).parent
 VITL = {"batch": 64, "checkpointing": False, "hires_share": 0.0}
 VITS = VITL | {"arch": "vit_small", "ffn": "mlp", "n_prototypes": 65536, "dino_bottleneck": 256, "drop_path": 0.3}
-CASES = {
-    "ViT-L": VITL,
-    "ViT-S": VITS,
-    "ViT-S, other sizes": VITS | {"batch": 32, "n_prototypes": 4096, "mask_ratio": (0.4, 0.9)},
+CASES = {  # blocks, and what differs from the recipe vitl14; three blocks say of each other block what it launches
+    "ViT-L": (24, VITL),
+    "ViT-S": (3, VITS),
+    "ViT-S, other sizes": (3, VITS | {"batch": 32, "n_prototypes": 4096, "mask_ratio": (0.4, 0.9)}),
 }
 
 
@@ -38,7 +38,7 @@ def steps(tmp_path_factory):
     if build.returncode and not torch.__version__.startswith("2.13."):
         pytest.skip("the device guard is written for PyTorch 2.13")
     assert build.returncode == 0, build.stderr
-    command = [sys.executable, HERE / "cudasim.py", guard, json.dumps([["vitl14", case] for case in CASES.values()])]
+    command = [sys.executable, HERE / "cudasim.py", guard, json.dumps([["vitl14", *case] for case in CASES.values()])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     faults, *steps = map(json.loads, done.stdout.splitlines())
@@ -57,9 +57,9 @@ def test_what_a_step_must_not_do_is_noticed(steps):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "most"), [("ViT-L", 4300), ("ViT-S", 2700)])
+@pytest.mark.parametrize(("name", "most"), [("ViT-L", 4300), ("ViT-S", 1630)])
 def test_launches_stay_few(steps, name, most):
-    """3,977 and 2,501; 5 more in each of 24 blocks would be too many."""
+    """3,977 and 1,592; 5 more in each block, for the teacher, the student and its backward pass, are too many."""
     assert 1000 < sum(steps[name]["launches"].values()) <= most
 
 
@@ -80,4 +80,4 @@ def test_a_step_never_waits_for_the_gpu(steps, name):
 
 def test_memory_at_the_peak(steps):
     """Weights, moments and activations of batch 64 fit into 80 GiB without checkpointing."""
-    assert steps["ViT-S"]["peak"] < steps["ViT-L"]["peak"] < 60 * 2**30
+    assert 40 * 2**30 < steps["ViT-L"]["peak"] < 60 * 2**30  # 54; AdamW and the teacher alone take 6

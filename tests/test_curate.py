@@ -5,18 +5,17 @@
 
 import csv
 import os
-import subprocess
-import sys
 import tarfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from conftest import in_ranks
 from PIL import Image
 
-import curate
 from curate import components, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
 from support import stages
 from support.data import load_images
@@ -86,8 +85,8 @@ def test_clusters_by_hand():
 
 
 def test_as_brute_force_on_planted_chains():
-    """20,000 random vectors, a third of them in chains a ≈ b ≈ c whose ends are not alike, in float64."""
-    n, d = 20_000, 48
+    """8,000 random vectors, a third of them in chains a ≈ b ≈ c whose ends are not alike, in float64."""
+    n, d = 8000, 48
     generator = np.random.default_rng(0)
     x = generator.standard_normal((n, d))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -213,15 +212,20 @@ class Death(BaseException):
     """What no handler of the program catches."""
 
 
-@pytest.mark.parametrize("stage", ["thumbnails", "pool", "curated", "unique", "kept", "rows", "apart"])
-def test_killed_in_a_stage_and_started_again(place, tmp_path, monkeypatch, stage):
-    """The process dies in the middle of each stage: before a result is renamed, or within a growing file."""
+@pytest.fixture(scope="module")
+def whole(place, tmp_path_factory):
+    """What an uninterrupted run selects, and its further flags."""
     more = ("--exclude", place / "exclude", "--reference-threshold", 0.99999)
-    whole, killed = tmp_path / "a" / "selected.txt", tmp_path / "b" / "selected.txt"
-    for out in (whole, killed):
-        out.parent.mkdir()
-    monkeypatch.setattr(stages, "ROWS", 8)  # several blocks
-    assert run(*flags(place, whole, *more)) == 0
+    out = tmp_path_factory.mktemp("whole") / "selected.txt"
+    assert run(*flags(place, out, *more)) == 0
+    return out, more
+
+
+@pytest.mark.parametrize("stage", ["thumbnails", "pool", "curated", "unique", "kept", "rows", "apart"])
+def test_killed_in_a_stage_and_started_again(place, whole, tmp_path, monkeypatch, stage):
+    """The process dies in the middle of each stage: before a result is renamed, or within a growing file."""
+    (whole, more), killed = whole, tmp_path / "selected.txt"
+    monkeypatch.setattr(stages, "ROWS", 8 if stage != "curated" else 2)  # several blocks
     write, blocks, deaths = stages.write_safely, stages.tqdm, []
 
     def dying(path, save):
@@ -241,27 +245,27 @@ def test_killed_in_a_stage_and_started_again(place, tmp_path, monkeypatch, stage
 
     monkeypatch.setattr(stages, "write_safely", dying)
     monkeypatch.setattr(stages, "tqdm", some)
-    if stage == "curated":
-        monkeypatch.setattr(stages, "ROWS", 2)
     with pytest.raises(Death):
         run(*flags(place, killed, *more))
     assert not killed.exists() and deaths
-    monkeypatch.setattr(stages, "ROWS", 8 if stage != "curated" else 2)
     assert run(*flags(place, killed, *more)) == 0
     assert outputs(killed) == outputs(whole)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_any_number_of_ranks_selects_the_same(place, tmp_path, world):
+def work(rank, folder, argv):
+    """One of several processes; what it prints goes to a file."""
+    with open(folder / f"printed-{rank}", "w") as file, redirect_stdout(file):
+        assert run(*argv) == 0
+
+
+def test_three_ranks_select_the_same(place, tmp_path):
     more = ("--exclude", place / "exclude", "--reference-threshold", 0.99999, "--mode", "clusters", "--clusters", 2)
     alone, ranks = tmp_path / "a.txt", tmp_path / "b.txt"
     assert run(*flags(place, alone, *more)) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", world, "curate.py"]
-    done = subprocess.run([*map(str, command), *map(str, flags(place, ranks, *more))], capture_output=True, text=True,
-                          cwd=Path(curate.__file__).parent, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    in_ranks(work, 3, tmp_path, flags(place, ranks, *more))
     assert outputs(ranks) == outputs(alone)
-    assert done.stdout.count("images selected") == 1
+    printed = "".join((tmp_path / f"printed-{rank}").read_text() for rank in range(3))
+    assert printed.count("images selected") == 1
 
 
 @pytest.mark.parametrize("more, words", [

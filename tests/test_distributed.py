@@ -3,12 +3,9 @@
     pytest tests/test_distributed.py
 """
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
+from conftest import in_ranks
 
 import distributed
 
@@ -44,11 +41,8 @@ def test_every_function_is_a_no_op_in_a_single_process(monkeypatch):
 # Two processes
 
 
-def work(rank, folder, port):
-    """One of two processes as torchrun would start it; saves what it saw."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def work(rank, folder):
+    """One of two processes; saves what it saw."""
     device = distributed.start("cpu")
     parameters = parameters_with_gradients(rank)
     transposed = parameters[2].grad
@@ -79,10 +73,7 @@ def work(rank, folder, port):
 def two_ranks(tmp_path_factory):
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(work, args=(str(folder), port), nprocs=2)
+    in_ranks(work, 2, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

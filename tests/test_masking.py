@@ -45,7 +45,7 @@ def test_counts_depend_on_the_arguments_alone(height, width, n_images, probabili
     A count that rounds to 0, on the smallest grids, leaves its image unmasked.
     """
     N, seen = height * width, set()
-    for seed in range(4):
+    for seed in range(2):
         masks = sample_masks(n_images, height, width, (0.1, 0.5), probability, seeded(seed))
         counts = sorted(masks.sum(dim=1).tolist(), reverse=True)
         seen.add(tuple(counts))
@@ -111,12 +111,12 @@ def test_every_patch_is_masked_about_equally_often(height, width):
 def test_every_image_is_masked_equally_often_and_at_every_ratio():
     """Which images are masked, and how much, must not depend on their place in the batch.
 
-    400 draws of 4 images: each has 20 or 40 masked patches of 100, a quarter of the time each, or none. Mean 15,
-    variance (20² + 40²)/4 − 15² = 275, so the mean of 400 is off by 0.83. We allow 6 σ = 5: a chance of 10⁻⁸.
+    200 draws of 4 images: each has 20 or 40 masked patches of 100, a quarter of the time each, or none. Mean 15,
+    variance (20² + 40²)/4 − 15² = 275, so the mean of 200 is off by 1.17. We allow 6 σ = 7: a chance of 10⁻⁸.
     """
-    counts = torch.stack([sample_masks(4, 10, 10, generator=seeded(s)).sum(dim=1) for s in range(400)]).float()
+    counts = torch.stack([sample_masks(4, 10, 10, generator=seeded(s)).sum(dim=1) for s in range(200)]).float()
     assert ((counts > 0).sum(dim=1) == 2).all()
-    assert (counts.mean(dim=0) - 15).abs().max() < 5
+    assert (counts.mean(dim=0) - 15).abs().max() < 7
 
 
 def test_masks_are_blocks():

@@ -3,12 +3,9 @@
     pytest tests/test_neighbours.py
 """
 
-import socket
-
 import numpy as np
 import pytest
-import torch
-import torch.multiprocessing as mp
+from conftest import in_ranks
 
 import distributed
 import neighbours
@@ -93,15 +90,10 @@ def test_the_approximate_index_finds_the_planted_ones(monkeypatch):
 # Ranks
 
 
-def work(rank, world, folder, port):
-    """One of `world` processes: exact and approximate neighbours of the same vectors."""
-    import os
-
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def work(rank, folder):
+    """One of several processes: exact and approximate neighbours of the same vectors."""
     distributed.start("cpu")
-    np.savez(f"{folder}/{world}-{rank}.npz", **both(), shard=np.arange(10)[shard(10)])
+    np.savez(folder / f"{rank}.npz", **both(), shard=np.arange(10)[shard(10)])
     distributed.stop()
 
 
@@ -115,12 +107,9 @@ def both():
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_number_of_ranks_finds_the_same(world, tmp_path, monkeypatch):
     monkeypatch.setattr(neighbours, "EXACT_BELOW", neighbours.EXACT_BELOW)  # both() changes it here too
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(work, (world, tmp_path, port), nprocs=world)
+    in_ranks(work, world, tmp_path)
     alone = both()
-    ranks = [np.load(tmp_path / f"{world}-{rank}.npz") for rank in range(world)]
+    ranks = [np.load(tmp_path / f"{rank}.npz") for rank in range(world)]
     for rank in ranks:
         for name, value in alone.items():
             assert np.array_equal(rank[name], value), name

@@ -23,10 +23,11 @@ def test_selected_images_line_by_line(tmp_path):
 
 
 def test_selected_images_as_a_picture(tmp_path):
-    """Two rows, the longer one of three images: 1.2 inches each at 100 dots."""
+    """Two rows, the longer one of three images of 112 pixels and 4 around each, black around the first of a row."""
     raw = save(tmp_path / "a.png", (255, 0, 0)).read_bytes()
     draw_selected([[raw, raw], [raw, raw, raw]], tmp_path / "selected.png")
     with Image.open(tmp_path / "selected.png") as image:
         assert image.size == (360, 240)
-        reds = sum(count for count, colour in image.convert("RGB").getcolors(2**16) if colour == (255, 0, 0))
-    assert reds > 4 * 60 * 60
+        counts = {colour: count for count, colour in image.convert("RGB").getcolors()}
+    frame, whole = 120**2 - 112**2, 120**2
+    assert counts == {(255, 0, 0): 5 * 112**2, (0, 0, 0): 2 * frame, (255, 255, 255): 3 * frame + whole}

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from conftest import in_ranks
 
+import distributed
 from sinkhorn import sinkhorn_knopp
 
 
@@ -180,10 +180,9 @@ def test_autocast_around_it_changes_nothing():
 
 def work(rank, folder):
     """One of two processes: its half of the samples, in unequal shares, saved."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(sinkhorn_knopp(uneven_batch().split([3, 7])[rank], 0.04), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    distributed.start("cpu")
+    torch.save(sinkhorn_knopp(uneven_batch().split([3, 7])[rank], 0.04), folder / f"{rank}.pt")
+    distributed.stop()
 
 
 def uneven_batch():
@@ -192,7 +191,7 @@ def uneven_batch():
 
 
 def test_two_ranks_give_the_rows_of_one_process(tmp_path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    in_ranks(work, 2, tmp_path)
     rows = torch.cat([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)])
     torch.testing.assert_close(rows, sinkhorn_knopp(uneven_batch(), 0.04), rtol=1e-4, atol=1e-6)
     alone = torch.cat([sinkhorn_knopp(part, 0.04) for part in uneven_batch().split([3, 7])])

@@ -212,8 +212,7 @@ def test_it_exports_and_its_trace_can_be_saved(tmp_path):
     torch.testing.assert_close(torch.jit.load(tmp_path / "trace.pt")(images), expected)
 
 
-@pytest.mark.parametrize("masked, drop_path, checkpointing", [  # any two of them in all their combinations
-    (True, 0.0, False), (True, 0.5, True), (False, 0.0, True), (False, 0.5, False)])  # fmt: skip
+@pytest.mark.parametrize("masked, drop_path, checkpointing", [(True, 0.5, False), (False, 0.0, True)])
 def test_it_compiles_whole_and_once(masked, drop_path, checkpointing):
     """One graph, since fullgraph=True raises at a break, and none of the later steps compiles another one.
 
@@ -221,10 +220,11 @@ def test_it_compiles_whole_and_once(masked, drop_path, checkpointing):
     same subsets, since the draw stays an operation of PyTorch there; values and gradients are equal but for rounding.
     """
     network = toy(drop_path=drop_path, checkpointing=checkpointing, n_registers=1).train()
+    network.blocks = network.blocks[:2]  # a first and a last one: each takes its seconds to compile
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(network.training_features, fullgraph=True, dynamic=False, backend=counter)
-    for step in range(4):
+    for step in range(3):
         batches = [pictures(4, 16, 16, seed=step), pictures(6, 8, 8, seed=step)]
         masks = torch.arange(16)[None] < torch.tensor([[5], [0], [3], [8]])
         masks = masks[torch.randperm(4, generator=torch.Generator().manual_seed(step))]
