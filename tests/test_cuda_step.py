@@ -19,8 +19,8 @@ VITL = {"batch": 64, "checkpointing": False, "hires_share": 0.0}
 VITS = VITL | {"arch": "vit_small", "ffn": "mlp", "n_prototypes": 65536, "dino_bottleneck": 256, "drop_path": 0.3}
 CASES = {  # blocks, and what differs from the recipe vitl14; three blocks say of each other block what it launches
     "ViT-L": (24, VITL),
-    "ViT-S": (3, VITS),
-    "ViT-S, other sizes": (3, VITS | {"batch": 32, "n_prototypes": 4096, "mask_ratio": (0.4, 0.9)}),
+    "three blocks of ViT-S": (3, VITS),
+    "the same, other sizes": (3, VITS | {"batch": 32, "n_prototypes": 4096, "mask_ratio": (0.4, 0.9)}),
 }
 
 
@@ -57,7 +57,7 @@ def test_what_a_step_must_not_do_is_noticed(steps):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "most"), [("ViT-L", 4300), ("ViT-S", 1630)])
+@pytest.mark.parametrize(("name", "most"), [("ViT-L", 4300), ("three blocks of ViT-S", 1630)])
 def test_launches_stay_few(steps, name, most):
     """3,977 and 1,592; 5 more in each block, for the teacher, the student and its backward pass, are too many."""
     assert 1000 < sum(steps[name]["launches"].values()) <= most
@@ -68,7 +68,8 @@ def test_launches_do_not_grow_with_the_sizes(steps):
 
     Augmentation is left out: what it launches depends on its draws.
     """
-    found, expected = ({**steps[name]["launches"], "augmentation": 0} for name in ("ViT-S, other sizes", "ViT-S"))
+    found, expected = ({**steps[name]["launches"], "augmentation": 0}
+                       for name in ("the same, other sizes", "three blocks of ViT-S"))  # fmt: skip
     assert found == expected
 
 
