@@ -1,9 +1,10 @@
 """The few lines that know of other GPUs (§5).  Every function is a no-op in a single process.
 
-`torchrun --nproc-per-node N train.py ...` starts N ranks; each holds the whole model and its share of the batch.
-Three things cross between them in a step: the gradients, the prototype sums of Sinkhorn-Knopp and its largest row (or
-the centre), and whether somebody pressed Ctrl-C.  The official code shards the model with FSDP; plain replicas are
-enough up to ViT-g on 80 GB.
+`torchrun --nproc-per-node N train.py ...` starts N ranks, each with its share of the batch and, by PyTorch's FSDP2, of
+every parameter, gradient and moment: a block's weights are gathered when it is computed and let go again, and its
+gradients are averaged while the backward pass goes on.  Of several nodes each holds the whole model among its GPUs.
+Besides, these cross in a step: the prototype sums of Sinkhorn-Knopp and its largest row (or the centre), and the norms
+of the gradients.
 """
 
 import os
@@ -11,6 +12,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 
 def start(device, patience=None):
@@ -20,12 +22,13 @@ def start(device, patience=None):
     """
     if "RANK" not in os.environ or dist.is_initialized():
         return torch.device(device)
-    device = torch.device(device)
+    device, bound = torch.device(device), {}
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+        bound = {"device_id": device}
     timeout = timedelta(hours=patience) if patience else None
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout, **bound)
     return device
 
 
@@ -64,17 +67,22 @@ def any_rank(flag):
     """Whether `flag` is true on any rank."""
     if world_size() == 1:
         return bool(flag)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return max_over_ranks(torch.tensor(float(bool(flag)), device=device)).item() > 0
+    return max_over_ranks(torch.tensor(float(bool(flag)), device=device())).item() > 0
+
+
+def device():
+    """Where a tensor has to be to cross between ranks."""
+    return "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
 
 
 def gather(x):
     """x (...) of equal shape on each rank -> (world, ...), in the order of ranks; no gradient."""
     if world_size() == 1:
         return x[None]
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.stack(parts)  # (world, ...)
+    mine = x.to(device()).contiguous()
+    parts = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(parts, mine)
+    return torch.stack(parts).to(x.device)  # (world, ...)
 
 
 def wait():
@@ -98,11 +106,51 @@ def from_first_rank(make):
     return answer[0]
 
 
-def average_gradients(parameters):
-    """Mean of each gradient over all ranks, as one message."""
+def in_shares(compute, x):
+    """compute(x), row by row (N, ...): each rank computes a share of the rows, and all of them get all."""
     if world_size() == 1:
-        return
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = sum_over_ranks(torch.cat([g.flatten() for g in grads])) / world_size()
-    for g, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        g.copy_(mean.view_as(g))
+        return compute(x)
+    share = -(-len(x) // world_size())
+    rows = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(x) - 1)  # the last ones come twice
+    return gather(compute(x[rows])).flatten(0, 1)[: len(x)]
+
+
+# ---------------------------------------------------------------------------- a network in shards
+
+
+def shard(network):
+    """A ModuleDict of backbone and heads, each of its parts and blocks spread over the ranks; in place."""
+    if world_size() == 1:
+        return network
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # they take a second to import
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))  # shards within a node, replicas between nodes
+    shape, names = ((world_size() // local, local), ("replicate", "shard"))
+    if local == world_size():
+        shape, names = (local,), ("shard",)
+    device = next(network.parameters()).device.type
+    mesh = dist.device_mesh.init_device_mesh(device, shape, mesh_dim_names=names)
+    for part in [*network.backbone.blocks, *network.values()]:
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
+    for method in ("training_features", "forward_features"):
+        register_fsdp_forward_method(network.backbone, method)
+    return network
+
+
+def local_shards(parameters):
+    """What this rank holds of each parameter."""
+    return [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
+
+
+def whole(x):
+    """A sharded tensor as a plain one, on all ranks."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def unsharded(network, build):
+    """The network, or on each of several ranks a plain one from build(), with all of its values."""
+    if world_size() == 1:
+        return network
+    plain = build()
+    plain.load_state_dict(get_model_state_dict(network, options=StateDictOptions(full_state_dict=True)))
+    return plain

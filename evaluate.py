@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import vit as networks
 from augment import normalize
+from distributed import in_shares
 from schedule import cosine_schedule
 from support.data import Images, in_order, load_images
 from support.files import DataError
@@ -145,7 +146,8 @@ def measure_knn(vit, train, test, size, n_train=None):
     if train.labels is None or train.pixels is None or test.pixels is None:
         return {}
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
-    train_features, test_features = (frozen_features(vit, x, size) for x in (train.pixels[chosen], test.pixels))
+    train_features, test_features = (in_shares(lambda some: frozen_features(vit, some, size), pixels)
+                                     for pixels in (train.pixels[chosen], test.pixels))  # fmt: skip
     found = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels)
     return {f"knn_{k}": accuracy for k, accuracy in zip(KS, found)}
 

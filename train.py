@@ -45,7 +45,7 @@ from support.data import batches, load_splits
 from support.files import DataError
 from support.flags import UserError, find_device, make_folder, parse_args, show
 from support.memory import keep_pages, peak_memory
-from support.metrics import add_metrics, read_metrics, write_metrics
+from support.metrics import add_metrics, means, read_metrics, write_metrics
 from support.precision import autocast
 from support.report import draw_curves, scores_in_words
 from support.threads import choose_threads
@@ -88,7 +88,8 @@ def start_run(recipe, device):
     """A Run at step 0, with its weights drawn from the seed."""
     torch.manual_seed(recipe.seed)
     student = build_network(recipe).to(device)
-    ema = copy.deepcopy(student).requires_grad_(False).eval()
+    ema = distributed.shard(copy.deepcopy(student).requires_grad_(False).eval())
+    student = distributed.shard(student)
     teacher = load_teacher(recipe, device) if recipe.teacher else ema
     centering = nn.ModuleDict()
     if recipe.centering == "softmax":
@@ -110,7 +111,7 @@ def load_teacher(recipe, device):
             raise UserError(f"the teacher was trained with --{name} {getattr(theirs, name)}; set the same")
     teacher = build_network(theirs)
     teacher.load_state_dict(saved["teacher"])
-    return teacher.requires_grad_(False).eval().to(device)
+    return distributed.shard(teacher.requires_grad_(False).eval().to(device))
 
 
 def parameter_groups(student, r):
@@ -213,7 +214,6 @@ def center(run, name, logits, values):
 
 def update_student(run, values):
     """Clip the gradients, of the backbone and of each head by itself, and take AdamW's step; their norm before that."""
-    distributed.average_gradients(run.student.parameters())
     norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in run.student.values()]
     for group in run.optimizer.param_groups:
         frozen = group["prototypes"] and values["frozen_prototypes"]
@@ -221,13 +221,14 @@ def update_student(run, values):
         group["weight_decay"] = values["weight_decay"] * group["decay_factor"]
     run.optimizer.step()
     run.optimizer.zero_grad()
-    return torch.stack(norms).norm()
+    return torch.stack([distributed.whole(norm) for norm in norms]).norm()
 
 
 @torch.no_grad()
 def update_teacher(student, ema, momentum):
     """teacher ← m · teacher + (1 − m) · student, of all parameters at once."""
-    torch._foreach_lerp_(list(ema.parameters()), list(student.parameters()), 1 - momentum)
+    old, new = (distributed.local_shards(network.parameters()) for network in (ema, student))
+    torch._foreach_lerp_(old, new, 1 - momentum)
 
 
 # ---------------------------------------------------------------------------- images of a phase
@@ -289,26 +290,27 @@ def train(run, out, device):
         bar.update(r.batch)
         last = run.step == r.steps
         if run.step % r.log_every == 0 or last:
-            check_health(healthy, run.step, out)
             meter = collapse_meter(p_t, losses["dino"], cls)
+            numbers = means({"healthy": healthy, **losses, **meter})  # the step waits for the device here alone
+            check_health(numbers.pop("healthy") == 1, run.step, out)
             rate = (run.step % r.log_every or r.log_every) * r.batch / (time.perf_counter() - logged)
-            numbers = {name: value.item() for name, value in losses.items()}
-            record({**numbers, **meter, **values, "images_per_s": rate, "peak_memory": peak_memory(device)})
-            bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {meter['entropy_image']:.2f} of ln K")
-            warning = collapse_warning(meter)
+            record({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(device)})
+            bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {numbers['entropy_image']:.2f} of ln K")
+            warning = collapse_warning(numbers)
             if warning and rank == 0 and run.step > 0.1 * r.steps:  # at first all features are alike
                 bar.write(f"step {run.step}: {warning}", file=sys.stderr)
             logged = time.perf_counter()
-        stop = distributed.any_rank(stopped)  # once a step, so that all ranks save and leave together
+        if world == 1 or run.step % r.log_every == 0 or last:  # all ranks leave together; asking waits for the device
+            stop = distributed.any_rank(stopped)
         if run.step % r.save_every == 0 or last or stop:
             check_health(healthy, run.step, out)
-            if rank == 0:
-                save_checkpoint(run, out)
-        if rank == 0 and r.eval_every and run.step % r.eval_every == 0 and not last:
-            scores = evaluate(run, out, r.eval_images)
+            save_checkpoint(run, out)
+        if r.eval_every and run.step % r.eval_every == 0 and not last:
+            scores = evaluate(run, whole_vit(run), out, r.eval_images)
             record(scores)
-            draw_curves(rows, r, out / "curves.png")
-            bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
+            if rank == 0:
+                draw_curves(rows, r, out / "curves.png")
+                bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
             logged = time.perf_counter()
     bar.close()
     return rows, stop
@@ -345,13 +347,22 @@ def prepare(argv):
     return run, out, device
 
 
-def evaluate(run, out, n_train=None):
+def whole_vit(run):
+    """The EMA's ViT with all its weights, on each rank."""
+    device = next(run.ema.parameters()).device
+    return distributed.unsharded(run.ema.backbone, lambda: build_network(run.recipe).backbone.to(device).eval())
+
+
+def evaluate(run, network, out, n_train=None):
     """Draws pca.png; a dict of k-NN accuracies, the scores of draw_split, and the arithmetic that this took."""
-    r, network = run.recipe, run.ema.backbone
+    r = run.recipe
     splits, size = splits_at(run.step, r), sizes_at(r.steps, r)[1]
     with FlopCounterMode(display=False) as counter:
-        scores = measure_knn(network, *splits, size, n_train) | draw_split(network, splits[1], size, out / "pca.png")
-    return {**scores, "evaluation_flops": counter.get_total_flops()}
+        scores = measure_knn(network, *splits, size, n_train)
+        if distributed.rank() == 0:
+            scores |= draw_split(network, splits[1], size, out / "pca.png")
+    flops = torch.tensor(float(counter.get_total_flops()), dtype=torch.float64, device=distributed.device())
+    return {**scores, "evaluation_flops": int(distributed.sum_over_ranks(flops))}
 
 
 def training_flops(run):
@@ -368,9 +379,13 @@ def training_flops(run):
 
 def finish(run, out, rows, began):
     """What a finished run leaves besides its checkpoint; prints the last line."""
-    write_safely(out / "vit.pt", lambda path: torch.save(run.ema.backbone.state_dict(), path))
-    scores = evaluate(run, out)
+    network, rank = whole_vit(run), distributed.rank()
+    if rank == 0:
+        write_safely(out / "vit.pt", lambda path: torch.save(network.state_dict(), path))
+    scores = evaluate(run, network, out)
     flops = training_flops(run) + sum(row.get("evaluation_flops", 0) for row in [*rows, scores])
+    if rank > 0:
+        return
     row = {"step": run.recipe.steps, **scores, "flops": flops, "seconds": time.perf_counter() - began, "final": True}
     add_metrics(out / "metrics.jsonl", row)
     draw_curves([*rows, row], run.recipe, out / "curves.png")
@@ -387,12 +402,11 @@ def main(argv=None):
     except (UserError, CheckpointError, DataError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    rank = distributed.rank()
-    distributed.stop()
     if stopped:
         print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
-    elif rank == 0:
+    else:
         finish(run, out, rows, began)
+    distributed.stop()
     return 130 if stopped else 0  # 130: what a shell expects of Ctrl-C
 
 

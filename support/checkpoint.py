@@ -8,6 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+import distributed
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of what is sharded, on rank 0 alone
+SOME = StateDictOptions(full_state_dict=True, strict=False)  # what never had a gradient has no moments
 
 
 class CheckpointError(Exception):
@@ -26,23 +38,38 @@ def write_safely(path, write):
 
 
 def save_checkpoint(run, out):
-    """checkpoint.pt, with all that --resume needs."""
+    """checkpoint.pt, with all that --resume needs, on as many ranks as one likes.  All ranks call it, rank 0 writes."""
+    optimizer = get_optimizer_state_dict(run.student, run.optimizer, options=WHOLE)
     state = {
         "recipe": asdict(run.recipe),
         "step": run.step,
         "threads": torch.get_num_threads(),  # their number changes the order of sums
-        "student": run.student.state_dict(),
-        "teacher": run.ema.state_dict(),
+        "student": get_model_state_dict(run.student, options=WHOLE),
+        "teacher": get_model_state_dict(run.ema, options=WHOLE),
         "centering": run.centering.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        "optimizer": renamed(optimizer, {name: i for i, name in enumerate(names(run))}),
     }
-    write_safely(out / "checkpoint.pt", lambda path: torch.save(state, path))
+    if distributed.rank() == 0:
+        write_safely(out / "checkpoint.pt", lambda path: torch.save(state, path))
+
+
+def names(run):
+    """Of the student's parameters, in the order of the optimizer, which numbers them."""
+    name_of = {parameter: name for name, parameter in run.student.named_parameters()}
+    return [name_of[parameter] for group in run.optimizer.param_groups for parameter in group["params"]]
+
+
+def renamed(optimizer, new):
+    """An optimizer's state with the parameters called otherwise: numbers in the file, names in PyTorch's functions."""
+    state = {new[key]: value for key, value in optimizer.get("state", {}).items()}
+    groups = [{**group, "params": [new[key] for key in group["params"]]} for group in optimizer.get("param_groups", [])]
+    return {"state": state, "param_groups": groups}
 
 
 def read_checkpoint(path):
     """The dict that save_checkpoint wrote; CheckpointError in one line for anything else."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if saved.keys() >= {"recipe", "step", "student", "teacher", "optimizer"}:
             return saved
     except OSError as error:
@@ -54,8 +81,9 @@ def read_checkpoint(path):
 
 def restore(run, saved):
     """Set run to where the checkpoint was written."""
-    run.student.load_state_dict(saved["student"])
-    run.ema.load_state_dict(saved["teacher"])
+    set_model_state_dict(run.student, saved["student"], options=WHOLE)
+    set_model_state_dict(run.ema, saved["teacher"], options=WHOLE)
     run.centering.load_state_dict(saved["centering"])
-    run.optimizer.load_state_dict(saved["optimizer"])
+    optimizer = renamed(saved["optimizer"], dict(enumerate(names(run))))
+    set_optimizer_state_dict(run.student, run.optimizer, optimizer, options=SOME)
     run.step = saved["step"]

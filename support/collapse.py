@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 def collapse_meter(p_t, loss, cls):
-    """Targets (2, B, K), L_DINO (a scalar tensor), teacher [CLS] (2·B, D) -> a dict of floats.
+    """Targets (2, B, K), L_DINO (a scalar tensor), teacher [CLS] (2·B, D) -> a dict of scalar tensors.
 
     entropy_image: mean H(p_t) / ln K.  entropy_mean: H(mean p_t) / ln K.  kl: L_DINO − mean H(p_t), the
     divergence of the student from the teacher.  cosine: mean between the [CLS] of different images in view 1.
@@ -29,12 +29,8 @@ def collapse_meter(p_t, loss, cls):
     x = F.normalize(cls.float().chunk(2)[0], dim=1)  # (B, D)
     B = len(x)
     cosine = (x.sum(dim=0).square().sum() - B) / max(B * (B - 1), 1)  # ‖Σx‖² is B and twice each pair
-    return {
-        "entropy_image": (entropy_image / log_K).item(),
-        "entropy_mean": (entropy_mean / log_K).item(),
-        "kl": (loss - entropy_image).item(),
-        "cosine": cosine.item(),
-    }
+    return {"entropy_image": entropy_image / log_K, "entropy_mean": entropy_mean / log_K, "kl": loss - entropy_image,
+            "cosine": cosine}  # fmt: skip
 
 
 def collapse_warning(meter):

@@ -22,7 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 # Ranks are forked from a server that has imported what is slow to import, and nothing else.
-mp.get_context("forkserver").set_forkserver_preload(["torch", "faiss", "matplotlib.figure", "scipy.sparse"])
+SLOW = ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure", "scipy.sparse"]
+mp.get_context("forkserver").set_forkserver_preload(SLOW)
 
 
 def in_ranks(work, world, *arguments):

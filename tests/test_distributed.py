@@ -1,22 +1,21 @@
-"""The lines that know of other GPUs: no-ops in one process, and sums, means and flags in two.
+"""The lines that know of other GPUs: no-ops in one process, sums and flags in two, and training in shards.
 
     pytest tests/test_distributed.py
 """
+
+from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import in_ranks
 
 import distributed
-
-
-def parameters_with_gradients(rank):
-    """Three parameters: gradients (r + 1)·(1, 2), none, and (r + 1)·10 as a transposed 3×2 matrix."""
-    a, b, c = (torch.nn.Parameter(torch.zeros(shape)) for shape in [(2,), (5,), (3, 2)])
-    a.grad = (rank + 1) * torch.tensor([1.0, 2.0])
-    c.grad = (rank + 1) * torch.arange(6.0).view(2, 3).T * 10
-    return [a, b, c]
-
+import train
+import vit
+from recipes import get_recipe
+from support.checkpoint import read_checkpoint, restore, save_checkpoint
+from support.metrics import means
+from support.scaling import keep_blocks
 
 # --------------------------------------------------------------------------------------------------------
 # One process
@@ -30,9 +29,10 @@ def test_every_function_is_a_no_op_in_a_single_process(monkeypatch):
     assert distributed.sum_over_ranks(x) is x and distributed.max_over_ranks(x) is x
     assert x.tolist() == [1, -2]
     assert distributed.any_rank(True) is True and distributed.any_rank(0) is False
-    parameters = parameters_with_gradients(0)
-    distributed.average_gradients(iter(parameters))
-    assert parameters[0].grad.tolist() == [1, 2] and parameters[1].grad is None
+    network = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
+    assert distributed.shard(network) is network and distributed.unsharded(network, None) is network
+    assert distributed.whole(x) is x and distributed.local_shards([x])[0] is x
+    assert distributed.in_shares(lambda rows: 2 * rows, x).tolist() == [2, -4]
     distributed.stop()
     assert not torch.distributed.is_initialized()
 
@@ -44,9 +44,6 @@ def test_every_function_is_a_no_op_in_a_single_process(monkeypatch):
 def work(rank, folder):
     """One of two processes; saves what it saw."""
     device = distributed.start("cpu")
-    parameters = parameters_with_gradients(rank)
-    transposed = parameters[2].grad
-    distributed.average_gradients(iter(parameters))
     seen = {
         "device": str(device),
         "rank": distributed.rank(),
@@ -54,9 +51,8 @@ def work(rank, folder):
         "sum": distributed.sum_over_ranks(torch.tensor([1.0, 10.0 * rank])),
         "max": distributed.max_over_ranks(torch.tensor([-1.0 - rank, 10.0 * rank])),
         "any": [distributed.any_rank(flag) for flag in (False, rank == 1, rank == 0, True)],
-        "grads": [p.grad for p in parameters],
-        "in place": parameters[2].grad is transposed,
         "gathered": distributed.gather(torch.tensor([rank, 10])),
+        "shares": [distributed.in_shares(lambda rows: rows + 10, torch.arange(n)) for n in (1, 4, 5)],
         "decided": distributed.from_first_rank(lambda: {"by": rank}),
     }
     try:
@@ -102,11 +98,82 @@ def test_the_first_rank_decides_for_all_and_its_errors_are_everybodys(two_ranks)
     assert all(seen["decided"] == {"by": 0} and seen["error"] == "'missing'" for seen in two_ranks)
 
 
-def test_gradients_by_hand(two_ranks):
-    """The mean of once and twice is one and a half; a parameter without a gradient keeps none."""
-    a, b, c = parameters_with_gradients(0)
+def test_shares_come_back_in_order(two_ranks):
+    """Of one row, of four, and of five, where the second rank has two of its own and the last one again."""
     for seen in two_ranks:
-        assert torch.equal(seen["grads"][0], 1.5 * a.grad)
-        assert seen["grads"][1] is None
-        assert torch.equal(seen["grads"][2], 1.5 * c.grad)
-        assert seen["in place"]
+        assert [x.tolist() for x in seen["shares"]] == [list(range(10, 10 + n)) for n in (1, 4, 5)]
+
+
+# --------------------------------------------------------------------------------------------------------
+# Training on any number of processes
+
+STEPS, BATCH, LOSSES = 8, 8, ("loss", "dino", "ibot")
+SMALL = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
+         "global_size": 8, "local_size": 4, "n_local": 2, "hires_share": 0.0, "steps": STEPS, "drop_path": 0.0,
+         "batch": BATCH, "amp": False, "koleo_weight": 0.0, "lr": 1e-2}  # fmt: skip
+
+
+def some_steps(run, last):
+    """Steps up to `last`, each on the rank's share of the same crops and masks, however many ranks there are."""
+    rank, world, losses = distributed.rank(), distributed.world_size(), []
+
+    def mine(x):
+        return x.unflatten(0, (-1, BATCH)).chunk(world, dim=1)[rank].flatten(0, 1)
+
+    def crop(images, seed):
+        torch.manual_seed(run.step)
+        return mine(torch.randn(2 * BATCH, 3, 8, 8)), mine(torch.randn(2 * BATCH, 3, 4, 4))
+
+    masks = torch.arange(2 * BATCH)[:, None] % 2 > torch.arange(4) % 2  # each odd image, two patches of four
+    while run.step < last:
+        with patch.object(train, "sample_masks", lambda *_: mine(masks)):
+            images, values = torch.zeros(BATCH // world, 3, 8, 8), train.values_at(5, run.recipe)
+            found, *_ = train.train_step(run, images, crop, values)
+        losses.append(means(found))
+    return losses
+
+
+def go_on(rank, folder, last, seed=0):
+    """From the checkpoint in the folder, or from the start; what was found is saved beside the new checkpoint."""
+    keep_blocks("vit_pico", 2)  # each block is two messages a pass
+    run = train.start_run(get_recipe("shapes", **SMALL, seed=seed), distributed.start("cpu"))
+    if (folder / "checkpoint.pt").exists():
+        restore(run, read_checkpoint(folder / "checkpoint.pt"))
+    losses = some_steps(run, last)
+    save_checkpoint(run, folder)
+    moments = [x for state in run.optimizer.state.values() for name, x in state.items() if name != "step"]
+    with torch.no_grad():
+        features = train.whole_vit(run)(torch.linspace(-2, 2, 4 * 3 * 64).view(4, 3, 8, 8))
+    held = sum(x.nbytes for x in distributed.local_shards(moments))
+    found = {"losses": losses, "moments": held, "features": features}
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What was found alone, and by some steps on two ranks, some more on four, and the rest alone."""
+    found = []
+    with patch.object(vit, "vit_pico", vit.vit_pico):  # put back afterwards
+        for parts in ([(1, STEPS)], [(2, STEPS // 2), (4, STEPS - 2), (1, STEPS)]):
+            folder = tmp_path_factory.mktemp("ranks")
+            for seed, (world, last) in enumerate(parts):  # what is drawn at the start is overwritten
+                in_ranks(go_on, world, folder, last, seed) if world > 1 else go_on(0, folder, last, seed)
+                found.append(torch.load(folder / "found.pt", weights_only=True))
+    return found
+
+
+def test_as_many_ranks_as_one_likes_learn_the_same(found):
+    """The loss of each step, and the teacher at the end; KoLeo is within a rank, so it is left out."""
+    alone, *parts = found
+    for a, b in zip(alone["losses"], [row for part in parts for row in part["losses"]], strict=True):
+        assert [a[name] for name in LOSSES] == pytest.approx([b[name] for name in LOSSES], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    torch.testing.assert_close(alone["features"], parts[-1]["features"], rtol=1e-4, atol=1e-4)
+    assert alone["losses"][0]["loss"] - alone["losses"][-1]["loss"] > 0.1  # it learns, so it could differ
+
+
+def test_each_rank_has_its_share_of_the_moments(found):
+    """1/N, and a little more where a first dimension does not divide by N, such as that of [CLS]."""
+    whole, of_two, of_four, _ = (part["moments"] for part in found)
+    assert 1 / 2 <= of_two / whole < 1.1 / 2 and 1 / 4 <= of_four / whole < 1.1 / 4
