@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from dino_loss import dino_loss
 from sinkhorn import sinkhorn_knopp
-from support.checkpoint import CheckpointError
-from support.flags import Parser, UserError, find_device, parse_args, positive
+from support.failures import in_one_line
+from support.flags import Parser, find_device, parse_args, positive
 from support.memory import keep_pages, peak_memory
 from support.precision import autocast
 from support.scaling import draw_scaling
@@ -215,6 +215,7 @@ def bench_part(part, r, steps, device):
 # ---------------------------------------------------------------------------- the program
 
 
+@in_one_line("bench.py")
 def main(argv=None):
     """The program; returns its exit status."""
     keep_pages()
@@ -225,18 +226,14 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="one line for machines")
     parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention"), help="one part alone")
     parser.add_argument("--scaling", action="store_true", help="draw bench.png: batch, K, crop size and depth")
-    try:
-        args, rest = parser.parse_known_args(argv)
-        options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
-        device, threads = find_device(options.device), choose_threads(options.threads)
-        if args.scaling:
-            flags = [*rest, "--amp", args.amp, "--threads", str(torch.get_num_threads())]
-            print(draw_scaling(flags, r, "bench.png"))
-            return 0
-        result = bench_part(args.part, r, args.steps, device) if args.part else bench_step(r, args.steps, device)
-    except (UserError, CheckpointError) as error:
-        print(f"bench.py: error: {error}", file=sys.stderr)
-        return 2
+    args, rest = parser.parse_known_args(argv)
+    options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
+    device, threads = find_device(options.device), choose_threads(options.threads)
+    if args.scaling:
+        flags = [*rest, "--amp", args.amp, "--threads", str(torch.get_num_threads())]
+        print(draw_scaling(flags, r, "bench.png"))
+        return 0
+    result = bench_part(args.part, r, args.steps, device) if args.part else bench_step(r, args.steps, device)
     if args.json:
         print(json.dumps(result))
     elif args.part:

@@ -39,10 +39,10 @@ from pca_viz import draw_split
 from recipes import Recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
-from support.checkpoint import CheckpointError, read_checkpoint, restore, save_checkpoint, write_safely
+from support.checkpoint import read_checkpoint, restore, save_checkpoint, write_safely
 from support.collapse import check_health, collapse_meter, collapse_warning
 from support.data import batches, load_splits
-from support.files import DataError
+from support.failures import in_one_line
 from support.flags import UserError, find_device, make_folder, parse_args, show
 from support.memory import keep_pages, peak_memory
 from support.metrics import add_metrics, means, read_metrics, write_metrics
@@ -271,48 +271,47 @@ def train(run, out, device):
         usual = signal.getsignal(number)
         signal.signal(number, lambda n, _, usual=usual: (stopped.append(n), signal.signal(n, usual)))
     healthy = torch.ones((), dtype=torch.bool, device=device)
-    bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=rank > 0, mininterval=1)
 
     def record(row):
         rows.append({"step": run.step, **row, "seconds": before + time.perf_counter() - began})
         if rank == 0:
             add_metrics(out / "metrics.jsonl", rows[-1])
 
-    while run.step < r.steps and not stop:
-        values = values_at(run.step, r)
-        if values["hires"] != hires:  # a phase begins, or a resumed run joins it
-            hires = values["hires"]
-            images = splits_at(run.step, r)[0]
-            stream = batches(images, r.batch // world, r.seed, run.step, device, shard=(rank, world))
-            crop = make_crop(r, run.step)
-        losses, p_t, cls = train_step(run, next(stream), crop, values)
-        healthy &= losses["grad_norm"].isfinite()
-        bar.update(r.batch)
-        last = run.step == r.steps
-        if run.step % r.log_every == 0 or last:
-            meter = collapse_meter(p_t, losses["dino"], cls)
-            numbers = means({"healthy": healthy, **losses, **meter})  # the step waits for the device here alone
-            check_health(numbers.pop("healthy") == 1, run.step, out)
-            rate = (run.step % r.log_every or r.log_every) * r.batch / (time.perf_counter() - logged)
-            record({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(device)})
-            bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {numbers['entropy_image']:.2f} of ln K")
-            warning = collapse_warning(numbers)
-            if warning and rank == 0 and run.step > 0.1 * r.steps:  # at first all features are alike
-                bar.write(f"step {run.step}: {warning}", file=sys.stderr)
-            logged = time.perf_counter()
-        if world == 1 or run.step % r.log_every == 0 or last:  # all ranks leave together; asking waits for the device
-            stop = distributed.any_rank(stopped)
-        if run.step % r.save_every == 0 or last or stop:
-            check_health(healthy, run.step, out)
-            save_checkpoint(run, out)
-        if r.eval_every and run.step % r.eval_every == 0 and not last:
-            scores = evaluate(run, whole_vit(run), out, r.eval_images)
-            record(scores)
-            if rank == 0:
-                draw_curves(rows, r, out / "curves.png")
-                bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
-            logged = time.perf_counter()
-    bar.close()
+    with tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=rank > 0, mininterval=1) as bar:
+        while run.step < r.steps and not stop:
+            values = values_at(run.step, r)
+            if values["hires"] != hires:  # a phase begins, or a resumed run joins it
+                hires = values["hires"]
+                images = splits_at(run.step, r)[0]
+                stream = batches(images, r.batch // world, r.seed, run.step, device, shard=(rank, world))
+                crop = make_crop(r, run.step)
+            losses, p_t, cls = train_step(run, next(stream), crop, values)
+            healthy &= losses["grad_norm"].isfinite()
+            bar.update(r.batch)
+            last = run.step == r.steps
+            if run.step % r.log_every == 0 or last:
+                meter = collapse_meter(p_t, losses["dino"], cls)
+                numbers = means({"healthy": healthy, **losses, **meter})  # the step waits for the device here alone
+                check_health(numbers.pop("healthy") == 1, run.step, out)
+                rate = (run.step % r.log_every or r.log_every) * r.batch / (time.perf_counter() - logged)
+                record({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(device)})
+                bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {numbers['entropy_image']:.2f} of ln K")
+                warning = collapse_warning(numbers)
+                if warning and rank == 0 and run.step > 0.1 * r.steps:  # at first all features are alike
+                    bar.write(f"step {run.step}: {warning}", file=sys.stderr)
+                logged = time.perf_counter()
+            if world == 1 or run.step % r.log_every == 0 or last:  # several ask, and wait for the device, less often
+                stop = distributed.any_rank(stopped)
+            if run.step % r.save_every == 0 or last or stop:
+                check_health(healthy, run.step, out)
+                save_checkpoint(run, out)
+            if r.eval_every and run.step % r.eval_every == 0 and not last:
+                scores = evaluate(run, whole_vit(run), out, r.eval_images)
+                record(scores)
+                if rank == 0:
+                    draw_curves(rows, r, out / "curves.png")
+                    bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
+                logged = time.perf_counter()
     return rows, stop
 
 
@@ -392,16 +391,13 @@ def finish(run, out, rows, began):
     print(f"{scores_in_words(scores)}, {flops / 1e12:.1f} TFLOP, {row['seconds']:.0f} s, {out}")
 
 
+@in_one_line("train.py")
 def main(argv=None):
     """The program; returns its exit status."""
     began = time.perf_counter()
     keep_pages()
-    try:
-        run, out, device = prepare(argv)
-        rows, stopped = train(run, out, device)
-    except (UserError, CheckpointError, DataError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
+    run, out, device = prepare(argv)
+    rows, stopped = train(run, out, device)
     if stopped:
         print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
     else:

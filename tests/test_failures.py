@@ -1,0 +1,45 @@
+"""What is said of an error, and with which exit status.  `pytest tests/test_failures.py`"""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from support import failures
+from support.checkpoint import CheckpointError
+from support.failures import in_one_line
+from support.flags import UserError
+
+
+@pytest.mark.parametrize("error, says, status", [
+    (UserError("no such flag"), "no such flag", 2),
+    (CheckpointError("no checkpoint"), "no checkpoint", 2),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "--checkpointing", 1),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "--checkpointing", 1),
+])  # fmt: skip
+def test_one_line_and_a_status(error, says, status, capsys):
+    @in_one_line("program.py")
+    def main(argv):
+        raise error
+
+    assert main([]) == status
+    line = capsys.readouterr().err
+    assert line.startswith("program.py: error: ") and says in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [dist.DistBackendError("NCCL"), RuntimeError("[gloo/pair.cc:5] Connection closed")])
+def test_a_rank_that_lost_another_one(error, monkeypatch, capsys):
+    """Only where there are others."""
+    main = in_one_line("program.py")(lambda argv: (_ for _ in ()).throw(error))
+    with pytest.raises(RuntimeError):
+        main()
+    monkeypatch.setattr(failures.distributed, "world_size", lambda: 2)
+    assert main() == 1 and "--resume" in capsys.readouterr().err
+
+
+def test_other_errors_are_seen_whole():
+    with pytest.raises(ZeroDivisionError):
+        in_one_line("program.py")(lambda argv: 1 / 0)()
+
+
+def test_what_goes_well_is_returned():
+    assert in_one_line("program.py")(lambda argv: argv)("7") == "7"
