@@ -71,6 +71,8 @@ class Recipe:
     # running
     amp: bool = _f(True, "bf16 autocast where the device has bf16 arithmetic")
     compile: bool = _f(False, "torch.compile of the two ViTs")
+    micro_batch: int = _f(0, "images of a GPU that go forward and backward at once, 0: all; Sinkhorn-Knopp, KoLeo "
+                             "and the masks then see that piece alone")  # fmt: skip
     checkpointing: bool = _f(False, "keep only the input of each block for the backward pass, and compute it again")
     seed: int = _f(0, "seed of everything random")
     log_every: int = _f(10, "steps between two lines of metrics.jsonl")

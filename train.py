@@ -168,12 +168,30 @@ def seed_of(seed, step, use=0):
 
 
 def train_step(run, images, crop, values):
-    """One step on images (B, 3, S, S): updates run; returns the losses and what the collapse meter reads."""
-    r, student, teacher = run.recipe, run.student, run.teacher
-    torch.manual_seed(seed_of(r.seed, run.step))
-    B, device = len(images), images.device
+    """One step on images (B, 3, S, S): updates run; returns the losses and what the collapse meter reads.
 
-    globals_, locals_ = crop(images, seed_of(r.seed, run.step, use=1))  # (2·B, 3, g, g), (L·B, 3, l, l)
+    In pieces of micro_batch images, gradients add up to those of the mean loss; the meter reads the last piece.
+    """
+    r, sums = run.recipe, {}
+    torch.manual_seed(seed_of(r.seed, run.step))
+    for number, piece in enumerate(images.split(r.micro_batch or len(images)), start=1):
+        views = crop(piece, seed_of(r.seed, run.step, use=number))
+        losses, p_dino, cls_t = compute_losses(run, views, values)
+        share = len(piece) / len(images)
+        (share * losses["loss"]).backward()
+        sums = {k: sums.get(k, 0) + share * v.detach() for k, v in losses.items()}
+        del losses
+    sums["grad_norm"] = update_student(run, values)
+    update_teacher(run.student, run.ema, values["momentum"])
+    run.step += 1
+    return sums, p_dino, cls_t
+
+
+def compute_losses(run, views, values):
+    """L and its parts for views (2·B, 3, g, g), (L·B, 3, l, l); the teacher's targets (2, B, K) and [CLS] (2·B, D)."""
+    r, student, teacher = run.recipe, run.student, run.teacher
+    globals_, locals_ = views
+    B, device = len(globals_) // 2, globals_.device
     grid = globals_.shape[-1] // r.patch_size
     masks = sample_masks(2 * B, grid, grid, r.mask_ratio, r.mask_probability)  # (2·B, N)
     masked = move(masks.flatten().nonzero()[:, 0], device)  # (M,)
@@ -198,12 +216,7 @@ def train_step(run, images, crop, values):
     }
     del z_dino, z_ibot, p_ibot  # large, and the losses have what the backward pass needs
     losses["loss"] = losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
-
-    losses["loss"].backward()
-    losses["grad_norm"] = update_student(run, values)
-    update_teacher(run.student, run.ema, values["momentum"])
-    run.step += 1
-    return {k: v.detach() for k, v in losses.items()}, p_dino, cls_t
+    return losses, p_dino, cls_t
 
 
 def center(run, name, logits, values):
@@ -328,8 +341,8 @@ def prepare(argv):
     if options.resume and checkpoint.exists():
         saved = read_checkpoint(checkpoint)
         for name, value in changes.items():
-            if saved["recipe"][name] != value:
-                raise UserError(f"the run in {out} has --{name} {show(saved['recipe'][name])}, not {show(value)}")
+            if saved["recipe"].get(name) != value:
+                raise UserError(f"the run in {out} has --{name} {show(saved['recipe'].get(name))}, not {show(value)}")
         recipe = Recipe(**saved["recipe"])
     elif checkpoint.exists():
         raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")

@@ -226,6 +226,34 @@ def test_a_step_without_local_views():
     assert all(loss.isfinite() for loss in losses.values())
 
 
+def test_a_step_in_pieces(monkeypatch):
+    """Four images in pieces of 2, and of 3 and 1: gradients and losses are the means of the pieces', by their size."""
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    for size in (2, 3):
+        run, seen, found = small_run(drop_path=0.0, micro_batch=size, clip=1e9), [], []
+        compute_losses = train.compute_losses
+
+        def watched(run, views, values, seen=seen, compute_losses=compute_losses):
+            losses, *rest = compute_losses(run, views, values)
+            gradient = torch.autograd.grad(losses["loss"], weight_of(run), retain_graph=True)
+            seen.append((len(views[0]) / 8, losses, gradient))
+            return losses, *rest
+
+        def weight_of(run):
+            return run.student.backbone.patch_embed.proj.weight
+
+        monkeypatch.setattr(train, "compute_losses", watched)
+        monkeypatch.setattr(train, "update_student", lambda run, values, found=found: found.append(weight_of(run).grad))
+        losses, *_ = train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)),
+                                      train.values_at(1, run.recipe))  # fmt: skip
+        monkeypatch.undo()
+        assert [share for share, *_ in seen] == ([0.5, 0.5] if size == 2 else [0.75, 0.25])
+        torch.testing.assert_close(found[0], sum(share * gradient for share, _, [gradient] in seen))
+        assert not torch.equal(seen[0][2][0], seen[1][2][0])  # other crops, other masks
+        for name in ("dino", "ibot", "koleo", "loss"):
+            torch.testing.assert_close(losses[name], sum(share * part[name].detach() for share, part, _ in seen))
+
+
 def test_masks_and_crops_have_seeds_of_their_own(monkeypatch):
     seeds, manual_seed = [], torch.manual_seed
     monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or manual_seed(seed))
