@@ -2,6 +2,7 @@
 
     python bench.py --recipe vitl14 --arch vit_small --batch 8
     python bench.py --part sinkhorn                    one part alone: augment, sinkhorn, losses or attention
+    python bench.py --memory cuda --recipe vitl14      what a step will take, without a GPU and without allocating
     python bench.py --scaling                          bench.png: images/s and memory against batch, K, ...
 
     share of peak = (FLOPs of an image · images/s) / (FLOP/s of a large matrix product, measured in the same run)
@@ -14,24 +15,31 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import cross_entropy
 import train
+import vit
 from dino_loss import dino_loss
 from sinkhorn import sinkhorn_knopp
 from support.failures import in_one_line
 from support.flags import Parser, find_device, parse_args, positive
+from support.footprint import Footprint
 from support.memory import keep_pages, peak_memory
 from support.precision import autocast
 from support.scaling import draw_scaling
 from support.threads import choose_threads
-from vit import attend
 
+RESERVE = 2  # GiB, ours: what CUDA's own kernels and the gaps between tensors may take
 WARMUP = 4  # steps that are not timed: allocators fill their pools, and kernels are chosen
 
 
@@ -72,26 +80,35 @@ def parts_of(run):
     return [*parts, *((train, name, part) for name, part in names.items()), (torch.Tensor, "backward", "backward")]
 
 
-def measure_parts(step, crop, run, meter):
-    """step(crop) with meter() read before and after each part: a Counter of what it rose by, "rest" included."""
-    spent = Counter()
+def in_parts(step, crop, run, around):
+    """step(crop), with each part inside of around(its name), a context manager."""
 
-    def metered(call, part):
+    def named(call, part):
         def inner(*args, **kwargs):
-            start = meter()
-            result = call(*args, **kwargs)
-            spent[part] += meter() - start
-            return result
+            with around(part):
+                return call(*args, **kwargs)
 
         return inner
 
     with ExitStack() as stack:
         for owner, name, part in parts_of(run):
-            stack.enter_context(patch.object(owner, name, metered(getattr(owner, name), part)))
+            stack.enter_context(patch.object(owner, name, named(getattr(owner, name), part)))
+        step(named(crop, "augmentation"))
+
+
+def measure_parts(step, crop, run, meter):
+    """step(crop) with meter() read before and after each part: a Counter of what it rose by, "rest" included."""
+    spent = Counter()
+
+    @contextmanager
+    def around(part):
         start = meter()
-        step(metered(crop, "augmentation"))
-        whole = meter() - start
-    spent["rest"] = whole - sum(spent.values())
+        yield
+        spent[part] += meter() - start
+
+    start = meter()
+    in_parts(step, crop, run, around)
+    spent["rest"] = meter() - start - sum(spent.values())
     return spent
 
 
@@ -171,6 +188,70 @@ def table(result, threads):
     return "\n".join([title, *[f"{name:28} {value}" for name, value in lines]])
 
 
+# ---------------------------------------------------------------------------- memory, on paper
+
+
+def count_memory(r, device_type):
+    """Bytes that are alive at the peak of a recipe's step, by what made them: a Counter; nothing is allocated.
+
+    device_type: "cpu", or "cuda", where attention is fused and losses take all rows at once, without what CUDA itself
+    takes.  Temporary tensors of the augmentation are left out: they are gone when the peak comes.
+    """
+    footprint = Footprint()
+    alive, build = footprint.alive, train.build_network
+
+    def build_there(recipe):
+        network = footprint.made(lambda: build(recipe), "weights")
+        network.to = lambda *_: network
+        return network
+
+    def crop(images, seed):
+        sizes = ((2 * len(images), r.global_size), (r.n_local * len(images), r.local_size))
+        return footprint.made(lambda: tuple(torch.empty(n, 3, size, size) for n, size in sizes), "views")
+
+    @contextmanager
+    def around(part):
+        before, alive.part = alive.part, part
+        yield
+        alive.part = before
+
+    with ExitStack() as stack:
+        patches = [(FakeTensorMode, "__deepcopy__", lambda mode, _: mode), (train, "build_network", build_there),
+                   (torch.nn.init, "trunc_normal_", lambda x, **_: x)]  # fmt: skip
+        if device_type == "cuda":
+            patches += [(vit, "attend", F.scaled_dot_product_attention), (cross_entropy, "CACHED", 2**62),
+                        (train, "autocast", lambda _, enabled: torch.autocast("cpu", enabled=enabled))]  # fmt: skip
+        for owner, name, value in patches:
+            stack.enter_context(patch.object(owner, name, value, create=name == "__deepcopy__"))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of what has no numbers
+        stack.enter_context(footprint)
+        with around("teacher's weights"):
+            run = train.start_run(r, torch.device("cpu"))
+        with around("AdamW's moments"):
+            for p in run.student.parameters():
+                p.grad = torch.zeros_like(p)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        images = torch.empty(r.batch, 0)  # crops are made of nothing
+        alive.forget()
+        in_parts(lambda crop: train.train_step(run, images, crop, train.values_at(0, r)), crop, run, around)
+    return alive.at_peak
+
+
+def bench_memory(r, device_type, gpus=(24, 48, 80)):
+    """The lines of --memory: the peak of a step by part, and the largest batch for GPUs of so many GiB."""
+    parts = count_memory(r, device_type)
+    peak, smaller = sum(parts.values()), max(r.batch // 2, 1)
+    each = (peak - sum(count_memory(replace(r, batch=smaller), device_type).values())) / max(r.batch - smaller, 1)
+    lines = [(f"{r.arch}, batch {r.batch}, K {r.n_prototypes}, a step on {device_type}", f"{peak / 2**30:.2f} GiB")]
+    lines += [(f"  {part}", f"{n / 2**30:.2f}") for part, n in parts.most_common() if n]
+    if device_type == "cuda" and r.batch > 1 and not r.micro_batch:
+        lines += [(f"  largest batch in {gpu} GiB, less {RESERVE} for CUDA and gaps",
+                   max(0, int(((gpu - RESERVE) * 2**30 - peak) / each + r.batch))) for gpu in gpus]  # fmt: skip
+    return "\n".join(f"{name:56} {value}" for name, value in lines)
+
+
 # ---------------------------------------------------------------------------- one part alone
 
 
@@ -188,7 +269,7 @@ def bench_part(part, r, steps, device):
         shape = (2 * B, n_heads, tokens, backbone.embed_dim // n_heads)
         q, k, v = (torch.randn(shape, device=device, dtype=precision(r.amp, device), requires_grad=True)
                    for _ in range(3))  # fmt: skip
-        seconds, around = spread(seconds_of(lambda: attend(q, k, v).sum().backward(), device, steps))
+        seconds, around = spread(seconds_of(lambda: vit.attend(q, k, v).sum().backward(), device, steps))
         return {"part": part, "seconds": seconds, "spread": around}
     if part == "sinkhorn":
         logits = torch.randn(B, K, device=device)
@@ -225,9 +306,13 @@ def main(argv=None):
     parser.add_argument("--amp", choices=("bf16", "none"), default="bf16", help="precision (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one line for machines")
     parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention"), help="one part alone")
+    parser.add_argument("--memory", choices=("cpu", "cuda"), help="on paper: what a step will take there, by part")
     parser.add_argument("--scaling", action="store_true", help="draw bench.png: batch, K, crop size and depth")
     args, rest = parser.parse_known_args(argv)
     options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
+    if args.memory:
+        print(bench_memory(r, args.memory))
+        return 0
     device, threads = find_device(options.device), choose_threads(options.threads)
     if args.scaling:
         flags = [*rest, "--amp", args.amp, "--threads", str(torch.get_num_threads())]

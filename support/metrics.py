@@ -11,7 +11,7 @@ from support.checkpoint import write_safely
 def means(values):
     """Scalar tensors by name -> floats, each the mean over the ranks.  Waits for the device, once."""
     x = torch.stack([value.float() for value in values.values()])
-    return dict(zip(values, (sum_over_ranks(x) / world_size()).tolist()))
+    return dict(zip(values, (sum_over_ranks(x) / world_size()).cpu().tolist()))
 
 
 def read_metrics(path, last_step):

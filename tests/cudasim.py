@@ -12,7 +12,6 @@ build of PyTorch runs all that a GPU's would, and an operation on both devices i
 import ctypes
 import json
 import sys
-import weakref
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from support.footprint import Alive
+
 CUDA = torch.device("cuda", 0)
 VIEWS = ("view", "_unsafe_view", "detach", "alias", "t.", "transpose", "permute", "expand", "slice.", "select.",
          "split", "unsqueeze", "squeeze", "as_strided", "_reshape_alias", "unbind", "unfold", "lift_fresh", "empty",
@@ -37,28 +38,12 @@ ASKS = ("nonzero", "masked_select", "_unique", "bincount", "_local_scalar_dense"
 
 
 class CudaSim(TorchDispatchMode):
-    """Counts what is dispatched to CUDA: `launches`, `waits` by cause, and `peak` bytes alive."""
+    """Counts what is dispatched to CUDA: `launches`, `waits` by cause, and bytes `alive`."""
 
     def __init__(self):
         super().__init__()
-        self.fake, self.alive, self.bytes, self.peak = FakeTensorMode(), set(), 0, 0
+        self.fake, self.alive = FakeTensorMode(), Alive()
         self.launches, self.waits = 0, Counter()
-
-    def track(self, out):
-        """Add the storages of new CUDA tensors to the bytes alive, until they are freed."""
-        for x in tree_leaves(out):
-            if isinstance(x, FakeTensor) and x.fake_device.type == "cuda":
-                storage = x.untyped_storage()
-                key, n = storage._cdata, -(-storage.nbytes() // 512) * 512  # PyTorch's allocator rounds up to 512
-                if key not in self.alive:
-                    self.alive.add(key)
-                    self.bytes += n
-                    self.peak = max(self.peak, self.bytes)
-                    weakref.finalize(storage, self.free, key, n)
-
-    def free(self, key, n):
-        self.alive.discard(key)
-        self.bytes -= n
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, str(func).removeprefix("aten.")
@@ -91,7 +76,7 @@ class CudaSim(TorchDispatchMode):
                 out = func(*faked[0], **faked[1])
         if not name.startswith(VIEWS):
             self.launches += 1
-        self.track(out)
+        self.alive.track(out)
         return out
 
 
@@ -125,10 +110,13 @@ def pretend():
 
 
 def step(recipe, depth, **changes):
-    """One train_step of a recipe's first blocks: launches by part, waits by cause, bytes at its peak."""
+    """One train_step of a recipe's first blocks: launches by part, bytes at its peak, and waits by cause, of the step
+    and of what the loop does when it logs one."""
     import train
     from bench import measure_parts
     from recipes import get_recipe
+    from support.collapse import collapse_meter
+    from support.metrics import means
     from support.scaling import keep_blocks
 
     r, sim, build = get_recipe(recipe, **changes), CudaSim(), train.build_network
@@ -138,7 +126,7 @@ def step(recipe, depth, **changes):
     def build_there(recipe):
         with _disable_current_modes(), sim.fake, CUDA:
             network = build(recipe)
-        sim.track(list(network.parameters()))
+        sim.alive.track(list(network.parameters()))
         network.to = lambda *_: network
         return network
 
@@ -151,10 +139,29 @@ def step(recipe, depth, **changes):
         run.optimizer.step()  # the first one makes the moments
         run.optimizer.zero_grad()
         sim.waits.clear()
-        sim.peak = sim.bytes
-        parts = measure_parts(lambda crop: train.train_step(run, images, crop, train.values_at(run.step, r)),
-                              crop, run, lambda: sim.launches)  # fmt: skip
-    return {"launches": parts, "waits": dict(sim.waits), "peak": sim.peak}
+        sim.alive.forget()
+        found = []
+        parts = measure_parts(
+            lambda crop: found.extend(train.train_step(run, images, crop, train.values_at(run.step, r))),
+            crop, run, lambda: sim.launches)  # fmt: skip
+        waits, (losses, p_t, cls) = dict(sim.waits), found
+        sim.waits.clear()
+        healthy = losses["grad_norm"].isfinite()
+        means({"healthy": healthy, **losses, **collapse_meter(p_t, losses["dino"], cls)})
+    return {"launches": parts, "waits": waits, "log": dict(sim.waits), "peak": sim.alive.peak}
+
+
+def loader():
+    """Waits of a batch after the first one, of images that stay in the device's memory."""
+    from support.data import Images, batches
+
+    sim, images = CudaSim(), Images("eight", torch.zeros(8, 3, 4, 4, dtype=torch.uint8), None, [])
+    with sim:
+        stream = batches(images, 4, device=CUDA)
+        assert next(stream).device == CUDA
+        sim.waits.clear()
+        next(stream)
+    return {"waits": dict(sim.waits)}
 
 
 def faults():
@@ -173,5 +180,6 @@ def faults():
 if __name__ == "__main__":
     pretend()
     print(json.dumps(faults()))
+    print(json.dumps(loader()))
     for recipe, depth, changes in json.loads(sys.argv[2]):
         print(json.dumps(step(recipe, depth, **changes)), flush=True)

@@ -3,14 +3,17 @@
     pytest tests/test_bench.py
 """
 
+import itertools
 import json
 import re
+from collections import Counter
 
 import pytest
 import torch
 
 import bench
-from bench import bench_part, bench_step, main, measure_parts, spread
+import train
+from bench import bench_memory, bench_part, bench_step, count_memory, main, measure_parts, spread
 from masking import sample_masks
 from recipes import get_recipe
 
@@ -112,3 +115,50 @@ def test_bad_input_is_one_line(flags, words, capsys):
     assert main([*FLAGS, *flags]) == 2
     err = capsys.readouterr().err
     assert err.startswith("bench.py: error: ") and words in err and err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------- memory
+
+
+def allocated_at_the_peak(r):
+    """Bytes that PyTorch's allocator had given out at the peak of two real steps, by its profiler."""
+    run, images = train.start_run(r, CPU), torch.zeros(r.batch, 3, 8, 8, dtype=torch.uint8)
+    weights = sum(p.nbytes for network in (run.student, run.ema) for p in network.parameters())
+
+    def crop(images, seed):
+        sizes = ((2 * len(images), r.global_size), (r.n_local * len(images), r.local_size))
+        return tuple(torch.zeros(n, 3, size, size) for n, size in sizes)
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        for _ in range(2):
+            train.train_step(run, images, crop, train.values_at(0, r))
+    changes = []
+    events = list(profile.profiler.kineto_results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events += event.children
+        if hasattr(event.extra_fields, "alloc_size"):
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    sizes = [size for _, size in sorted(changes)]
+    return weights + max(itertools.accumulate(sizes))
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"micro_batch": 4}, {"checkpointing": True, "drop_path": 0.3, "centering": "softmax", "ffn": "swiglu"},
+])  # fmt: skip
+def test_memory_on_paper_is_what_the_allocator_gives(changes):
+    r = get_recipe("shapes", **{"arch": "vit_pico", "hires_share": 0.0, "batch": 8, "n_prototypes": 8192, **changes})
+    assert sum(count_memory(r, "cpu").values()) == pytest.approx(allocated_at_the_peak(r), rel=0.05)
+
+
+def test_the_batch_that_fits_by_hand(monkeypatch):
+    """1 GiB and another for every two images: 4 take 3 GiB; (24 − 2 − 1)·2 = 42 fit into 24 GiB, 90 into 48."""
+    monkeypatch.setattr(bench, "count_memory", lambda r, _: Counter(weights=2**30, views=r.batch * 2**29))
+    first, *_, small, large = bench_memory(get_recipe("shapes", batch=4), "cuda", (24, 48)).splitlines()
+    assert first.split()[-2] == "3.00" and (small.split()[-1], large.split()[-1]) == ("42", "90")
+
+
+def test_memory_is_a_flag(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "count_memory", lambda r, device_type: Counter({device_type: r.batch * 2**30}))
+    assert main(["--memory", "cpu", *FLAGS]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["GiB", "4.00"]

@@ -14,6 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench
+import vit
+from recipes import get_recipe
+from support.scaling import keep_blocks
+
 HERE = Path(__file__).parent
 VITL = {"batch": 64, "checkpointing": False, "hires_share": 0.0}
 VITS = VITL | {"arch": "vit_small", "ffn": "mlp", "n_prototypes": 65536, "dino_bottleneck": 256, "drop_path": 0.3}
@@ -41,12 +46,12 @@ def steps(tmp_path_factory):
     command = [sys.executable, HERE / "cudasim.py", guard, json.dumps([["vitl14", *case] for case in CASES.values()])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    faults, *steps = map(json.loads, done.stdout.splitlines())
+    faults, loader, *steps = map(json.loads, done.stdout.splitlines())
     found = dict(zip(CASES, steps, strict=True))
     for name, step in found.items():
         launches = ", ".join(f"{part} {n}" for part, n in sorted(step["launches"].items(), key=lambda x: -x[1]))
         print(f"\n{name}: {sum(step['launches'].values())} launches, {step['peak'] / 2**30:.1f} GiB ({launches})")
-    return found | {"faults": faults}
+    return found | {"faults": faults, "loader": loader}
 
 
 def test_what_a_step_must_not_do_is_noticed(steps):
@@ -59,7 +64,7 @@ def test_what_a_step_must_not_do_is_noticed(steps):
 
 @pytest.mark.parametrize(("name", "most"), [("ViT-L", 4300), ("three blocks of ViT-S", 1630)])
 def test_launches_stay_few(steps, name, most):
-    """3,977 and 1,592; 5 more in each block, for the teacher, the student and its backward pass, are too many."""
+    """3,992 and 1,607; 5 more in each block, for the teacher, the student and its backward pass, are too many."""
     assert 1000 < sum(steps[name]["launches"].values()) <= most
 
 
@@ -79,6 +84,24 @@ def test_a_step_never_waits_for_the_gpu(steps, name):
     assert steps[name]["waits"] == {}
 
 
+def test_a_logged_step_waits_once(steps):
+    """For five losses, four numbers of the collapse meter, and whether all is finite, at once."""
+    assert steps["ViT-L"]["log"] == {"a copy of (10,) to the CPU": 1}
+
+
+def test_the_loader_never_waits(steps):
+    assert steps["loader"]["waits"] == {}
+
+
 def test_memory_at_the_peak(steps):
     """Weights, moments and activations of batch 64 fit into 80 GiB without checkpointing."""
     assert 40 * 2**30 < steps["ViT-L"]["peak"] < 60 * 2**30  # 54; AdamW and the teacher alone take 6
+
+
+def test_memory_on_paper_is_that_of_the_simulated_gpu(steps, monkeypatch):
+    """`bench.py --memory cuda` needs no compiler."""
+    depth, changes = CASES["three blocks of ViT-S"]
+    monkeypatch.setattr(vit, "vit_small", vit.vit_small)  # put back afterwards
+    keep_blocks("vit_small", depth)
+    counted = sum(bench.count_memory(get_recipe("vitl14", **changes), "cuda").values())
+    assert counted == pytest.approx(steps["three blocks of ViT-S"]["peak"], rel=0.01)
