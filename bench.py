@@ -3,6 +3,7 @@
     python bench.py --recipe vitl14 --arch vit_small --batch 8
     python bench.py --part sinkhorn                    one part alone: augment, sinkhorn, losses or attention
     python bench.py --memory cuda --recipe vitl14      what a step will take, without a GPU and without allocating
+    python bench.py --all                              all that wants a GPU, in one table
     python bench.py --scaling                          bench.png: images/s and memory against batch, K, ...
 
     share of peak = (FLOPs of an image · images/s) / (FLOP/s of a large matrix product, measured in the same run)
@@ -31,8 +32,9 @@ import train
 import vit
 from dino_loss import dino_loss
 from sinkhorn import sinkhorn_knopp
+from support.everything import run_everything
 from support.failures import in_one_line
-from support.flags import Parser, find_device, parse_args, positive
+from support.flags import Parser, UserError, find_device, parse_args, positive
 from support.footprint import Footprint
 from support.memory import keep_pages, peak_memory
 from support.precision import autocast
@@ -239,16 +241,25 @@ def count_memory(r, device_type):
     return alive.at_peak
 
 
+def largest_batches(r, rooms):
+    """The largest batch for each number of bytes of a GPU, 0 where not even one image fits.
+
+    The peak is that of the forward pass, a line in the batch, or where that is less, that of gradients and moments.
+    """
+    least, some, more = (sum(count_memory(replace(r, batch=n), "cuda").values()) for n in (1, 64, 128))
+    each = (more - some) / 64
+    return [int(max(0, (room - some) / each + 64)) if room >= least else 0 for room in rooms]
+
+
 def bench_memory(r, device_type, gpus=(24, 48, 80)):
     """The lines of --memory: the peak of a step by part, and the largest batch for GPUs of so many GiB."""
     parts = count_memory(r, device_type)
-    peak, smaller = sum(parts.values()), max(r.batch // 2, 1)
-    each = (peak - sum(count_memory(replace(r, batch=smaller), device_type).values())) / max(r.batch - smaller, 1)
+    peak = sum(parts.values())
     lines = [(f"{r.arch}, batch {r.batch}, K {r.n_prototypes}, a step on {device_type}", f"{peak / 2**30:.2f} GiB")]
     lines += [(f"  {part}", f"{n / 2**30:.2f}") for part, n in parts.most_common() if n]
-    if device_type == "cuda" and r.batch > 1 and not r.micro_batch:
-        lines += [(f"  largest batch in {gpu} GiB, less {RESERVE} for CUDA and gaps",
-                   max(0, int(((gpu - RESERVE) * 2**30 - peak) / each + r.batch))) for gpu in gpus]  # fmt: skip
+    if device_type == "cuda" and not r.micro_batch:
+        found = largest_batches(r, [(gpu - RESERVE) * 2**30 for gpu in gpus])
+        lines += [(f"  largest batch in {gpu} GiB, less {RESERVE} for CUDA and gaps", n) for gpu, n in zip(gpus, found)]
     return "\n".join(f"{name:56} {value}" for name, value in lines)
 
 
@@ -263,6 +274,8 @@ def bench_part(part, r, steps, device):
         images = torch.randint(0, 256, (B, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
         seconds, around = spread(seconds_of(lambda: crop(images, 0), device, steps))
         return {"part": part, "seconds": seconds, "spread": around, "images_per_s": B / seconds}
+    if part == "launches":
+        return {"part": part, **launches_and_waits(r, device)}
     if part == "attention":
         backbone, tokens = train.build_network(r).backbone, 1 + (r.global_size // r.patch_size) ** 2
         n_heads = backbone.blocks[0].attn.n_heads
@@ -293,6 +306,33 @@ def bench_part(part, r, steps, device):
     return {"part": part, "seconds": seconds, "spread": around, "copies": seconds / copy, "extra_matrices": matrices}
 
 
+def launches_and_waits(r, device):
+    """What a step on a GPU launches, by the profiler, and how often the CPU waits for it, as PyTorch warns."""
+    if device.type != "cuda":
+        raise UserError("--part launches needs a GPU; without one, pytest tests/test_cuda_step.py -s")
+    *_, step, _ = make_step(r, device)
+    for _ in range(WARMUP):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        step()
+        torch.cuda.set_sync_debug_mode("default")
+    return {"launches": sum(event.count for event in profile.key_averages()),
+            "waits": sum("synchroniz" in str(warning.message) for warning in waits)}  # fmt: skip
+
+
+def largest_batch(r, device):
+    """The recipe with the largest batch, of whole eights, that is expected to fit on this GPU."""
+    if device.type != "cuda":
+        raise UserError("--largest needs a GPU; --memory cuda says what fits without one")
+    [batch] = largest_batches(r, [torch.cuda.mem_get_info(device)[0] - RESERVE * 2**30])
+    return replace(r, batch=max(batch // 8 * 8, 1))
+
+
 # ---------------------------------------------------------------------------- the program
 
 
@@ -305,7 +345,11 @@ def main(argv=None):
     parser.add_argument("--steps", type=positive, default=5, help="steps that are timed (default: %(default)s)")
     parser.add_argument("--amp", choices=("bf16", "none"), default="bf16", help="precision (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one line for machines")
-    parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention"), help="one part alone")
+    parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention", "launches"),
+                        help="one part alone; launches: on a GPU, of a step, and how often it waits")  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="all that wants a GPU, each part in a process of its own: a "
+                        "table and bench.json, in 9 minutes; --data PATH is where CIFAR-10 is")  # fmt: skip
+    parser.add_argument("--largest", action="store_true", help="the largest batch that fits on this GPU")
     parser.add_argument("--memory", choices=("cpu", "cuda"), help="on paper: what a step will take there, by part")
     parser.add_argument("--scaling", action="store_true", help="draw bench.png: batch, K, crop size and depth")
     args, rest = parser.parse_known_args(argv)
@@ -314,6 +358,10 @@ def main(argv=None):
         print(bench_memory(r, args.memory))
         return 0
     device, threads = find_device(options.device), choose_threads(options.threads)
+    if args.all:
+        data = r.data if "--data" in rest else None
+        return int(run_everything(device, device.type == "cuda", data, "bench.json") > 0)
+    r = largest_batch(r, device) if args.largest else r
     if args.scaling:
         flags = [*rest, "--amp", args.amp, "--threads", str(torch.get_num_threads())]
         print(draw_scaling(flags, r, "bench.png"))

@@ -152,10 +152,10 @@ def test_memory_on_paper_is_what_the_allocator_gives(changes):
 
 
 def test_the_batch_that_fits_by_hand(monkeypatch):
-    """1 GiB and another for every two images: 4 take 3 GiB; (24 − 2 − 1)·2 = 42 fit into 24 GiB, 90 into 48."""
-    monkeypatch.setattr(bench, "count_memory", lambda r, _: Counter(weights=2**30, views=r.batch * 2**29))
-    first, *_, small, large = bench_memory(get_recipe("shapes", batch=4), "cuda", (24, 48)).splitlines()
-    assert first.split()[-2] == "3.00" and (small.split()[-1], large.split()[-1]) == ("42", "90")
+    """1 GiB and another for every two images, but at least 5: (24 − 2 − 1)·2 = 42 fit into 24 GiB, none into 6."""
+    monkeypatch.setattr(bench, "count_memory", lambda r, _: Counter(views=max(2**30 + r.batch * 2**29, 5 * 2**30)))
+    first, *_, small, large = bench_memory(get_recipe("shapes", batch=10), "cuda", (6, 24)).splitlines()
+    assert first.split()[-2] == "6.00" and (small.split()[-1], large.split()[-1]) == ("0", "42")
 
 
 def test_memory_is_a_flag(monkeypatch, capsys):
