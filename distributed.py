@@ -8,6 +8,7 @@ of the gradients.
 """
 
 import os
+import warnings
 from datetime import timedelta
 
 import torch
@@ -124,6 +125,7 @@ def shard(network):
         return network
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # they take a second to import
 
+    warnings.filterwarnings("ignore", ".*returned a view tensor")  # it is not written to
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))  # shards within a node, replicas between nodes
     shape, names = ((world_size() // local, local), ("replicate", "shard"))
     if local == world_size():

@@ -74,6 +74,7 @@ class Recipe:
     micro_batch: int = _f(0, "images of a GPU that go forward and backward at once, 0: all; Sinkhorn-Knopp, KoLeo "
                              "and the masks then see that piece alone")  # fmt: skip
     checkpointing: bool = _f(False, "keep only the input of each block for the backward pass, and compute it again")
+    workers: int = _f(2, "processes of a GPU that decode images, where these do not fit into memory")
     seed: int = _f(0, "seed of everything random")
     log_every: int = _f(10, "steps between two lines of metrics.jsonl")
     save_every: int = _f(100, "steps between two checkpoints")

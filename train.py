@@ -3,12 +3,13 @@
     python train.py                                    the built-in pictures, minutes on a laptop
     python train.py --data DIR --recipe cifar10        your own pictures; any field of recipes.py is a flag
     python train.py --resume                           go on after Ctrl-C, a crash, or kill -9
-    torchrun --nproc-per-node 8 train.py ...           eight GPUs
+    torchrun --nproc-per-node 8 train.py ...           eight GPUs (distributed.py)
 
     L = L_DINO + w · L_iBOT + 0.1 · Σ_v L_KoLeo(global view v),        teacher ← m · teacher + (1 − m) · student
 
 A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its folder.  All that is random in
-step s is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one to the last bit.
+step s is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one, on a CPU to the last
+bit; a GPU sums in no fixed order.
 """
 
 import copy
@@ -296,7 +297,7 @@ def train(run, out, device):
             if values["hires"] != hires:  # a phase begins, or a resumed run joins it
                 hires = values["hires"]
                 images = splits_at(run.step, r)[0]
-                stream = batches(images, r.batch // world, r.seed, run.step, device, shard=(rank, world))
+                stream = batches(images, r.batch // world, r.seed, run.step, device, r.workers, shard=(rank, world))
                 crop = make_crop(r, run.step)
             losses, p_t, cls = train_step(run, next(stream), crop, values)
             healthy &= losses["grad_norm"].isfinite()
@@ -349,6 +350,8 @@ def prepare(argv):
     device = distributed.start(device)
     if recipe.batch % distributed.world_size():
         raise UserError(f"--batch {recipe.batch} does not divide among {distributed.world_size()} processes")
+    if recipe.compile and distributed.world_size() > 1:
+        raise UserError("--compile takes a ViT whole, and several GPUs take it in blocks; one of the two")
     run = start_run(recipe, device)
     if saved:
         restore(run, saved)

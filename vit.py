@@ -263,8 +263,7 @@ class ViT(nn.Module):
         rows = unpack(torch.arange(len(packed), device=at.device), shapes)  # [(b, n), ...]
         patches = rows[0][:, 1 + self.n_registers :].flatten()[at]  # (M,)
         used = torch.cat([*(row[:, 0] for row in rows), patches])  # (ΣB + M,)
-        cls, patches = self.run_blocks(packed, shapes, used).split([len(used) - len(at), len(at)])
-        return self.norm(cls), self.norm(patches)
+        return self.norm(self.run_blocks(packed, shapes, used)).split([len(used) - len(at), len(at)])
 
     def forward(self, x):
         """Images (B, 3, H, W) -> [CLS] features (B, D)."""

@@ -94,6 +94,8 @@ def run_everything(device, on_gpu, data, out, steps=0, flags=""):
         results[name] = {**found, "command": command, "wall_s": time.perf_counter() - began}
         Path(out).write_text(json.dumps(results, indent=1))  # also of a run that is killed
     print("\n".join(table(results)))
+    if not on_gpu:
+        print("every size cut down: a trial of the command, no measurement")
     failed = sum("failed" in found for found in results.values())
     print(f"{len(results) - failed} of {len(results)} parts: {out}")
     return failed

@@ -137,8 +137,9 @@ def check_recipe(r):
     for name in ("batch", "steps", "image_size", "patch_size", "n_prototypes", "log_every", "save_every"):
         if getattr(r, name) < 1:
             raise UserError(f"--{name} must be 1 or more; got {getattr(r, name)}")
-    if r.micro_batch < 0:
-        raise UserError(f"--micro_batch must be 0 or more; got {r.micro_batch}")
+    for name in ("micro_batch", "workers"):
+        if getattr(r, name) < 0:
+            raise UserError(f"--{name} must be 0 or more; got {getattr(r, name)}")
     for name in ("student_temp", "teacher_temp_start", "teacher_temp", "lr", "clip"):
         if not 0 < getattr(r, name) < math.inf:
             raise UserError(f"--{name} must be above 0; got {getattr(r, name)}")
