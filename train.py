@@ -358,7 +358,8 @@ def prepare(argv):
     threads = choose_threads(options.threads, saved and saved.get("threads"))
     start = f"goes on at step {run.step}" if saved else "starts"
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
-    print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {threads}, {start} of {recipe.steps} steps")
+    if distributed.rank() == 0:
+        print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {threads}, {start} of {recipe.steps} steps")
     return run, out, device
 
 
@@ -414,9 +415,9 @@ def main(argv=None):
     keep_pages()
     run, out, device = prepare(argv)
     rows, stopped = train(run, out, device)
-    if stopped:
+    if stopped and distributed.rank() == 0:
         print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
-    else:
+    if not stopped:
         finish(run, out, rows, began)
     distributed.stop()
     return 130 if stopped else 0  # 130: what a shell expects of Ctrl-C

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
 from augment import move
 from support import shapes
 from support.cifar10 import read_cifar10
@@ -102,6 +103,8 @@ def load_images(data, split="train", size=64, seed=0):
 def load_splits(data, size, seed):
     """The training and the test images at one size; broken files are named on the screen."""
     splits = [load_images(data, split, size, seed) for split in ("train", "test")]
+    if distributed.rank() > 0:
+        return splits
     skipped = dict(pair for images in splits for pair in images.skipped)  # a file can be in both
     for name, reason in skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)

@@ -85,8 +85,8 @@ def test_clusters_by_hand():
 
 
 def test_as_brute_force_on_planted_chains():
-    """8,000 random vectors, a third of them in chains a ≈ b ≈ c whose ends are not alike, in float64."""
-    n, d = 8000, 48
+    """5,000 random vectors, a third of them in chains a ≈ b ≈ c whose ends are not alike, in float64."""
+    n, d = 5000, 48
     generator = np.random.default_rng(0)
     x = generator.standard_normal((n, d))
     x /= np.linalg.norm(x, axis=1, keepdims=True)

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+import bench
 from support import everything
 
 STEP = {"images_per_s": 2.0, "share_of_peak": 0.5, "peak_memory": 2**30, "batch": 4, "parts": {"augmentation": 1.0}}
@@ -56,10 +57,17 @@ def test_it_takes_at_most_nine_minutes():
     assert len(parts) * 30 + everything.SECONDS < 540
 
 
-def test_a_real_part_and_a_real_failure():
-    """On a CPU, the sizes cut down."""
-    command, limit = everything.plan("cpu", False, None)["ViT-L/14"]
-    found = json.loads(everything.run(command, limit))
-    assert found["arch"] == "vit_pico" and found["images_per_s"] > 0
+def test_a_part_of_a_cpu(capsys):
+    """Its command is right, and small: it is called, not started, which would import PyTorch once more."""
+    parts = everything.plan("cpu", False, None)
+    program, *flags = parts["ViT-L/14 at 518²"][0].split()
+    assert program == "bench.py" and bench.main(flags) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["batch"] == 2 and found["global_size"] == 28 and found["images_per_s"] > 0
+
+
+def test_a_process_that_ends_well_and_one_that_does_not():
+    assert everything.run("-V", 60).startswith("Python 3")
+    limit = 60
     with pytest.raises(RuntimeError, match="No module named no_such_module"):
         everything.run("-m no_such_module", limit)
