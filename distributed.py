@@ -13,7 +13,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 
 def start(device, patience=None):
@@ -153,6 +152,8 @@ def unsharded(network, build):
     """The network, or on each of several ranks a plain one from build(), with all of its values."""
     if world_size() == 1:
         return network
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
     plain = build()
     plain.load_state_dict(get_model_state_dict(network, options=StateDictOptions(full_state_dict=True)))
     return plain

@@ -8,18 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 import distributed
-
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of what is sharded, on rank 0 alone
-SOME = StateDictOptions(full_state_dict=True, strict=False)  # what never had a gradient has no moments
 
 
 class CheckpointError(Exception):
@@ -39,13 +29,16 @@ def write_safely(path, write):
 
 def save_checkpoint(run, out):
     """checkpoint.pt, with all that --resume needs, on as many ranks as one likes.  All ranks call it, rank 0 writes."""
-    optimizer = get_optimizer_state_dict(run.student, run.optimizer, options=WHOLE)
+    from torch.distributed.checkpoint import state_dict as dcp  # takes a second to import
+
+    whole = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # of what is sharded, on rank 0 alone
+    optimizer = dcp.get_optimizer_state_dict(run.student, run.optimizer, options=whole)
     state = {
         "recipe": asdict(run.recipe),
         "step": run.step,
         "threads": torch.get_num_threads(),  # their number changes the order of sums
-        "student": get_model_state_dict(run.student, options=WHOLE),
-        "teacher": get_model_state_dict(run.ema, options=WHOLE),
+        "student": dcp.get_model_state_dict(run.student, options=whole),
+        "teacher": dcp.get_model_state_dict(run.ema, options=whole),
         "centering": run.centering.state_dict(),
         "optimizer": renamed(optimizer, {name: i for i, name in enumerate(names(run))}),
     }
@@ -81,9 +74,13 @@ def read_checkpoint(path):
 
 def restore(run, saved):
     """Set run to where the checkpoint was written."""
-    set_model_state_dict(run.student, saved["student"], options=WHOLE)
-    set_model_state_dict(run.ema, saved["teacher"], options=WHOLE)
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    whole = dcp.StateDictOptions(full_state_dict=True)
+    dcp.set_model_state_dict(run.student, saved["student"], options=whole)
+    dcp.set_model_state_dict(run.ema, saved["teacher"], options=whole)
     run.centering.load_state_dict(saved["centering"])
     optimizer = renamed(saved["optimizer"], dict(enumerate(names(run))))
-    set_optimizer_state_dict(run.student, run.optimizer, optimizer, options=SOME)
+    some = dcp.StateDictOptions(full_state_dict=True, strict=False)  # what never had a gradient has no moments
+    dcp.set_optimizer_state_dict(run.student, run.optimizer, optimizer, options=some)
     run.step = saved["step"]
