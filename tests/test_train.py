@@ -21,7 +21,6 @@ from recipes import get_recipe
 from support.weights import load_vit
 from train import main, parameter_groups, training_flops
 
-ROOT = Path(__file__).parents[1]
 CLOCK = ("seconds", "images_per_s", "peak_memory")  # of a row of metrics.jsonl: what may differ between equal runs
 CPU = torch.device("cpu")
 
