@@ -50,20 +50,20 @@ def run(command, limit):
     return done.stdout.strip().splitlines()[-1]
 
 
-def train_for_a_while(command, limit, step, steps, folder):
+def train_for_a_while(command, limit, step, folder):
     """A training run of about SECONDS, as long as the speed of `step` allows: its last row."""
-    steps = steps or max(1, int(SECONDS * step["images_per_s"] / step["batch"]))
+    steps = max(1, int(SECONDS * step["images_per_s"] / step["batch"]))
     run(f"{command} --out {folder} --steps {steps} --eval_every 0", limit)
     last = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[-1])
     return {name: last[name] for name in ("step", "knn_20", "knn_200", "seconds")}
 
 
-def agreement(device, limit, flags=""):
+def agreement(device, limit):
     """The largest relative difference between the losses of 20 float32 steps on the CPU and on the device."""
     losses = []
     for where in ("cpu", device):
         with tempfile.TemporaryDirectory() as folder:
-            run(f"train.py {SAME} {flags} --out {folder}/run --device {where}", limit)
+            run(f"train.py {SAME} --out {folder}/run --device {where}", limit)
             rows = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
             losses.append([row["loss"] for row in rows if "loss" in row])
     apart = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
@@ -72,20 +72,20 @@ def agreement(device, limit, flags=""):
     return {"largest difference of 20 losses": apart}
 
 
-def run_everything(device, on_gpu, data, out, steps=0, flags=""):
-    """Run all parts, write `out`, print the table; how many failed.  steps, flags: less work, for a test."""
+def run_everything(device, on_gpu, data, out):
+    """Run all parts, write `out`, print the table; how many failed."""
     results = {}
     parts = plan(device, on_gpu, data)
     for name in tqdm([*parts, "CPU and GPU agree"], "bench --all", unit="part"):
         began, command = time.perf_counter(), "train.py"
         try:
             if name == "CPU and GPU agree":
-                found = agreement(device, 120, flags)
+                found = agreement(device, 120)
             else:
                 command, limit = parts[name]
                 if command.startswith("train.py"):
                     with tempfile.TemporaryDirectory() as folder:
-                        found = train_for_a_while(command, limit, results["cifar10, a step"], steps, f"{folder}/run")
+                        found = train_for_a_while(command, limit, results["cifar10, a step"], f"{folder}/run")
                 else:
                     line = run(command, limit)
                     found = json.loads(line) if line.startswith("{") else {"says": line}
