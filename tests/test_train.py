@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -467,14 +468,23 @@ def test_sizes_of_the_phases():
 # ---------------------------------------------------------------------------- other devices and ranks
 
 
-def in_a_rank(rank, words):
-    assert main(words) == 0
+def in_a_rank(rank, words, folder):
+    with open(folder / f"printed-{rank}", "w") as file, redirect_stdout(file):
+        assert main(words) == 0
 
 
 def test_two_ranks_end_as_one_run(folder, tmp_path):
-    """Two processes of half the batch each: both end, one writes."""
-    in_ranks(in_a_rank, 2, flags(folder, tmp_path, steps=2, hires_share=0))
-    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 2]
+    """Two processes of half the batch each, in pieces of two: both end, one writes and speaks."""
+    words = flags(folder, tmp_path / "run", steps=2, hires_share=0, micro_batch=2)
+    in_ranks(in_a_rank, 2, words, tmp_path)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 2]
+    assert len((tmp_path / "printed-0").read_text().splitlines()) == 3 and not (tmp_path / "printed-1").read_text()
+
+
+def test_several_ranks_do_not_compile(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
+    assert main([*flags(folder, tmp_path), "--compile"]) == 2
+    assert "one of the two" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
