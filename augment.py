@@ -21,7 +21,7 @@ What is computed, for each view of each image on its own, in this order (X has v
 Why it is fast. A row of W or K has a few numbers that are not zero, so we store its "taps": T row numbers and
 T weights. The product is then a weighted sum of T rows for each row of the result, and that is
 `embedding_bag`. On a CPU, work goes in chunks of the size of a core's L2 cache, on a GPU in chunks of 256 MB.
-Everything random is drawn on the CPU, so nothing waits for a GPU.
+Everything random is drawn on the CPU, a few numbers for each view, so nothing waits for a GPU.
 
 The reference code takes one image at a time in CPU workers, rounds to 8 bit after every step, and hands 1 − p
 to a blur that takes p: its first global view is never blurred, its second 9 times in 10. Ours is
@@ -68,19 +68,20 @@ def weighted_rows(x, source, rows, weights):
     return rearrange(out, "(n c h) w -> n c h w", c=3, n=len(source))
 
 
-def bicubic_taps(length, flip, out_size):
-    """Sides of boxes (n,), flips (n,) -> rows in the box and weights of Pillow's filter, (n, out_size, T).
+def bicubic_taps(length, longest, flip, out_size):
+    """Sides of boxes (n,), the longest as a number, flips (n,) -> rows in the box and weights of Pillow's filter,
+    (n, out_size, T).
 
     Pillow widens the cubic by the scale when it shrinks, cuts it at the edge of the box, and renormalises.
     """
-    n_taps = math.ceil(4 * max(1.0, length.max().item() / out_size)) + 1
+    n_taps = math.ceil(4 * max(1.0, longest / out_size)) + 1
     length, flip = length.float()[:, None], flip[:, None]  # (n, 1)
     scale = length / out_size
     grid = scale.clamp(min=1)  # pixels of the coarser grid; the cubic reaches 2 of them to each side
-    i = torch.arange(out_size)
+    i = torch.arange(out_size, device=length.device)
     centre = (torch.where(flip, out_size - 1 - i, i) + 0.5) * scale  # (n, out_size)
     first = (centre - 2 * grid + 0.5).floor().clamp(min=0)
-    rows = first[:, :, None] + torch.arange(n_taps)  # (n, out_size, T)
+    rows = first[:, :, None] + torch.arange(n_taps, device=length.device)  # (n, out_size, T)
     x = ((rows + 0.5 - centre[:, :, None]) / grid[:, :, None]).abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2  # Keys 1981, a = −1/2
     weights = torch.where(x < 1, near, far).mul_((x < 2) & (rows < length[:, :, None]))
@@ -234,18 +235,17 @@ class MultiCrop:
         p = self.draw(n_images, side, scale, chances, generator)
         place = p["shape"][:, 0].argsort()  # (n,)  so that the boxes of a chunk are about as wide
         p = {name: x[place] for name, x in p.items()}
-        flip, to_jitter = p["chosen"][:, 0], p["chosen"][:, 1]  # (n,) each
+        to_jitter = p["chosen"][:, 1]  # (n,)
         order = p["order"].masked_fill(~to_jitter[:, None], -1).tolist()  # n lists of 4
         to_grey, to_blur, to_solarize = p["chosen"][:, 2:].T.tolist()  # lists of n
-        taps_x = bicubic_taps(p["shape"][:, 0], flip, size)
-        taps_y = bicubic_taps(p["shape"][:, 1], torch.zeros_like(flip), size)
-        taps_x[1].mul_(unit)  # the crop brings the pixels to [0, 1]
+        widest, highest = p["shape"].amax(0).tolist()
+        moved = (place, p["corner"], p["shape"], p["strength"], p["sigma"], p["chosen"][:, 0])
+        place, corner, shape, strength, sigma, flip = (move(x, device) for x in moved)
+        rows_x, weights_x = bicubic_taps(shape[:, 0], widest, flip, size)
+        rows_y, weights_y = bicubic_taps(shape[:, 1], highest, torch.zeros_like(flip), size)
+        weights_x.mul_(unit)  # the crop brings the pixels to [0, 1]
         whole = device.type != "cpu" or side <= WHOLE
         columns = columns.float() if whole else columns
-        moved = (place, p["corner"], p["shape"], p["strength"], p["sigma"], *taps_x, *taps_y)
-        place, corner, shape, strength, sigma, rows_x, weights_x, rows_y, weights_y = (
-            move(x, device) for x in moved
-        )
         everyone = torch.arange(len(out), device=device)
 
         step = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (3 * size * size))

@@ -1,7 +1,7 @@
 """Time real training steps: images/s, memory, arithmetic, and where the time goes. (§5)
 
     python bench.py --recipe vitl14 --arch vit_small --batch 8
-    python bench.py --part sinkhorn                    one part alone: augment, sinkhorn, losses or attention
+    python bench.py --part sinkhorn                    one part alone: augment, sinkhorn, losses, attention or loader
     python bench.py --memory cuda --recipe vitl14      what a step will take, without a GPU and without allocating
     python bench.py --all                              all that wants a GPU, in one table
     python bench.py --scaling                          bench.png: images/s and memory against batch, K, ...
@@ -32,16 +32,16 @@ import train
 import vit
 from dino_loss import dino_loss
 from sinkhorn import sinkhorn_knopp
+from support.data import batches, load_splits
 from support.everything import run_everything
 from support.failures import in_one_line
 from support.flags import Parser, UserError, find_device, parse_args, positive
-from support.footprint import Footprint
+from support.footprint import Footprint, largest_batches, memory_table
 from support.memory import keep_pages, peak_memory
 from support.precision import autocast
 from support.scaling import draw_scaling
 from support.threads import choose_threads
 
-RESERVE = 2  # GiB, ours: what CUDA's own kernels and the gaps between tensors may take
 WARMUP = 4  # steps that are not timed: allocators fill their pools, and kernels are chosen
 
 
@@ -241,28 +241,6 @@ def count_memory(r, device_type):
     return alive.at_peak
 
 
-def largest_batches(r, rooms):
-    """The largest batch for each number of bytes of a GPU, 0 where not even one image fits.
-
-    The peak is that of the forward pass, a line in the batch, or where that is less, that of gradients and moments.
-    """
-    least, some, more = (sum(count_memory(replace(r, batch=n), "cuda").values()) for n in (1, 64, 128))
-    each = (more - some) / 64
-    return [int(max(0, (room - some) / each + 64)) if room >= least else 0 for room in rooms]
-
-
-def bench_memory(r, device_type, gpus=(24, 48, 80)):
-    """The lines of --memory: the peak of a step by part, and the largest batch for GPUs of so many GiB."""
-    parts = count_memory(r, device_type)
-    peak = sum(parts.values())
-    lines = [(f"{r.arch}, batch {r.batch}, K {r.n_prototypes}, a step on {device_type}", f"{peak / 2**30:.2f} GiB")]
-    lines += [(f"  {part}", f"{n / 2**30:.2f}") for part, n in parts.most_common() if n]
-    if device_type == "cuda" and not r.micro_batch:
-        found = largest_batches(r, [(gpu - RESERVE) * 2**30 for gpu in gpus])
-        lines += [(f"  largest batch in {gpu} GiB, less {RESERVE} for CUDA and gaps", n) for gpu, n in zip(gpus, found)]
-    return "\n".join(f"{name:56} {value}" for name, value in lines)
-
-
 # ---------------------------------------------------------------------------- one part alone
 
 
@@ -274,6 +252,10 @@ def bench_part(part, r, steps, device):
         images = torch.randint(0, 256, (B, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
         seconds, around = spread(seconds_of(lambda: crop(images, 0), device, steps))
         return {"part": part, "seconds": seconds, "spread": around, "images_per_s": B / seconds}
+    if part == "loader":
+        stream = batches(load_splits(r.data, r.image_size, r.seed)[0], B, r.seed, 0, device, r.workers)
+        seconds = statistics.mean(seconds_of(lambda: next(stream), device, 10 * steps))  # they come in bursts
+        return {"part": part, "seconds": seconds, "images_per_s": B / seconds}
     if part == "launches":
         return {"part": part, **launches_and_waits(r, device)}
     if part == "attention":
@@ -329,7 +311,7 @@ def largest_batch(r, device):
     """The recipe with the largest batch, of whole eights, that is expected to fit on this GPU."""
     if device.type != "cuda":
         raise UserError("--largest needs a GPU; --memory cuda says what fits without one")
-    [batch] = largest_batches(r, [torch.cuda.mem_get_info(device)[0] - RESERVE * 2**30])
+    [batch] = largest_batches(count_memory, r, [torch.cuda.mem_get_info(device)[0]])
     return replace(r, batch=max(batch // 8 * 8, 1))
 
 
@@ -345,8 +327,8 @@ def main(argv=None):
     parser.add_argument("--steps", type=positive, default=5, help="steps that are timed (default: %(default)s)")
     parser.add_argument("--amp", choices=("bf16", "none"), default="bf16", help="precision (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one line for machines")
-    parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention", "launches"),
-                        help="one part alone; launches: on a GPU, of a step, and how often it waits")  # fmt: skip
+    parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention", "loader", "launches"),
+                        help="one part alone; loader: of --data; launches: on a GPU, and its waits")  # fmt: skip
     parser.add_argument("--all", action="store_true", help="all that wants a GPU, each part in a process of its own: a "
                         "table and bench.json, in 9 minutes; --data PATH is where CIFAR-10 is")  # fmt: skip
     parser.add_argument("--largest", action="store_true", help="the largest batch that fits on this GPU")
@@ -355,7 +337,7 @@ def main(argv=None):
     args, rest = parser.parse_known_args(argv)
     options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
     if args.memory:
-        print(bench_memory(r, args.memory))
+        print(memory_table(count_memory, r, args.memory))
         return 0
     device, threads = find_device(options.device), choose_threads(options.threads)
     if args.all:

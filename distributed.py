@@ -8,6 +8,7 @@ of the gradients.
 """
 
 import os
+import time
 import warnings
 from datetime import timedelta
 
@@ -35,7 +36,8 @@ def start(device, patience=None):
 def stop():
     """Leave the group, if there is one, all ranks together."""
     if dist.is_initialized():
-        dist.barrier()  # PyTorch 2.6 can hang in the next line when an all_reduce has only just ended
+        dist.barrier()
+        time.sleep(0.1)  # PyTorch 2.6 waits below for threads that may still need the lock of Python, which it holds
         dist.destroy_process_group()
 
 
@@ -138,9 +140,13 @@ def shard(network):
     return network
 
 
-def local_shards(parameters):
+def local_shards(network):
     """What this rank holds of each parameter."""
-    return [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
+    if world_size() == 1:
+        return list(network.parameters())
+    for part in network.values():
+        part.reshard()  # in PyTorch 2.7 its own weights stay whole after a forward pass
+    return [p.to_local() for p in network.parameters()]
 
 
 def whole(x):

@@ -241,7 +241,7 @@ def update_student(run, values):
 @torch.no_grad()
 def update_teacher(student, ema, momentum):
     """teacher ← m · teacher + (1 − m) · student, of all parameters at once."""
-    old, new = (distributed.local_shards(network.parameters()) for network in (ema, student))
+    old, new = (distributed.local_shards(network) for network in (ema, student))
     torch._foreach_lerp_(old, new, 1 - momentum)
 
 
@@ -352,6 +352,8 @@ def prepare(argv):
         raise UserError(f"--batch {recipe.batch} does not divide among {distributed.world_size()} processes")
     if recipe.compile and distributed.world_size() > 1:
         raise UserError("--compile takes a ViT whole, and several GPUs take it in blocks; one of the two")
+    if distributed.world_size() > 1 and device.type == "cpu" and torch.__version__ < (2, 9):
+        raise UserError("several processes without GPUs need PyTorch 2.9: FSDP2 fails there in older ones")
     run = start_run(recipe, device)
     if saved:
         restore(run, saved)

@@ -189,7 +189,7 @@ def serve(images, rows, device, workers):
         generator=torch.Generator())  # of its own: the global one must not depend on how images are read
     for pixels, skipped in loader:
         images.skipped += [entry for entry in dict.fromkeys(skipped) if entry not in images.skipped]
-        yield pixels.to(device, non_blocking=True)
+        yield move(pixels, device)
 
 
 def collate(items):

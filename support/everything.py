@@ -37,6 +37,7 @@ def plan(device, on_gpu, data):
         parts["launches and waits"] = (f"bench.py {STEP} --part launches {on}", 60)
     parts["cifar10, a step"] = (f"bench.py --recipe cifar10 {'' if on_gpu else '--batch 2 --steps 1'} {on}", 60)
     if data:
+        parts["cifar10, loader"] = (f"bench.py --recipe cifar10 --data {data} --part loader {on}", 120)
         parts["cifar10, trained"] = (f"train.py --recipe cifar10 --data {data} --device {device}", SECONDS + 60)
     return parts
 
@@ -104,7 +105,7 @@ def run_everything(device, on_gpu, data, out):
 def table(results):
     """A line for each part."""
     for name, found in results.items():
-        if "images_per_s" in found:
+        if "share_of_peak" in found:
             words = (f"{found['images_per_s']:.1f} images/s, {found['share_of_peak']:.0%} of the matrix peak, "
                      f"{found['peak_memory'] / 2**30:.1f} GiB, batch {found['batch']}, augmentation "
                      f"{found['parts']['augmentation'] / sum(found['parts'].values()):.0%}")  # fmt: skip

@@ -6,6 +6,7 @@ the step that made it.  All others are real and small: what is drawn at random, 
 
 import weakref
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -13,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ALIGNED = 512  # bytes: PyTorch's CUDA allocator rounds up to so many
+RESERVE = 2  # GiB, ours: what CUDA's own kernels and the gaps between tensors may take
+GPUS = (24, 48, 80)  # GiB of memory of those that people have
 
 
 class Alive:
@@ -73,3 +76,29 @@ class Footprint(TorchDispatchMode):
         self.alive.track(list(out.parameters()) if isinstance(out, torch.nn.Module) else out)
         self.alive.part = before
         return out
+
+
+def largest_batches(count, r, rooms):
+    """The largest batch for each number of bytes of a GPU, less RESERVE; 0 where not even one image fits.
+
+    count(recipe, "cuda") -> bytes of a step by part.  The peak is that of the forward pass, a line in the batch, or
+    where that is less, that of gradients and moments.
+    """
+    least, some, more = (sum(count(replace(r, batch=n), "cuda").values()) for n in (1, 64, 128))
+    each, rooms = (more - some) / 64, [room - RESERVE * 2**30 for room in rooms]
+    return [int(max(0, (room - some) / each + 64)) if room >= least else 0 for room in rooms]
+
+
+def memory_table(count, r, device_type):
+    """What a step of a recipe takes, by part, and the largest batch of GPUS: lines for a person.
+
+    count(recipe, device_type) -> Counter of bytes by part.
+    """
+    parts = count(r, device_type)
+    peak = sum(parts.values())
+    lines = [(f"{r.arch}, batch {r.batch}, K {r.n_prototypes}, a step on {device_type}", f"{peak / 2**30:.2f} GiB")]
+    lines += [(f"  {part}", f"{n / 2**30:.2f}") for part, n in parts.most_common() if n]
+    if device_type == "cuda" and not r.micro_batch:
+        found = largest_batches(count, r, [gpu * 2**30 for gpu in GPUS])
+        lines += [(f"  largest batch in {gpu} GiB, less {RESERVE} for CUDA and gaps", n) for gpu, n in zip(GPUS, found)]
+    return "\n".join(f"{name:56} {value}" for name, value in lines)

@@ -26,6 +26,9 @@ SLOW = ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure",
 mp.get_context("forkserver").set_forkserver_preload(SLOW)
 
 
+shards_on_cpus = pytest.mark.skipif(torch.__version__ < (2, 9), reason="FSDP2 on CPUs needs PyTorch 2.9")
+
+
 def in_ranks(work, world, *arguments):
     """work(rank, *arguments) in `world` processes at once, in the environment that torchrun would give them."""
     with socket.socket() as s:

@@ -152,16 +152,21 @@ def step(recipe, depth, **changes):
 
 
 def loader():
-    """Waits of a batch after the first one, of images that stay in the device's memory."""
-    from support.data import Images, batches
+    """Waits of a batch after the first one: of images that stay in the device's memory, and of a streamed set."""
+    from support.data import Files, Images, batches
 
-    sim, images = CudaSim(), Images("eight", torch.zeros(8, 3, 4, 4, dtype=torch.uint8), None, [])
-    with sim:
-        stream = batches(images, 4, device=CUDA)
-        assert next(stream).device == CUDA
-        sim.waits.clear()
-        next(stream)
-    return {"waits": dict(sim.waits)}
+    square, names, waits = torch.zeros(3, 4, 4, dtype=torch.uint8), list("abcdefgh"), {}
+    files = Files(names, None, None, 4)
+    files.load = lambda i: (square.numpy(), None)
+    for kind, pixels in (("in memory", square.expand(8, -1, -1, -1)), ("streamed", None)):
+        sim, images = CudaSim(), Images("eight", pixels, None, [], files=files)
+        with sim:
+            stream = batches(images, 4, device=CUDA, workers=0)
+            assert next(stream).device == CUDA
+            sim.waits.clear()
+            next(stream)
+        waits[kind] = dict(sim.waits)
+    return waits
 
 
 def faults():

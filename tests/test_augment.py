@@ -132,7 +132,7 @@ def test_two_pixels_to_four_by_hand():
     c(3/4) = 3/2·27/64 − 5/2·9/16 + 1 = 29/128, so it is (111·a + 29·b)/140. The first, 1/4, is 1/4 from a on
     the other side and 5/4 from b: c(5/4) = −1/2·125/64 + 5/2·25/16 − 4·5/4 + 2 = −9/128, so (111·a −
     9·b)/102."""
-    rows, weights = augment.bicubic_taps(torch.tensor([2]), torch.tensor([False]), 4)
+    rows, weights = augment.bicubic_taps(torch.tensor([2]), 2, torch.tensor([False]), 4)
     matrix = torch.zeros(4, 2).scatter_add_(1, rows[0], weights[0])
     expected = [[111 / 102, -9 / 102], [111 / 140, 29 / 140], [29 / 140, 111 / 140], [-9 / 102, 111 / 102]]
     torch.testing.assert_close(matrix, torch.tensor(expected))

@@ -14,7 +14,7 @@ import torch
 import bench
 import train
 import vit
-from bench import bench_memory, bench_part, bench_step, count_memory, main, measure_parts, spread
+from bench import bench_part, bench_step, count_memory, main, measure_parts, spread
 from masking import sample_masks
 from recipes import get_recipe
 from support.scaling import keep_blocks
@@ -98,12 +98,12 @@ def test_the_program(capsys):
     assert re.match(r"vit_nano, batch 4, K 16, on cpu, \d+ threads? \(.*\)\nimages/s", text) and "student ViT" in text
 
 
-@pytest.mark.parametrize("part", ["augment", "sinkhorn", "losses", "attention"])
+@pytest.mark.parametrize("part", ["augment", "sinkhorn", "losses", "attention", "loader"])
 def test_one_part(part, capsys):
     result = bench_part(part, get_recipe("shapes", **TINY), 1, CPU)
     assert result["part"] == part and result["seconds"] > 0
     assert main([*FLAGS, "--part", part]) == 0
-    assert capsys.readouterr().out.startswith(f"{part}, seconds ")
+    assert f"{part}, seconds " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -153,13 +153,6 @@ def test_memory_on_paper_is_what_the_allocator_gives(changes, monkeypatch):
     keep_blocks("vit_pico", 2)
     r = get_recipe("shapes", **{"hires_share": 0.0, "batch": 8, "n_prototypes": 8192, **changes})
     assert sum(count_memory(r, "cpu").values()) == pytest.approx(allocated_at_the_peak(r), rel=0.05)
-
-
-def test_the_batch_that_fits_by_hand(monkeypatch):
-    """1 GiB and another for every two images, but at least 5: (24 − 2 − 1)·2 = 42 fit into 24 GiB, none into 6."""
-    monkeypatch.setattr(bench, "count_memory", lambda r, _: Counter(views=max(2**30 + r.batch * 2**29, 5 * 2**30)))
-    first, *_, small, large = bench_memory(get_recipe("shapes", batch=10), "cuda", (6, 24)).splitlines()
-    assert first.split()[-2] == "6.00" and (small.split()[-1], large.split()[-1]) == ("0", "42")
 
 
 def test_memory_is_a_flag(monkeypatch, capsys):

@@ -62,9 +62,9 @@ def test_what_a_step_must_not_do_is_noticed(steps):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "most"), [("six blocks of ViT-L", 2050), ("three blocks of ViT-S", 1630)])
+@pytest.mark.parametrize(("name", "most"), [("six blocks of ViT-L", 2210), ("three blocks of ViT-S", 1790)])
 def test_launches_stay_few(steps, name, most):
-    """1,971 and 1,602; 5 more in each block, for the teacher, the student and its backward pass, are too many."""
+    """2,133 and 1,764; 5 more in each block, for the teacher, the student and its backward pass, are too many."""
     assert 1000 < sum(steps[name]["launches"].values()) <= most
 
 
@@ -90,7 +90,7 @@ def test_a_logged_step_waits_once(steps):
 
 
 def test_the_loader_never_waits(steps):
-    assert steps["loader"]["waits"] == {}
+    assert steps["loader"] == {"in memory": {}, "streamed": {}}
 
 
 def test_memory_at_the_peak(steps):

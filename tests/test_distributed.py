@@ -4,11 +4,14 @@
 """
 
 import os
+import signal
+from contextlib import nullcontext
 from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import in_ranks
+from conftest import in_ranks, shards_on_cpus
+from torch.multiprocessing.spawn import ProcessException
 
 import distributed
 import train
@@ -32,7 +35,7 @@ def test_every_function_is_a_no_op_in_a_single_process(monkeypatch):
     assert distributed.any_rank(True) is True and distributed.any_rank(0) is False
     network = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
     assert distributed.shard(network) is network and distributed.unsharded(network, None) is network
-    assert distributed.whole(x) is x and distributed.local_shards([x])[0] is x
+    assert distributed.whole(x) is x and distributed.local_shards(network)[0] is network.backbone.weight
     assert distributed.in_shares(lambda rows: 2 * rows, x).tolist() == [2, -4]
     distributed.stop()
     assert not torch.distributed.is_initialized()
@@ -137,7 +140,8 @@ def some_steps(run, last):
 def go_on(rank, folder, last, seed=0):
     """From the checkpoint in the folder, or from the start; what was found is saved beside the new checkpoint.
 
-    Four ranks are two nodes of two: a mesh of shards within a node and replicas between them.
+    Four ranks are two nodes of two: a mesh of shards within a node and replicas between them.  Several ranks go on
+    after the checkpoint, and in the second step the last of them is killed.
     """
     if os.environ.get("WORLD_SIZE") == "4":
         os.environ["LOCAL_WORLD_SIZE"] = "2"
@@ -150,25 +154,32 @@ def go_on(rank, folder, last, seed=0):
     moments = [x for state in run.optimizer.state.values() for name, x in state.items() if name != "step"]
     with torch.no_grad():
         features = train.whole_vit(run)(torch.linspace(-2, 2, 4 * 3 * 64).view(4, 3, 8, 8))
-    held = sum(x.nbytes for x in distributed.local_shards(moments))
+    held = sum((x.to_local() if hasattr(x, "to_local") else x).nbytes for x in moments)
     found = {"losses": losses, "moments": held, "features": features}
     if rank == 0:
         torch.save(found, folder / "found.pt")
+    if distributed.world_size() > 1:
+        some_steps(run, last + 1)
+        if rank == distributed.world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        some_steps(run, last + 2)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What was found alone, and by some steps on two ranks, some more on four, and the rest alone."""
+    """What was found alone, and by some steps on two ranks, which are killed, some more on four, and the rest alone."""
     found = []
     with patch.object(vit, "vit_pico", vit.vit_pico):  # put back afterwards
         for parts in ([(1, STEPS)], [(2, STEPS // 2), (4, STEPS - 2), (1, STEPS)]):
             folder = tmp_path_factory.mktemp("ranks")
             for seed, (world, last) in enumerate(parts):  # what is drawn at the start is overwritten
-                in_ranks(go_on, world, folder, last, seed) if world > 1 else go_on(0, folder, last, seed)
+                with pytest.raises(ProcessException) if world > 1 else nullcontext():
+                    in_ranks(go_on, world, folder, last, seed) if world > 1 else go_on(0, folder, last, seed)
                 found.append(torch.load(folder / "found.pt", weights_only=True))
     return found
 
 
+@shards_on_cpus
 def test_as_many_ranks_as_one_likes_learn_the_same(found):
     """The loss of each step, and the teacher at the end; KoLeo is within a rank, so it is left out."""
     alone, *parts = found
@@ -179,6 +190,7 @@ def test_as_many_ranks_as_one_likes_learn_the_same(found):
     assert alone["losses"][0]["loss"] - alone["losses"][-1]["loss"] > 0.1  # it learns, so it could differ
 
 
+@shards_on_cpus
 def test_each_rank_has_its_share_of_the_moments(found):
     """Half on two ranks and on two nodes of two; a little more where a first dimension is odd, as that of [CLS]."""
     whole, of_two, of_four, _ = (part["moments"] for part in found)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import in_ranks
+from conftest import in_ranks, shards_on_cpus
 from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -473,6 +473,7 @@ def in_a_rank(rank, words, folder):
         assert main(words) == 0
 
 
+@shards_on_cpus
 def test_two_ranks_end_as_one_run(folder, tmp_path):
     """Two processes of half the batch each, in pieces of two: both end, one writes and speaks."""
     words = flags(folder, tmp_path / "run", steps=2, hires_share=0, micro_batch=2)
@@ -481,10 +482,13 @@ def test_two_ranks_end_as_one_run(folder, tmp_path):
     assert len((tmp_path / "printed-0").read_text().splitlines()) == 3 and not (tmp_path / "printed-1").read_text()
 
 
-def test_several_ranks_do_not_compile(folder, tmp_path, monkeypatch, capsys):
+def test_several_ranks_do_not_compile_nor_run_on_the_cpus_of_an_older_pytorch(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
     assert main([*flags(folder, tmp_path), "--compile"]) == 2
     assert "one of the two" in capsys.readouterr().err
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
+    assert main(flags(folder, tmp_path)) == 2
+    assert "need PyTorch 2.9" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
