@@ -61,13 +61,17 @@ class Recipe:
     clip: float = _f(3.0, "largest gradient norm, of the backbone and of each head")  # official default config
     momentum: float = _f(0.994, "momentum of the teacher at step 0")  # Table 16
     momentum_end: float = _f(1.0, "momentum of the teacher at the last step")  # Table 16
+    # from other weights
+    init: str = _f("", "start from these weights: all that evaluate.py --weights takes; their architecture is taken")
+    init_lr: float = _f(1e-4, "base learning rate from --init on, the heads' warm-up apart")  # as B.2's "reduced" rate
+    head_warmup: float = _f(0.1, "share of the steps in which new heads alone learn, on --init or a --teacher")  # ours
     # high-resolution phase (B.2)
     hires_share: float = _f(0.0, "share of the steps at high resolution, at the end")
     hires_size: int = _f(518, "side of the global crops at high resolution")  # B.2
     hires_image_size: int = _f(592, "side of the decoded square at high resolution")  # ours
     hires_lr: float = _f(1e-4, "base learning rate at high resolution")  # B.2: "reduced"; the value is ours
     # distillation (§5)
-    teacher: str = _f("", "checkpoint.pt of a frozen larger teacher to distil, with its heads")
+    teacher: str = _f("", "a frozen larger teacher to distil: another run's checkpoint.pt, or weights as for --init")
     # running
     amp: bool = _f(True, "bf16 autocast where the device has bf16 arithmetic")
     compile: bool = _f(False, "torch.compile of the two ViTs")

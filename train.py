@@ -3,6 +3,7 @@
     python train.py                                    the built-in pictures, minutes on a laptop
     python train.py --data DIR --recipe cifar10        your own pictures; any field of recipes.py is a flag
     python train.py --resume                           go on after Ctrl-C, a crash, or kill -9
+    python train.py --init dinov2_vits14 ...           start from released weights, or from a finished run
     torchrun --nproc-per-node 8 train.py ...           eight GPUs (distributed.py)
 
     L = L_DINO + w · L_iBOT + 0.1 · Σ_v L_KoLeo(global view v),        teacher ← m · teacher + (1 − m) · student
@@ -17,7 +18,7 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +50,7 @@ from support.memory import keep_pages, peak_memory
 from support.metrics import add_metrics, means, read_metrics, write_metrics
 from support.precision import autocast
 from support.report import draw_curves, scores_in_words
+from support.start import adopt, heads_of
 from support.threads import choose_threads
 
 # ---------------------------------------------------------------------------- networks
@@ -85,13 +87,18 @@ class Run:
     step: int = 0
 
 
-def start_run(recipe, device):
-    """A Run at step 0, with its weights drawn from the seed."""
+def start_run(recipe, device, start=None, teacher=None):
+    """A Run at step 0: its weights drawn from the seed, but for those in the state dict `start`.
+
+    teacher: the checkpoint.pt that is distilled; the recipe's, if that is one.
+    """
     torch.manual_seed(recipe.seed)
-    student = build_network(recipe).to(device)
+    student = build_network(recipe)
+    student.load_state_dict(start or {}, strict=False)
+    student = student.to(device)
     ema = distributed.shard(copy.deepcopy(student).requires_grad_(False).eval())
     student = distributed.shard(student)
-    teacher = load_teacher(recipe, device) if recipe.teacher else ema
+    teacher = load_teacher(recipe, teacher or recipe.teacher, device) if recipe.teacher else ema
     centering = nn.ModuleDict()
     if recipe.centering == "softmax":
         centering = nn.ModuleDict({name: SoftmaxCentering(recipe.n_prototypes) for name in ("dino", "ibot")})
@@ -103,9 +110,9 @@ def start_run(recipe, device):
     return Run(recipe, student, teacher, ema, centering.to(device), optimizer)
 
 
-def load_teacher(recipe, device):
+def load_teacher(recipe, path, device):
     """The frozen teacher of a distillation, heads and all, from another run's checkpoint.pt (§5)."""
-    saved = read_checkpoint(Path(recipe.teacher))
+    saved = read_checkpoint(Path(path))
     theirs = Recipe(**saved["recipe"])
     for name in ("patch_size", "n_prototypes"):
         if getattr(theirs, name) != getattr(recipe, name):
@@ -143,20 +150,27 @@ def parameter_groups(student, r):
 # ---------------------------------------------------------------------------- schedules
 
 
+def phases(r):
+    """(name, first step, the step after the last, base learning rate): heads alone on given weights, low, and high."""
+    heads = round(r.steps * r.head_warmup) if r.init else 0
+    low = r.steps - round(r.steps * r.hires_share)
+    return [("heads", 0, heads, r.lr), ("low", heads, low, r.init_lr if r.init else r.lr),
+            ("hires", low, r.steps, r.hires_lr)]  # fmt: skip
+
+
 def values_at(step, r):
-    """What the schedules say at a step: a dict.  The high-resolution phase has all of them once more, compressed."""
-    low_steps = r.steps - round(r.steps * r.hires_share)
-    hires = step >= low_steps
-    s, total = (step - low_steps, r.steps - low_steps) if hires else (step, low_steps)
-    peak = (r.hires_lr if hires else r.lr) * math.sqrt(r.batch / 1024)
+    """What the schedules say at a step: a dict.  Each phase has all of them once more, compressed."""
+    phase, first, end, rate = next(phase for phase in phases(r) if step < phase[2])
+    s, total, hires = step - first, end - first, phase == "hires"
     temp_warmup = round(total * r.teacher_temp_warmup)
     return {
         "hires": hires,
-        "lr": cosine_schedule(s, total, peak, r.lr_end, round(total * r.lr_warmup)),
+        "lr": cosine_schedule(s, total, rate * math.sqrt(r.batch / 1024), r.lr_end, round(total * r.lr_warmup)),
         "weight_decay": cosine_schedule(s, total, r.weight_decay, r.weight_decay_end),
         "momentum": cosine_schedule(s, total, r.momentum, r.momentum_end),
         "teacher_temp": cosine_schedule(s, total, r.teacher_temp, r.teacher_temp, temp_warmup, r.teacher_temp_start),
-        "frozen_prototypes": not hires and s < r.freeze_prototypes * total,
+        "frozen_prototypes": first == 0 and not hires and s < r.freeze_prototypes * total,
+        "frozen_backbone": phase == "heads",
     }
 
 
@@ -207,7 +221,8 @@ def compute_losses(run, views, values):
     with autocast(device, r.amp):
         crops = [x for x in (globals_, locals_) if len(x)]  # there may be no local views
         seen = [None if r.teacher else masks, None][: len(crops)]  # §5: a distilled student sees every patch
-        cls, patches = student.backbone.training_features(crops, seen, masked)
+        with torch.set_grad_enabled(not values["frozen_backbone"]):
+            cls, patches = student.backbone.training_features(crops, seen, masked)
         z_dino = rearrange(student.dino_head(cls), "(v b) k -> v b k", b=B)  # ((2 + L)·B, D) -> (2 + L, B, K)
         z_ibot = student.ibot_head(patches)  # (M, D) -> (M, K)
     losses = {
@@ -228,7 +243,8 @@ def center(run, name, logits, values):
 
 def update_student(run, values):
     """Clip the gradients, of the backbone and of each head by itself, and take AdamW's step; their norm before that."""
-    norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in run.student.values()]
+    parts = [part for name, part in run.student.items() if not (name == "backbone" and values["frozen_backbone"])]
+    norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in parts]
     for group in run.optimizer.param_groups:
         frozen = group["prototypes"] and values["frozen_prototypes"]
         group["lr"] = 0.0 if frozen else values["lr"] * group["lr_factor"]
@@ -354,15 +370,39 @@ def prepare(argv):
         raise UserError("--compile takes a ViT whole, and several GPUs take it in blocks; one of the two")
     if distributed.world_size() > 1 and device.type == "cpu" and torch.__version__ < (2, 9):
         raise UserError("several processes without GPUs need PyTorch 2.9: FSDP2 fails there in older ones")
-    run = start_run(recipe, device)
+    start, from_where = None, "starts"
+    if recipe.init and not saved:
+        recipe, start, words = adopt(recipe, changes, build_network)
+        from_where = f"starts from {recipe.init} ({words})"
+    teacher = warm_teacher(recipe, out, device) if recipe.teacher and not heads_of(recipe.teacher) else None
+    run = start_run(recipe, device, start, teacher)
     if saved:
         restore(run, saved)
     threads = choose_threads(options.threads, saved and saved.get("threads"))
-    start = f"goes on at step {run.step}" if saved else "starts"
+    start = f"goes on at step {run.step}" if saved else from_where
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
     if distributed.rank() == 0:
         print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {threads}, {start} of {recipe.steps} steps")
     return run, out, device
+
+
+def warm_teacher(recipe, out, device):
+    """checkpoint.pt of a teacher without heads, with heads that have learned on its frozen weights (§5): a run of its
+    own, in the folder `teacher` of the run."""
+    out = out / "teacher"
+    checkpoint, steps = out / "checkpoint.pt", max(1, round(recipe.steps * recipe.head_warmup))
+    r = replace(recipe, init=recipe.teacher, teacher="", steps=steps, head_warmup=1.0, hires_share=0.0, eval_every=0,
+                drop_path=0.0)  # fmt: skip
+    r, start, _ = adopt(r, {"patch_size": recipe.patch_size, "head_warmup": 1.0}, build_network)
+    make_folder(out)
+    run = start_run(r, device, start)
+    if checkpoint.exists():
+        restore(run, read_checkpoint(checkpoint))
+    if distributed.rank() == 0:
+        print(f"{out}: heads for the teacher {recipe.teacher}, {steps} steps")
+    if train(run, out, device)[1]:
+        raise UserError(f"stopped at step {run.step} of the teacher's heads; --resume goes on")
+    return checkpoint
 
 
 def whole_vit(run):
@@ -386,12 +426,13 @@ def evaluate(run, network, out, n_train=None):
 def training_flops(run):
     """FLOPs of all steps, as bench.py counts them: one more step of each phase is taken, which changes the run."""
     r, device = run.recipe, next(run.student.parameters()).device
-    total, batch, hires = 0, min(r.batch, 16), round(r.steps * r.hires_share)
-    for step, count in ((0, r.steps - hires), (r.steps - 1, hires)):
-        images = torch.zeros(batch, 3, *[sizes_at(step, r)[0]] * 2, dtype=torch.uint8, device=device)
-        with FlopCounterMode(display=False) as counter:
-            train_step(run, images, make_crop(r, step), values_at(step, r))
-        total += counter.get_total_flops() * count * r.batch // batch
+    total, batch = 0, min(r.batch, 16)
+    for _, first, end, _ in phases(r):
+        if first < end:
+            images = torch.zeros(batch, 3, *[sizes_at(first, r)[0]] * 2, dtype=torch.uint8, device=device)
+            with FlopCounterMode(display=False) as counter:
+                train_step(run, images, make_crop(r, first), values_at(first, r))
+            total += counter.get_total_flops() * (end - first) * r.batch // batch
     return total
 
 

@@ -83,4 +83,7 @@ def restore(run, saved):
     optimizer = renamed(saved["optimizer"], dict(enumerate(names(run))))
     some = dcp.StateDictOptions(full_state_dict=True, strict=False)  # what never had a gradient has no moments
     dcp.set_optimizer_state_dict(run.student, run.optimizer, optimizer, options=some)
+    for name, parameter in run.student.named_parameters():
+        if name not in optimizer["state"]:  # PyTorch has made it some, of a step that never was
+            run.optimizer.state.pop(parameter, None)
     run.step = saved["step"]

@@ -140,10 +140,10 @@ def check_recipe(r):
     for name in ("micro_batch", "workers"):
         if getattr(r, name) < 0:
             raise UserError(f"--{name} must be 0 or more; got {getattr(r, name)}")
-    for name in ("student_temp", "teacher_temp_start", "teacher_temp", "lr", "clip"):
+    for name in ("student_temp", "teacher_temp_start", "teacher_temp", "lr", "init_lr", "clip"):
         if not 0 < getattr(r, name) < math.inf:
             raise UserError(f"--{name} must be above 0; got {getattr(r, name)}")
-    for name in ("momentum", "momentum_end", "drop_path", "hires_share", "mask_probability"):
+    for name in ("momentum", "momentum_end", "drop_path", "hires_share", "head_warmup", "mask_probability"):
         if not 0 <= getattr(r, name) <= 1:
             raise UserError(f"--{name} must lie in 0 to 1; got {getattr(r, name)}")
     for name in ("global_scale", "local_scale", "mask_ratio"):

@@ -1,6 +1,6 @@
-"""Our files in other people's networks: timm and Hugging Face transformers give our features, token for token.
+"""Files from and for others: timm, Hugging Face transformers, ONNX; the same features, token for token.
 
-    pip install -r requirements-dev.txt && pytest tests/test_exchange.py
+    pip install -r requirements-dev.txt && pytest tests/test_exchange.py -s      prints the largest differences
 
 The networks are as wide and as deep as the official ones, but ViT-g has 2 of its 40 blocks.  Models without registers
 resize positions in three ways: the official code by the factor (n + 0.1)/37, transformers to the size, timm with
@@ -8,14 +8,14 @@ antialias.  There the two get our positions at the resolution of the test, so th
 with registers agree about positions too, and get the file as it is.
 """
 
-import re
 import sys
 from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from support.weights import load_vit
+from support.weights import load_vit, save_vit
 from vit import ViT
 
 # Both import torchvision, whose operators a torch built for CPUs alone lacks; none is needed.
@@ -25,8 +25,10 @@ TOLERANCE = 1e-5  # of values around 1
 
 NETWORKS = {  # width, depth, heads, ffn: each with and without registers
     "small": (384, 12, 6, "mlp"),
+    "base": (768, 12, 12, "mlp"),
     "giant": (1536, 2, 24, "swiglu"),
 }
+CASES = [("small", 0), ("base", 4), ("giant", 0), ("giant", 4)]
 SIZES = [(224, 224), (518, 518), (280, 420)]  # 16×16, the native 37×37 and 20×30 patches
 
 
@@ -48,6 +50,7 @@ def picture(height, width):
 def assert_same_tokens(ours, theirs):
     """x_norm of ours (1, 1 + R + N, D), in the order CLS, registers, patches."""
     off = (ours - theirs).abs().max().item()
+    print(f"{off:.1e}")
     assert off < TOLERANCE, f"largest difference {off:.1e}, of values up to {ours.abs().max():.1f}"
 
 
@@ -56,81 +59,74 @@ def all_tokens(network, x):
     return torch.cat([out["x_norm_clstoken"][:, None], out["x_norm_regtokens"], out["x_norm_patchtokens"]], dim=1)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """save(network) -> the file that train.py would write."""
-
-    def save(network):
-        torch.save(network.state_dict(), tmp_path / "vit.pt")
-        return tmp_path / "vit.pt"
-
-    return save
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("n_registers", [0, 4])
-@pytest.mark.parametrize("name", NETWORKS)
-@torch.inference_mode()
-def test_timm(name, n_registers, size, saved):
-    timm = pytest.importorskip("timm", reason="pip install -r requirements-dev.txt")
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    network, x = lively(name, n_registers), picture(*size)
-    file = saved(network)
+def build_timm(timm, name, n_registers, size):
     registers = f"_reg{n_registers}" if n_registers else ""
-    theirs = timm.create_model(f"vit_{name}_patch14{registers}_dinov2", img_size=size, depth=NETWORKS[name][1]).eval()
-    state = torch.load(file, weights_only=True)
-    if not n_registers:
-        state["pos_embed"] = network.positions(size[0] // 14, size[1] // 14)
-    theirs.load_state_dict(checkpoint_filter_fn(state, theirs))
-    assert_same_tokens(all_tokens(load_vit(file), x), theirs.forward_features(x))
+    depth = NETWORKS[name][1]
+    return timm.create_model(f"vit_{name}_patch14{registers}_dinov2", img_size=size, depth=depth).eval()
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("n_registers", [0, 4])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name, n_registers", CASES)
 @torch.inference_mode()
-def test_transformers(name, n_registers, size, saved, monkeypatch):
+def test_timm(name, n_registers, size, tmp_path):
+    """Our file in its network, and what it saves in ours."""
+    timm = pytest.importorskip("timm", reason="pip install -r requirements-dev.txt")
+    network, x = lively(name, n_registers), picture(*size)
+    save_vit(network, tmp_path / "ours.safetensors")
+    theirs = build_timm(timm, name, n_registers, size)
+    state = load_file(tmp_path / "ours.safetensors")
+    if n_registers:
+        state = timm.models.vision_transformer.checkpoint_filter_fn(state, theirs)
+    else:
+        state["pos_embed"] = network.positions(size[0] // 14, size[1] // 14)
+    theirs.load_state_dict(state)
+    tokens = theirs.forward_features(x)
+    assert_same_tokens(all_tokens(network, x), tokens)
+    if size == (518, 518):  # its positions are stored at the size that it was made for
+        save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+        assert_same_tokens(all_tokens(load_vit(tmp_path / "theirs.safetensors"), x), tokens)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name, n_registers", CASES)
+@torch.inference_mode()
+def test_transformers(name, n_registers, size, tmp_path, monkeypatch):
+    """Our folder opened by AutoModel, and what it saves in ours."""
     transformers = pytest.importorskip("transformers", reason="pip install -r requirements-dev.txt")
     network, x = lively(name, n_registers), picture(*size)
-    file = saved(network)
-    width, depth, heads, ffn = NETWORKS[name]
-    kind, extra = ("WithRegisters", {"num_register_tokens": n_registers}) if n_registers else ("", {})
-    config = getattr(transformers, f"Dinov2{kind}Config")(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, use_swiglu_ffn=ffn == "swiglu",
-        image_size=518, patch_size=14, attn_implementation="sdpa", **extra)  # fmt: skip
-    theirs = getattr(transformers, f"Dinov2{kind}Model")(config).eval()
-    theirs.load_state_dict(to_transformers(torch.load(file, weights_only=True)))
+    save_vit(network, tmp_path / "ours")
+    theirs, found = transformers.AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(found.values())
     if not n_registers:
         positions = network.positions(size[0] // 14, size[1] // 14)
         monkeypatch.setattr(theirs.embeddings, "interpolate_pos_encoding", lambda *_: positions)
-    assert_same_tokens(all_tokens(load_vit(file), x), theirs(x).last_hidden_state)
+    tokens = theirs.eval()(x).last_hidden_state
+    assert_same_tokens(all_tokens(network, x), tokens)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert_same_tokens(all_tokens(load_vit(tmp_path / "theirs" / "model.safetensors"), x), tokens)
 
 
-def to_transformers(state):
-    """Official keys -> those of transformers' Dinov2Model: names, and the parts of the joined matrices."""
-    names = [
-        (r"^cls_token$", "embeddings.cls_token"),
-        (r"^mask_token$", "embeddings.mask_token"),
-        (r"^register_tokens$", "embeddings.register_tokens"),
-        (r"^pos_embed$", "embeddings.position_embeddings"),
-        (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-        (r"^norm\.", "layernorm."),
-        (r"^blocks\.", "encoder.layer."),
-        (r"\.attn\.proj\.", ".attention.o_proj."),
-        (r"\.ls([12])\.gamma$", r".layer_scale\1.lambda1"),
-        (r"\.mlp\.w3\.", ".mlp.down_proj."),
-    ]
-    joined = {".attn.qkv.": [f".attention.{part}_proj." for part in "qkv"],
-              ".mlp.w12.": [".mlp.gate_proj.", ".mlp.up_proj."]}  # fmt: skip
-    out = {}
-    for key, value in state.items():
-        parts = {key: value}
-        for name, theirs in joined.items():
-            if name in key:
-                parts = {key.replace(name, t): v for t, v in zip(theirs, value.chunk(len(theirs)))}
-        for key, value in parts.items():
-            for pattern, replacement in names:
-                key = re.sub(pattern, replacement, key)
-            out[key] = value
-    return out
+@torch.inference_mode()
+def test_dinos_first_networks(tmp_path):
+    """timm's vit_small_patch16_224.dino, as it saves it: without LayerScale and mask token."""
+    timm = pytest.importorskip("timm", reason="pip install -r requirements-dev.txt")
+    torch.manual_seed(0)
+    theirs, x = timm.create_model("vit_small_patch16_224.dino", depth=3).eval(), picture(224, 224)
+    for p in theirs.parameters():
+        p += 0.02 * torch.randn_like(p)
+    save_file(theirs.state_dict(), tmp_path / "dino.safetensors")
+    assert_same_tokens(all_tokens(load_vit(tmp_path / "dino.safetensors"), x), theirs.forward_features(x))
+
+
+@pytest.mark.parametrize("name, n_registers", CASES)
+@torch.inference_mode()
+def test_onnx(name, n_registers, tmp_path):
+    """One file for pictures of any size with registers, of the one that it was written for without; any batch."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -r requirements-dev.txt")
+    network, sizes = lively(name, n_registers), SIZES if n_registers else SIZES[2:]
+    save_vit(network, tmp_path / "vit.onnx", None if n_registers else sizes[0])
+    session = onnxruntime.InferenceSession(tmp_path / "vit.onnx")
+    for size in sizes:
+        x = torch.cat([picture(*size), picture(*size).flip(3)])
+        cls, patches, *registers = map(torch.tensor, session.run(None, {"images": x.numpy()}))
+        assert_same_tokens(all_tokens(network, x), torch.cat([cls[:, None], *registers, patches], dim=1))

@@ -409,7 +409,7 @@ def test_distillation(folder, whole, tmp_path, monkeypatch):
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--teacher", "no/such/file"], "no/such/file"),
-        (["--teacher", __file__], "not a checkpoint"),
+        (["--teacher", __file__], "not a weights file"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, capsys):

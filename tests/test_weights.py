@@ -3,6 +3,7 @@
     pytest tests/test_weights.py
 """
 
+import math
 import os
 import urllib.error
 
@@ -11,7 +12,7 @@ import torch
 from conftest import one_line
 from test_vit import pictures, toy
 
-from support.weights import load_vit
+from support.weights import load_vit, main, save_vit
 from vit import vit_nano, vit_pico, vit_small, vit_tiny
 
 
@@ -23,22 +24,127 @@ def assert_same_network(loaded, network):
     assert torch.equal(loaded(pictures(1, 16, 16)), network(pictures(1, 16, 16)))
 
 
-@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
-@pytest.mark.parametrize("n_registers", [0, 4])
-@pytest.mark.parametrize("kind", ["vit.pt", "checkpoint.pt", "chunked", "chunked checkpoint"])
+WRAPPED = {  # what people have, and how it wraps the tensors `s` of the network that is meant
+    "vit.pt": lambda s: s,
+    "checkpoint.pt": lambda s: {"teacher": prefixed(s, "backbone.") | HEAD, "student": prefixed(s, "", 1), "step": 3},
+    "chunked": lambda s: chunked(s),
+    "chunked checkpoint": lambda s: {"teacher": prefixed(chunked(s), "backbone.") | HEAD},
+    "official training": lambda s: {
+        "model": prefixed(chunked(s), "teacher.backbone.") | prefixed(s, "student.backbone.", 1)
+        | {"teacher.dino_head.last_layer.weight": torch.zeros(3), "dino_loss.center": torch.zeros(1, 5)},
+        "optimizer": {"state": {}}, "iteration": 7},
+    "FSDP": lambda s: {"model": {f"teacher.backbone.blocks.0._fsdp_wrapped_module.{k[7:]}" if k.startswith("blocks.")
+                                 else f"teacher.backbone._fsdp_wrapped_module.{k}": v for k, v in s.items()}},
+    "DataParallel": lambda s: prefixed(s, "module."),
+    "compiled": lambda s: prefixed(s, "_orig_mod."),
+    "a backbone": lambda s: prefixed(s, "backbone."),
+    "a student": lambda s: prefixed(s, "student.backbone."),
+    "model": lambda s: {"model": s, "epoch": 1},
+    "state_dict": lambda s: {"state_dict": prefixed(s, "module.backbone.")},
+    "DINO's checkpoint": lambda s: {"student": prefixed(s, "module.backbone.", 1), "teacher": prefixed(s, "backbone."),
+                                    "epoch": 1},
+}  # fmt: skip
+HEAD = {"dino_head.prototypes": torch.zeros(5, 2)}
+
+
+def prefixed(state, prefix, more=0):
+    return {prefix + key: value + more for key, value in state.items()}
+
+
+def chunked(state):
+    """The official training code calls block 2 of chunk 1 blocks.1.2."""
+    names = {f"blocks.{i}.": f"blocks.{i // 2}.{i}." for i in range(3)}
+    return {names.get(k[:9], k[:9]) + k[9:]: v for k, v in state.items()}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+@pytest.mark.parametrize("ffn, n_registers", [("mlp", 0), ("swiglu", 4)])
 def test_load_what_was_saved(tmp_path, ffn, n_registers, kind):
-    """Chunked: the official training code calls block 2 of chunk 1 blocks.1.2."""
     network = toy(ffn=ffn, n_registers=n_registers)
-    state = network.state_dict()
-    if kind.startswith("chunked"):
-        names = {f"blocks.{i}.": f"blocks.{i // 2}.{i}." for i in range(3)}
-        state = {names.get(k[:9], k[:9]) + k[9:]: v for k, v in state.items()}
-        assert "blocks.1.2.ls1.gamma" in state
-    if kind.endswith("checkpoint") or kind == "checkpoint.pt":
-        teacher = {f"backbone.{k}": v for k, v in state.items()} | {"dino_head.prototypes": torch.zeros(5, 2)}
-        state = {"teacher": teacher, "student": {}, "step": 3}
-    torch.save(state, tmp_path / "weights.pt")
+    torch.save(WRAPPED[kind](network.state_dict()), tmp_path / "weights.pt")
     assert_same_network(load_vit(tmp_path / "weights.pt"), network)
+
+
+@pytest.mark.parametrize("name", ["vit.pth", "vit.pt", "vit.safetensors", "vit"])
+@pytest.mark.parametrize("ffn, n_registers", [("mlp", 0), ("swiglu", 4)])
+def test_out_and_in_again(tmp_path, ffn, n_registers, name):
+    """Every kind of file holds the whole network; timm's has no mask token, and adds [CLS]'s position to [CLS]."""
+    network, x = toy(ffn=ffn, n_registers=n_registers), pictures(1, 16, 24)
+    save_vit(network, tmp_path / name)
+    loaded = load_vit(tmp_path / name)
+    loaded.blocks.apply(lambda m: setattr(m, "n_heads", 2) if hasattr(m, "n_heads") else None)
+    torch.testing.assert_close(loaded(x), network(x), rtol=1e-6, atol=1e-6)
+    if name != "vit.safetensors":
+        assert_same_network(loaded, network)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]  # nothing is left beside it
+
+
+def test_the_heads_of_a_folder_are_those_of_its_config(tmp_path):
+    """64 wide with two heads, where the width alone says one."""
+    network = toy()
+    save_vit(network, tmp_path / "vit")
+    assert load_vit(tmp_path / "vit").blocks[0].attn.n_heads == 2
+
+
+def test_dinos_first_networks_have_no_layer_scale(tmp_path):
+    """Nor a mask token: x + branch(x) is x + 1 · branch(x)."""
+    network = toy()
+    with torch.no_grad():
+        for block in network.blocks:
+            block.ls1.gamma.fill_(1), block.ls2.gamma.fill_(1)
+        network.mask_token.zero_()
+    state = {k: v for k, v in network.state_dict().items() if ".ls" not in k and k != "mask_token"}
+    torch.save(state, tmp_path / "d.pth")
+    assert_same_network(load_vit(tmp_path / "d.pth"), network)
+
+
+@pytest.mark.parametrize("flaw, words", [
+    ({"norm.weight": torch.full((64,), math.nan)}, "norm.weight holds NaN"),
+    ({"norm.weight": torch.zeros(64, dtype=torch.complex64)}, "norm.weight is no tensor of real numbers"),
+    ({"norm.weight": torch.zeros(1).expand(10**15)}, "norm.weight is no tensor of real numbers"),
+    ({"blocks.999999999.norm1.weight": torch.ones(64)}, "does not hold"),
+    ({"patch_embed.proj.weight": torch.zeros(64, 3, 0, 0)}, "does not hold"),
+    ({"pos_embed": torch.zeros(1, 1, 64)}, "does not hold"),
+    ({"cls_token": torch.zeros(1, 1, 0)}, "does not hold"),
+    ({"model._flat_param_0": torch.zeros(3)}, "shards of one process"),
+])  # fmt: skip
+def test_hostile_tensors_are_one_line(tmp_path, flaw, words):
+    torch.save(toy().state_dict() | flaw, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=words) as error:
+        load_vit(tmp_path / "bad.pth")
+    one_line(error)
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_a_safetensors_file_cut_short(tmp_path, size):
+    save_vit(toy(), tmp_path / "vit.safetensors")
+    (tmp_path / "vit.safetensors").write_bytes((tmp_path / "vit.safetensors").read_bytes()[:size])
+    with pytest.raises(ValueError, match="not a weights file") as error:
+        load_vit(tmp_path / "vit.safetensors")
+    one_line(error)
+
+
+def test_the_program(tmp_path, capsys):
+    network = toy(n_registers=4)
+    torch.save(network.state_dict(), tmp_path / "vit.pt")
+    assert main([str(tmp_path / "vit.pt"), str(tmp_path / "hf")]) == 0
+    assert main([str(tmp_path / "hf"), str(tmp_path / "again.pth")]) == 0
+    assert_same_network(load_vit(tmp_path / "again.pth"), network)
+    assert capsys.readouterr().out.split() == [str(tmp_path / "hf"), str(tmp_path / "again.pth")]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["none.pt", "out.pth"], "no weights at none.pt"), (["vit.pt", "out.gguf"], "OUT ends in .pth"),
+    (["vit.pt", "none/out.pth"], "there is no folder none"), (["vit.pt", "out.onnx"], "give --image_size"),
+    (["vit.pt", "out.onnx", "--image_size", "9", "8"], "does not divide into patches of 4"),
+])  # fmt: skip
+def test_the_program_says_what_is_wrong(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    torch.save(toy().state_dict(), "vit.pt")
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert os.listdir() == ["vit.pt"]
 
 
 @pytest.mark.parametrize("build", [vit_pico, vit_nano, vit_small], ids=["pico", "nano", "small"])
@@ -145,10 +251,10 @@ def test_a_state_dict_with_a_flaw(tmp_path, key, value):
 def test_an_official_name_without_a_network(monkeypatch, tmp_path, name, path):
     """The error names the address, and the place where a file fetched by other means belongs."""
 
-    def unreachable(address, **options):
+    def unreachable(*_):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError) as error:
         load_vit(name)
