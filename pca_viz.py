@@ -2,6 +2,7 @@
 
     python pca_viz.py IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out pca.png
     python pca_viz.py --matches A B --weights runs/mine/vit.pt --out matches.png
+    python pca_viz.py --attention IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out attention.png
 
     s = scale((X − μ) v₁)                    scale(a) = (a − min a) / (max a − min a), column by column
     F = {rows of X with s > θ}
@@ -31,13 +32,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from tqdm import tqdm
 
+from attention import cls_attention
 from augment import normalize
 from matching import mutual_matches, part_agreement, spread_out
 from support.checkpoint import write_safely
 from support.data import read_images
 from support.files import DataError
 from support.flags import Parser, UserError, add_device, check_out, find_device, positive
-from support.report import PAIRS_PER_ROW, draw_matches, draw_pca
+from support.report import PAIRS_PER_ROW, draw_attention, draw_matches, draw_pca
 from support.threads import choose_threads
 from support.weights import load_vit
 
@@ -225,6 +227,16 @@ def tokens_of(vit, images, layer):
     return tokens
 
 
+@torch.inference_mode()
+def attention_of(vit, images, layer, grids):
+    """I of (3, H, W) uint8 -> I of (heads, h, w): where [CLS] looks in a block."""
+    device, maps = next(vit.parameters()).device, []
+    for image, (h, _) in zip(tqdm(images, "attention", unit="img"), grids):
+        [found] = cls_attention(vit, normalize(image[None].to(device)), layer)
+        maps.append(rearrange(found.cpu(), "heads (h w) -> heads h w", h=h))
+    return maps
+
+
 def parse_args(argv):
     """Command line -> its options, the device found. Raises UserError."""
     parser = Parser(prog="pca_viz.py", description="Images beside the PCA colours of their patches.")
@@ -246,9 +258,11 @@ def parse_args(argv):
                         "(default: %(default)s)")
     parser.add_argument("--matches", nargs=2, metavar=("A", "B"), help="instead: lines between patches of two images "
                         "that are each other's nearest (§7.5)")
+    parser.add_argument("--attention", action="store_true", help="instead: where [CLS] looks, the mean of all heads "
+                        "and each of them")
     add_device(parser)
     args = parser.parse_args(argv)
-    if bool(args.matches) == bool(args.images):
+    if bool(args.matches) == bool(args.images) or (args.matches and args.attention):
         raise UserError("give image files, or --matches A B")
     if not 0 <= args.threshold < 1:
         raise UserError(f"--threshold must be at least 0 and below 1, got {args.threshold}")
@@ -268,22 +282,30 @@ def draw(args):
         raise UserError(f"--layer {layer}: the network has blocks 0 to {depth - 1}")
     images = read_images(args.matches or args.images, args.size, patch, args.keep_aspect)
     grids = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
-    tokens = tokens_of(vit, images, layer)
-    rgb, foreground = pca_rgb(tokens, args.threshold, grids, args.invert, args.mask, args.whiten)
-    share = torch.cat(foreground).float().mean().item()
-    result = f"{len(images)} images, {share:.0%} of the patches in the foreground"
-    if args.matches:
-        if len(images) < 2:
-            raise UserError("--matches needs two images that can be read")
-        pairs, cosine = mutual_matches(*tokens, *foreground)
-        pairs = spread_out(pairs, cosine, grids)
-        figure = draw_matches(images, grids, pairs)
-        write_safely(args.out, lambda new: figure.savefig(new, dpi=150, format="png"))
-        result += f", {len(cosine)} mutual matches, {len(pairs)} of them drawn"
+    if args.matches and len(images) < 2:
+        raise UserError("--matches needs two images that can be read")
+    if args.attention:
+        maps = attention_of(vit, images, layer, grids)
+        draw_attention(images, maps, args.out)
+        result = f"{len(maps[0])} heads of block {layer}"
     else:
+        result = draw_colours(args, images, grids, tokens_of(vit, images, layer))
+    print(f"{len(images)} images, {result}, {time.perf_counter() - began:.1f} s, {args.out}")
+
+
+def draw_colours(args, images, grids, tokens):
+    """The PCA picture, or that of the matches; what to say of it."""
+    rgb, foreground = pca_rgb(tokens, args.threshold, grids, args.invert, args.mask, args.whiten)
+    result = f"{torch.cat(foreground).float().mean().item():.0%} of the patches in the foreground"
+    if not args.matches:
         colours = [rearrange(c, "(h w) c -> h w c", h=h) for c, (h, _) in zip(rgb, grids)]
         draw_pca(images, colours, args.out, args.grid, args.raw)
-    print(f"{result}, {time.perf_counter() - began:.1f} s, {args.out}")
+        return result
+    pairs, cosine = mutual_matches(*tokens, *foreground)
+    pairs = spread_out(pairs, cosine, grids)
+    figure = draw_matches(images, grids, pairs)
+    write_safely(args.out, lambda new: figure.savefig(new, dpi=150, format="png"))
+    return f"{result}, {len(cosine)} mutual matches, {len(pairs)} of them drawn"
 
 
 def main(argv=None):

@@ -95,6 +95,26 @@ def draw_pca(images, colours, path, columns=PAIRS_PER_ROW, raw=False):
     write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
 
 
+def draw_attention(images, maps, path):
+    """A PNG with a row for each image: itself, the mean of its maps, and each of them, from 0 to its own largest value.
+
+    images: I of (3, H, W) uint8.  maps: I of (heads, h, w), at least 0.
+    """
+    columns = 2 + len(maps[0])
+    height = 1.5 * max(image.shape[1] / image.shape[2] for image in images)  # inches, of a picture 1.5 wide
+    figure = Figure(figsize=(1.6 * columns, (height + 0.2) * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    for row, image, found in zip(axes, images, maps, strict=True):
+        row[0].imshow(rearrange(image, "c h w -> h w c").cpu().numpy())
+        for ax, a in zip(row[1:], [found.mean(0), *found]):
+            ax.imshow(a.numpy(), vmin=0, cmap="viridis")
+        for ax in row:
+            ax.axis("off")
+    for ax, title in zip(axes[0], ["", "mean", *(f"head {i}" for i in range(len(maps[0])))]):
+        ax.set_title(title, fontsize=8)
+    write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
+
+
 def draw_matches(images, grids, pairs):
     """A figure of two images (3, H, W) uint8 side by side, and a line for each pair of patch numbers (P, 2)."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")

@@ -1,0 +1,65 @@
+"""Where [CLS] looks: by hand, against the network's own attention, and as a picture.
+
+    pytest tests/test_attention.py
+"""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+from test_vit import pictures, toy
+
+import vit as vit_module
+from attention import cls_attention
+from pca_viz import main
+from support.weights import save_vit
+from vit import ViT
+
+
+def test_by_hand():
+    """One block, one head, d = 4 of which the first number counts: [CLS] 2, register 5, patches 1 and 3, no norm.
+
+    q = 2·x, k = ln 2 · x, √d = 2.  Its scores are 2·ln 2·x: 4^x is 16, 1024, 4, 64, of 1108 together.
+    """
+    network = ViT(4, 1, 1, patch_size=1, img_size=1, n_registers=1)
+    block = network.blocks[0]
+    block.norm1 = torch.nn.Identity()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.zero_()
+        network.cls_token[..., 0], network.register_tokens[..., 0] = 2, 5
+        network.patch_embed.proj.weight[0, 0] = 1  # a patch is its red value
+        block.attn.qkv.weight[0, 0] = 2  # over √d = 2 below
+        block.attn.qkv.weight[4, 0] = math.log(2)
+        found = cls_attention(network, torch.tensor([1.0, 3.0]).expand(1, 3, 1, 2), 0)
+    torch.testing.assert_close(found, torch.tensor([[[4 / 1108, 64 / 1108]]]))
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_it_is_the_attention_of_the_block(layer, monkeypatch):
+    """What the block itself computes of q and k, for [CLS] and for the patches."""
+    network, x, seen = toy(n_registers=2), pictures(2, 16, 24), []
+    attend = vit_module.attend
+    monkeypatch.setattr(vit_module, "attend", lambda q, k, v: seen.append((q, k)) or attend(q, k, v))
+    with torch.no_grad():
+        network(x)
+        q, k = seen[layer]
+        expected = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)[:, :, 0, 3:]
+        found = cls_attention(network, x, layer)
+    assert found.shape == (2, 2, 24)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_picture(tmp_path, capsys):
+    """Two heads: the image, their mean and each of them, for two images of different shape."""
+    save_vit(toy(), tmp_path / "vit")
+    for name, size in (("a.png", (20, 16)), ("b.png", (16, 24))):
+        Image.effect_noise(size, 60).convert("RGB").save(tmp_path / name)
+    words = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--weights", str(tmp_path / "vit"), "--size", "16",
+             "--attention", "--keep-aspect", "--device", "cpu", "--out", str(tmp_path / "maps.png")]  # fmt: skip
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 images, 2 heads of block 2, ")
+    assert min(Image.open(tmp_path / "maps.png").size) > 100
+    assert main([*words, "--layer", "3"]) == 2
+    assert "--layer 3: the network has blocks 0 to 2" in capsys.readouterr().err
