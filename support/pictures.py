@@ -27,6 +27,9 @@ def reason_of(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
+TIFF = (b"II*\0", b"MM\0*")  # how such a file begins
+PHOTOMETRIC, SAMPLES, EXTRA = 262, 277, 338  # tags of a TIFF: what its channels are, how many, what those besides are
+
 TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(
     "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), start=2)}
 
@@ -40,13 +43,28 @@ def picture(raw, size):
     """The bytes of an image file -> upright RGB image, whole; a JPEG may be smaller than stored, but ≥ 2·size."""
     if not raw:
         raise ValueError("empty file")
-    image = Image.open(io.BytesIO(raw), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(raw), formats=FORMATS)
+    except UnidentifiedImageError:
+        if raw[:4] in TIFF:
+            raise ValueError("a TIFF that Pillow does not read, as those of more than five channels") from None
+        raise
+    if image.format == "TIFF":
+        check_channels(image.tag_v2)
     short = min(image.size)
     image.draft(None, [2 * size * side // short for side in image.size])  # JPEG: at ½, ¼ or ⅛, still ≥ 2·size
     image.load()
     turn = TURNS.get(image.getexif().get(0x0112))  # EXIF orientation; after load, where a TIFF turns itself
     image = to_rgb(image)
     return image if turn is None else image.transpose(turn)
+
+
+def check_channels(tags):
+    """ValueError where a TIFF has more channels than colours and a declared alpha: near-infrared is neither."""
+    colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(PHOTOMETRIC), 1)  # RGB, CMYK, YCbCr, Lab; grey or a palette
+    channels, alpha = tags.get(SAMPLES, 1), sum(kind in (1, 2) for kind in tags.get(EXTRA, ()))
+    if channels > colours + alpha:
+        raise ValueError(f"{channels} channels, of which {colours} are colours; write the three to be seen as RGB")
 
 
 def to_rgb(image):

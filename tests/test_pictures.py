@@ -4,6 +4,7 @@
 """
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -118,3 +119,36 @@ def test_draft_of_a_large_jpeg_changes_little(monkeypatch):
     slow = resize(image, 32, 0.5)
     assert sizes == [(64, 64)]  # the least that is no less than 2·32
     assert np.abs(fast.astype(int) - slow).max() <= 3
+
+
+def tiff(channels, photometric, extra=None):
+    """A TIFF of 2×2 pixels with so many channels of 8 bits, written by hand: the tags that it needs, and its pixels."""
+    tags = [(256, 3, [2]), (257, 3, [2]), (258, 3, [8] * channels), (259, 3, [1]), (262, 3, [photometric]),
+            (273, 4, [0]), (277, 3, [channels]), (278, 3, [2]), (279, 4, [4 * channels])]  # fmt: skip
+    tags += [(338, 3, extra)] if extra else []
+    place = 8 + 2 + 12 * len(tags) + 4
+    head, more = struct.pack("<2sHIH", b"II", 42, 8, len(tags)), b""
+    for tag, kind, values in tags:
+        code = "H" if kind == 3 else "I"
+        data = struct.pack(f"<{len(values)}{code}", *values)
+        if len(data) > 4:
+            more, data = more + data, struct.pack("<I", place + len(more))
+        head += struct.pack("<HHI", tag, kind, len(values)) + (b"PIXL" if tag == 273 else data.ljust(4, b"\0"))
+    head = head.replace(b"PIXL", struct.pack("<I", place + len(more)))
+    return head + b"\0\0\0\0" + more + bytes(range(40, 40 + channels)) * 4
+
+
+READ = [(1, 1, None), (3, 2, None), (4, 2, [2]), (2, 1, [2]), (4, 5, None)]  # grey, RGB, both with alpha, CMYK
+
+
+@pytest.mark.parametrize("channels, photometric, extra", READ)
+def test_channels_that_are_colours_or_a_declared_alpha_are_read(channels, photometric, extra):
+    assert pictures.picture(tiff(channels, photometric, extra), 2).size == (2, 2)
+
+
+@pytest.mark.parametrize("channels, extra", [(4, [0]), (4, None), (5, [0, 0]), (5, [2, 0]), (8, [0] * 5)])
+def test_other_channels_are_not_dropped_without_a_word(channels, extra):
+    """Near-infrared is no alpha, and what is left of eight channels no picture."""
+    with pytest.raises(ValueError, match=f"^{channels} channels, of which 3 are colours|^a TIFF that Pillow") as error:
+        pictures.picture(tiff(channels, 2, extra), 2)
+    assert "\n" not in pictures.reason_of(error.value)
