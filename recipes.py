@@ -95,7 +95,7 @@ shapes = Recipe(
     teacher_temp_start=0.01, teacher_temp=0.01, momentum=0.95,
     ibot_weight=0.5, jitter=0.6,
     batch=32, steps=1250, lr=6e-3, eval_every=500, eval_images=2000,
-    hires_share=0.02, hires_size=64, hires_image_size=64, hires_lr=5e-4,
+    hires_share=0.02, hires_size=64, hires_image_size=64, hires_lr=5e-4, init_lr=1e-3,
 )  # fmt: skip
 
 # Real pictures of 32² pixels in small batches: few prototypes and a cold teacher leave the uniform loss ln K at once.
@@ -107,7 +107,7 @@ cifar10 = Recipe(
     n_prototypes=512, head_hidden=512, dino_bottleneck=128, ibot_bottleneck=128,
     teacher_temp_start=0.01, teacher_temp=0.01, ibot_weight=0.3, momentum=0.95,
     batch=32, steps=4200, lr=6e-3, eval_every=500,
-    hires_share=0.05, hires_size=32, hires_image_size=32, hires_lr=1e-3,
+    hires_share=0.05, hires_size=32, hires_image_size=32, hires_lr=1e-3, init_lr=1e-3,
 )  # fmt: skip
 
 # The official short recipe, for ImageNet-1k in 100 epochs of 1250 steps (official vitl16_short.yaml and
