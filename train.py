@@ -297,9 +297,9 @@ def train(run, out, device):
     before = rows[-1]["seconds"] if rows else 0.0
     began = logged = time.perf_counter()
     stopped, stop, hires = [], False, None
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first one is noted, the second does what it always did
-        usual = signal.getsignal(number)
-        signal.signal(number, lambda n, _, usual=usual: (stopped.append(n), signal.signal(n, usual)))
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in usual:  # the first one is noted, the second does what it always did
+        signal.signal(number, lambda n, _: (stopped.append(n), signal.signal(n, usual[n])))
     healthy = torch.ones((), dtype=torch.bool, device=device)
 
     def record(row):
@@ -342,6 +342,8 @@ def train(run, out, device):
                     draw_curves(rows, r, out / "curves.png")
                     bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
                 logged = time.perf_counter()
+    for number, handler in usual.items():
+        signal.signal(number, handler)
     return rows, stop
 
 
@@ -400,7 +402,9 @@ def warm_teacher(recipe, out, device):
         restore(run, read_checkpoint(checkpoint))
     if distributed.rank() == 0:
         print(f"{out}: heads for the teacher {recipe.teacher}, {steps} steps")
-    if train(run, out, device)[1]:
+    _, stopped = train(run, out, device)
+    distributed.wait()  # until the first rank has written
+    if stopped:
         raise UserError(f"stopped at step {run.step} of the teacher's heads; --resume goes on")
     return checkpoint
 

@@ -81,9 +81,11 @@ def restore(run, saved):
     dcp.set_model_state_dict(run.ema, saved["teacher"], options=whole)
     run.centering.load_state_dict(saved["centering"])
     optimizer = renamed(saved["optimizer"], dict(enumerate(names(run))))
-    some = dcp.StateDictOptions(full_state_dict=True, strict=False)  # what never had a gradient has no moments
-    dcp.set_optimizer_state_dict(run.student, run.optimizer, optimizer, options=some)
-    for name, parameter in run.student.named_parameters():
-        if name not in optimizer["state"]:  # PyTorch has made it some, of a step that never was
-            run.optimizer.state.pop(parameter, None)
+    new = {name: p for name, p in run.student.named_parameters() if name not in optimizer["state"]}
+    for name, p in new.items():  # they had no gradient yet, and PyTorch wants moments of all
+        moments = {moment: torch.zeros(p.shape) for moment in ("exp_avg", "exp_avg_sq")}
+        optimizer["state"][name] = {"step": torch.zeros(()), **moments}
+    dcp.set_optimizer_state_dict(run.student, run.optimizer, optimizer, options=whole)
+    for p in new.values():
+        run.optimizer.state.pop(p)
     run.step = saved["step"]
