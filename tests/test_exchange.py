@@ -8,6 +8,7 @@ antialias.  There the two get our positions at the resolution of the test, so th
 with registers agree about positions too, and get the file as it is.
 """
 
+import os
 import sys
 from types import ModuleType
 
@@ -50,7 +51,7 @@ def picture(height, width):
 def assert_same_tokens(ours, theirs):
     """x_norm of ours (1, 1 + R + N, D), in the order CLS, registers, patches."""
     off = (ours - theirs).abs().max().item()
-    print(f"{off:.1e}")
+    print(f"{os.environ['PYTEST_CURRENT_TEST']} {off:.1e}")
     assert off < TOLERANCE, f"largest difference {off:.1e}, of values up to {ours.abs().max():.1f}"
 
 
