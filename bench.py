@@ -202,8 +202,8 @@ def count_memory(r, device_type):
     footprint = Footprint()
     alive, build = footprint.alive, train.build_network
 
-    def build_there(recipe):
-        network = footprint.made(lambda: build(recipe), "weights")
+    def build_there(*arguments):
+        network = footprint.made(lambda: build(*arguments), "weights")
         network.to = lambda *_: network
         return network
 
@@ -336,6 +336,8 @@ def main(argv=None):
     parser.add_argument("--scaling", action="store_true", help="draw bench.png: batch, K, crop size and depth")
     args, rest = parser.parse_known_args(argv)
     options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"])
+    if r.init:
+        raise UserError("--init is for train.py: here --arch, --patch_size, --n_registers and --ffn say the network")
     if args.memory:
         print(memory_table(count_memory, r, args.memory))
         return 0

@@ -18,7 +18,7 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,11 +56,11 @@ from support.threads import choose_threads
 # ---------------------------------------------------------------------------- networks
 
 
-def build_network(r):
-    """The ViT and its two untied heads (§4), for a recipe."""
+def build_network(r, img_size=None):
+    """The ViT and its two untied heads (§4), for a recipe; img_size: that of its positions, if not the run's."""
     backbone = getattr(vit, r.arch)(
         patch_size=r.patch_size,
-        img_size=r.hires_size if r.hires_share else r.global_size,
+        img_size=img_size or (r.hires_size if r.hires_share else r.global_size),
         n_registers=r.n_registers,
         ffn=r.ffn,
         drop_path=0.0 if r.teacher else r.drop_path,  # §5: no stochastic depth in distillation
@@ -93,7 +93,7 @@ def start_run(recipe, device, start=None, teacher=None):
     teacher: the checkpoint.pt that is distilled; the recipe's, if that is one.
     """
     torch.manual_seed(recipe.seed)
-    student = build_network(recipe)
+    student = build_network(recipe, start and stored_size(start, recipe))
     student.load_state_dict(start or {}, strict=False)
     student = student.to(device)
     ema = distributed.shard(copy.deepcopy(student).requires_grad_(False).eval())
@@ -117,9 +117,14 @@ def load_teacher(recipe, path, device):
     for name in ("patch_size", "n_prototypes"):
         if getattr(theirs, name) != getattr(recipe, name):
             raise UserError(f"the teacher was trained with --{name} {getattr(theirs, name)}; set the same")
-    teacher = build_network(theirs)
+    teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
     teacher.load_state_dict(saved["teacher"])
     return distributed.shard(teacher.requires_grad_(False).eval().to(device))
+
+
+def stored_size(state, r):
+    """The side in pixels of the pictures for which a network's state dict has its positions."""
+    return math.isqrt(state["backbone.pos_embed"].shape[1] - 1) * r.patch_size
 
 
 def parameter_groups(student, r):
@@ -152,8 +157,8 @@ def parameter_groups(student, r):
 
 def phases(r):
     """(name, first step, the step after the last, base learning rate): heads alone on given weights, low, and high."""
-    heads = round(r.steps * r.head_warmup) if r.init else 0
     low = r.steps - round(r.steps * r.hires_share)
+    heads = min(round(r.steps * r.head_warmup), low) if r.init else 0
     return [("heads", 0, heads, r.lr), ("low", heads, low, r.init_lr if r.init else r.lr),
             ("hires", low, r.steps, r.hires_lr)]  # fmt: skip
 
@@ -354,7 +359,7 @@ def prepare(argv):
     """Command line -> (run, folder, device): a new run, or one that goes on."""
     options, recipe, changes = parse_args(argv)
     device = find_device(options.device)
-    out, checkpoint = options.out, options.out / "checkpoint.pt"
+    out, checkpoint, warmed = options.out, options.out / "checkpoint.pt", options.out / "teacher" / "checkpoint.pt"
     make_folder(out)
     saved = None
     if options.resume and checkpoint.exists():
@@ -363,7 +368,9 @@ def prepare(argv):
             if saved["recipe"].get(name) != value:
                 raise UserError(f"the run in {out} has --{name} {show(saved['recipe'].get(name))}, not {show(value)}")
         recipe = Recipe(**saved["recipe"])
-    elif checkpoint.exists():
+    elif options.resume and warmed.exists() and not recipe.teacher:
+        raise UserError(f"{out} holds the heads of a teacher alone; --resume beside all flags of that run goes on")
+    elif checkpoint.exists() or (warmed.exists() and not options.resume):
         raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")
     device = distributed.start(device)
     if recipe.batch % distributed.world_size():
@@ -372,15 +379,17 @@ def prepare(argv):
         raise UserError("--compile takes a ViT whole, and several GPUs take it in blocks; one of the two")
     if distributed.world_size() > 1 and device.type == "cpu" and torch.__version__ < (2, 9):
         raise UserError("several processes without GPUs need PyTorch 2.9: FSDP2 fails there in older ones")
+    threads = choose_threads(options.threads, saved and saved.get("threads"))
+    teacher = warmed if saved and warmed.exists() else None  # it was warm when the run began
+    if recipe.teacher and not saved and not heads_of(recipe.teacher):
+        teacher = warm_teacher(recipe, out, device)
     start, from_where = None, "starts"
     if recipe.init and not saved:
         recipe, start, words = adopt(recipe, changes, build_network)
         from_where = f"starts from {recipe.init} ({words})"
-    teacher = warm_teacher(recipe, out, device) if recipe.teacher and not heads_of(recipe.teacher) else None
     run = start_run(recipe, device, start, teacher)
     if saved:
         restore(run, saved)
-    threads = choose_threads(options.threads, saved and saved.get("threads"))
     start = f"goes on at step {run.step}" if saved else from_where
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
     if distributed.rank() == 0:
@@ -395,17 +404,23 @@ def warm_teacher(recipe, out, device):
     checkpoint, steps = out / "checkpoint.pt", max(1, round(recipe.steps * recipe.head_warmup))
     r = replace(recipe, init=recipe.teacher, teacher="", steps=steps, head_warmup=1.0, hires_share=0.0, eval_every=0,
                 drop_path=0.0)  # fmt: skip
-    r, start, _ = adopt(r, {"patch_size": recipe.patch_size, "head_warmup": 1.0}, build_network)
+    r, start, _ = adopt(r, {"patch_size": recipe.patch_size, "head_warmup": 1.0}, build_network, resize=False)
     make_folder(out)
     run = start_run(r, device, start)
     if checkpoint.exists():
-        restore(run, read_checkpoint(checkpoint))
+        saved = read_checkpoint(checkpoint)
+        if saved["recipe"] != asdict(r):
+            raise UserError(f"{out} holds the heads of another run's teacher; the flags of that one, or another --out")
+        restore(run, saved)
     if distributed.rank() == 0:
         print(f"{out}: heads for the teacher {recipe.teacher}, {steps} steps")
     _, stopped = train(run, out, device)
     distributed.wait()  # until the first rank has written
     if stopped:
-        raise UserError(f"stopped at step {run.step} of the teacher's heads; --resume goes on")
+        if distributed.rank() == 0:
+            print(f"stopped at step {run.step} of the teacher's heads; the same command with --resume goes on")
+        distributed.stop()
+        raise SystemExit(130)
     return checkpoint
 
 

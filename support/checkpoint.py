@@ -63,7 +63,8 @@ def read_checkpoint(path):
     """The dict that save_checkpoint wrote; CheckpointError in one line for anything else."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if saved.keys() >= {"recipe", "step", "student", "teacher", "optimizer"}:
+        parts = [saved[name] for name in ("recipe", "student", "teacher", "optimizer")]
+        if "step" in saved and all(isinstance(part, dict) for part in parts):
             return saved
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None

@@ -113,7 +113,7 @@ def parse_args(argv=None):
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
     options.out = options.out or Path("runs") / options.recipe
     recipe = get_recipe(options.recipe, **changes)
-    check_recipe(recipe)
+    check_recipe(recipe, sizes=not recipe.init)  # with --init the patch size is the file's
     return options, recipe, changes
 
 
@@ -122,15 +122,15 @@ def show(value):
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def check_recipe(r):
-    """Raise UserError for values that cannot be trained with."""
+def check_recipe(r, sizes=True):
+    """Raise UserError for values that cannot be trained with; sizes: crops in whole patches among them."""
     for name, choices in CHOICES.items():
         if getattr(r, name) not in choices:
             raise UserError(f"--{name} must be one of {', '.join(choices)}; got {getattr(r, name)}")
     if r.arch == "vit_giant2" and r.ffn != "swiglu":
         raise UserError("--arch vit_giant2 is a network with --ffn swiglu (Table 17)")
-    sizes = ("global_size", "local_size") + (("hires_size",) if r.hires_share else ())
-    for name in sizes:
+    names = ("global_size", "local_size") + (("hires_size",) if r.hires_share else ())
+    for name in names if sizes else ():
         size = getattr(r, name)
         if size < r.patch_size or size % r.patch_size:
             raise UserError(f"--{name} must be a multiple of --patch_size {r.patch_size}; got {size}")

@@ -52,8 +52,9 @@ def official(state):
     if "embeddings.cls_token" in state:
         state = from_hugging_face(state)
     state = from_timm(state)
-    for key in [key for key in state if re.fullmatch(r"blocks\.\d+\.norm[12]\.weight", key)]:
-        state.setdefault(key.replace("norm", "ls").replace("weight", "gamma"), torch.ones_like(state[key]))
+    if not any(key.endswith(".gamma") for key in state):
+        for key in [key for key in state if re.fullmatch(r"blocks\.\d+\.norm[12]\.weight", key)]:
+            state[key.replace("norm", "ls").replace("weight", "gamma")] = torch.ones_like(state[key])
     state.setdefault("mask_token", torch.zeros_like(state["cls_token"][0]))
     return state
 

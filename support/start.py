@@ -13,11 +13,12 @@ from support.weights import given_vit
 HEADS = ("dino_head", "ibot_head")
 
 
-def adopt(recipe, changes, build):
+def adopt(recipe, changes, build, resize=True):
     """A recipe with --init -> (the recipe of a network as in that file, its state dict, what this is in words).
 
     changes: the fields set by hand, which may not contradict the file.  build(recipe) -> the network and its heads.
-    Positions are resized to the run's grid as the file's family does.  Heads that fit need no warm-up.
+    Positions are resized to the run's grid as the file's family does, or with resize=False kept.  Heads that fit need
+    no warm-up.
     """
     network = given_vit(recipe.init)
     block = network.blocks[0]
@@ -41,7 +42,9 @@ def adopt(recipe, changes, build):
     words = [f"{value}" if name in ("arch", "ffn") else f"{name} {value}" for name, value in found.items()]
     words = f"{', '.join(words)}, {'its' if heads else 'new'} heads, alone for {alone} steps"
     n = (recipe.hires_size if recipe.hires_share else recipe.global_size) // recipe.patch_size
-    state = network.state_dict() | {"pos_embed": network.positions(n, n).detach()}
+    state = network.state_dict()
+    if resize:
+        state["pos_embed"] = network.positions(n, n).detach()
     return recipe, {f"backbone.{name}": x for name, x in state.items()} | heads, words
 
 

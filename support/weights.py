@@ -10,6 +10,7 @@
 Nothing in a file is executed.
 """
 
+import argparse
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from torch import nn
 
 from support.checkpoint import write_safely
 from support.failures import in_one_line
-from support.flags import Parser, UserError, check_out, positive
+from support.flags import Parser, UserError, check_out, make_folder, positive
 from support.formats import official, to_hugging_face, to_timm, unwrap
 from vit import ViT
 
@@ -47,10 +48,11 @@ def load_vit(name_or_path, device="cpu"):
         patch_size = state["patch_embed.proj.weight"].shape[-1]
         n_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
         ffn = "swiglu" if "blocks.0.mlp.w12.weight" in state else "mlp"
-        if not dim * depth * patch_size * grid:
-            raise ValueError("a network of size 0")
+        n_heads = math.ceil(dim / 64) if n_heads is None else n_heads
+        if not dim * depth * patch_size * grid or n_heads < 1 or dim % n_heads:
+            raise ValueError(f"{depth} blocks of width {dim} with {n_heads} heads, grid {grid}, patch {patch_size}")
         with torch.device("meta"):  # no memory: the tensors of the file take their places
-            vit = ViT(dim, depth, n_heads or math.ceil(dim / 64), patch_size, grid * patch_size, n_registers, ffn)
+            vit = ViT(dim, depth, n_heads, patch_size, grid * patch_size, n_registers, ffn)
         vit.load_state_dict(state, assign=True)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise not_a_vit(name_or_path, error) from None
@@ -74,11 +76,12 @@ def read_state(name_or_path):
         path = Path(path, MODEL)
     try:
         if (config := Path(path).with_name(CONFIG)).exists() and Path(path).name == MODEL:
-            n_heads = int(json.loads(config.read_text())["num_attention_heads"])
+            n_heads = json.loads(config.read_text()).get("num_attention_heads")  # timm's config.json has none
         if str(path).endswith(".safetensors"):
             state = safetensors.torch.load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's checkpoints hold their flags as one
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(f"no weights at {name_or_path}: neither a file nor an official name") from None
     except Exception:  # they raise half a dozen kinds for a file that is not their own
@@ -134,7 +137,7 @@ def save_vit(vit, out, image_size=None):
     elif out.suffix:
         raise UserError(f"{out}: OUT ends in .pth, .pt, .safetensors or .onnx, or is a folder")
     else:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         write_safely(out / MODEL, lambda path: save_tensors(to_hugging_face(state), path))
         write_safely(out / CONFIG, lambda path: path.write_text(json.dumps(hugging_face_config(vit), indent=2)))
 

@@ -123,9 +123,9 @@ def step(recipe, depth, **changes):
 
     keep_blocks(r.arch, depth)
 
-    def build_there(recipe):
+    def build_there(*arguments):
         with _disable_current_modes(), sim.fake, CUDA:
-            network = build(recipe)
+            network = build(*arguments)
         sim.alive.track(list(network.parameters()))
         network.to = lambda *_: network
         return network

@@ -119,6 +119,7 @@ def test_the_loader_alone(tmp_path):
     (["--colour", "red"], "unknown argument --colour"),
     (["--part", "hat"], "invalid choice"),
     (["--teacher", "nofile.pt"], "cannot read nofile.pt"),
+    (["--init", "nofile.pt"], "--init is for train.py"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(flags, words, capsys):
     assert main([*FLAGS, *flags]) == 2

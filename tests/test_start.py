@@ -3,7 +3,9 @@
     pytest tests/test_start.py
 """
 
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -107,6 +109,8 @@ def test_phases_by_hand():
     assert [max(v["lr"] for v in part) for part in (at[:20], at[20:70], at[70:])] == [1.0, 0.1, 0.01]
     assert at[20]["momentum"] == at[0]["momentum"] < at[19]["momentum"]  # each phase has its schedules from the start
     assert at[0]["frozen_prototypes"] and not at[20]["frozen_prototypes"] and not at[70]["frozen_prototypes"]
+    halves = train.phases(get_recipe("shapes", steps=7, init="x", head_warmup=0.5, hires_share=0.5))
+    assert [(first, end) for _, first, end, _ in halves] == [(0, 3), (3, 3), (3, 7)]  # rounding takes no step twice
     assert train.phases(get_recipe("shapes", steps=100, hires_share=0.3))[0][2] == 0  # without --init
 
 
@@ -169,15 +173,64 @@ def test_a_finished_run_goes_on_and_to_high_resolution(folder, tmp_path):  # noq
 
 
 def test_a_teacher_without_heads_gets_some(folder, released, tmp_path, capsys):  # noqa: F811
-    """They learn on its weights, which stay, for a quarter of 8 steps, in a run of their own; then it is distilled."""
-    words = {"teacher": released, "head_warmup": 0.25, "arch": "vit_pico"}
-    assert main(start(folder, tmp_path, **words)) == 0
-    out = capsys.readouterr().out
-    assert f"heads for the teacher {released}, 2 steps" in out
-    file, teacher = torch.load(released, weights_only=True), weights(tmp_path / "teacher")
-    assert all(torch.equal(teacher[f"backbone.{name}"], x) for name, x in file.items() if name != "pos_embed")
-    assert "backbone.register_tokens" not in weights(tmp_path)  # the student is another network
-    assert main(["--out", str(tmp_path), "--resume", "--device", "cpu"]) == 0
+    """They learn on its weights, which stay, for a quarter of 8 steps, in a run of their own; then it is distilled.
+
+    Its positions stay on the file's grid.  When all is done, neither the file nor the warm-up is needed to go on.
+    """
+    file = shutil.copy(released, tmp_path / "released.pth")
+    assert main(start(folder, tmp_path / "run", teacher=file, head_warmup=0.25, arch="vit_pico")) == 0
+    assert f"heads for the teacher {file}, 2 steps" in capsys.readouterr().out
+    expected, teacher = torch.load(file, weights_only=True), weights(tmp_path / "run" / "teacher")
+    assert all(torch.equal(teacher[f"backbone.{name}"], x) for name, x in expected.items())
+    assert "backbone.register_tokens" not in weights(tmp_path / "run")  # the student is another network
+    file.unlink()
+    assert main(["--out", str(tmp_path / "run"), "--resume", "--device", "cpu"]) == 0
+
+
+def test_a_student_with_heads_leaves_the_teachers_warm_up_as_it_is(folder, released, tmp_path, capsys):  # noqa: F811
+    assert main(start(folder, tmp_path / "low", steps=1)) == 0
+    words = {"init": tmp_path / "low" / "checkpoint.pt", "teacher": released, "head_warmup": 0.5, "steps": 4}
+    assert main(start(folder, tmp_path / "run", **words)) == 0
+    assert f"heads for the teacher {released}, 2 steps" in capsys.readouterr().out
+    words.pop("head_warmup")
+    assert main(start(folder, tmp_path / "tenth", **words | {"steps": 20})) == 0
+    assert f"heads for the teacher {released}, 2 steps" in capsys.readouterr().out  # a tenth of 20
+    assert not any(row.get("frozen_backbone") for row in rows(tmp_path / "tenth"))
+
+
+def test_stopped_in_the_teachers_warm_up(folder, released, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Status 130; the same command goes on, and no other one, nor one with another teacher."""
+    words = start(folder, tmp_path / "run", teacher=released, head_warmup=0.5, steps=6, arch="vit_pico")
+    train_step = train.train_step
+
+    def stops(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return train_step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", stops)
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+    assert stopped.value.code == 130
+    assert "stopped at step 1 of the teacher's heads; the same command with --resume" in capsys.readouterr().out
+    other = shutil.copy(released, tmp_path / "other.pth")
+    for wrong, says in (
+        (words, "already holds a run"),
+        (["--out", str(tmp_path / "run"), "--resume"], "beside all flags"),
+        ([*words, "--resume", "--teacher", str(other)], "heads of another run's teacher"),
+    ):
+        assert main(wrong) == 2
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+    assert main([*words, "--resume"]) == 0
+    assert [row["step"] for row in rows(tmp_path / "run" / "teacher")] == [1, 2, 3]
+
+
+def test_sizes_are_held_against_the_patches_of_the_file(folder, released, tmp_path):  # noqa: F811
+    """The recipe's patches are 8 wide, the file's 4; 20 and 12 are multiples of 4 alone."""
+    words = flags(folder, tmp_path, init=released, hires_share=0, global_size=20, local_size=12, steps=1)
+    i = words.index("--patch_size")
+    assert main(words[:i] + words[i + 2 :]) == 0
 
 
 def test_a_teacher_with_other_patches(folder, released, tmp_path, capsys):  # noqa: F811

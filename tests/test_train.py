@@ -378,8 +378,8 @@ def test_distillation(folder, whole, tmp_path, monkeypatch):
     seen = []
     build = train.build_network
 
-    def watched(recipe):
-        network = build(recipe)
+    def watched(*arguments):
+        network = build(*arguments)
         forward = network.backbone.training_features
         network.backbone.training_features = lambda x, masks, at: (seen.append(masks), forward(x, masks, at))[1]
         return network

@@ -3,6 +3,8 @@
     pytest tests/test_weights.py
 """
 
+import argparse
+import json
 import math
 import os
 import urllib.error
@@ -42,7 +44,7 @@ WRAPPED = {  # what people have, and how it wraps the tensors `s` of the network
     "model": lambda s: {"model": s, "epoch": 1},
     "state_dict": lambda s: {"state_dict": prefixed(s, "module.backbone.")},
     "DINO's checkpoint": lambda s: {"student": prefixed(s, "module.backbone.", 1), "teacher": prefixed(s, "backbone."),
-                                    "epoch": 1},
+                                    "epoch": 1, "args": argparse.Namespace(arch="vit_small", lr=5e-4)},
 }  # fmt: skip
 HEAD = {"dino_head.prototypes": torch.zeros(5, 2)}
 
@@ -84,6 +86,36 @@ def test_the_heads_of_a_folder_are_those_of_its_config(tmp_path):
     network = toy()
     save_vit(network, tmp_path / "vit")
     assert load_vit(tmp_path / "vit").blocks[0].attn.n_heads == 2
+
+
+def test_timms_folder_has_a_config_of_another_kind(tmp_path):
+    """As its networks lie on the Hub: model.safetensors in timm's names, and a config.json without heads."""
+    network = vit_pico(patch_size=8, img_size=16, n_registers=4, layer_scale=1.0).eval()
+    (tmp_path / "timm").mkdir()
+    save_vit(network, tmp_path / "timm" / "model.safetensors")
+    (tmp_path / "timm" / "config.json").write_text(json.dumps({"architecture": "vit_pico", "num_classes": 0}))
+    for path in (tmp_path / "timm", tmp_path / "timm" / "model.safetensors"):
+        torch.testing.assert_close(load_vit(path)(pictures(1, 16, 24)), network(pictures(1, 16, 24)))
+
+
+@pytest.mark.parametrize("n", [5, 0, -2])
+def test_heads_that_do_not_divide_the_width(tmp_path, n):
+    save_vit(toy(), tmp_path / "vit")
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | {"num_attention_heads": n}))
+    with pytest.raises(ValueError, match=f"with {n} heads") as error:
+        load_vit(tmp_path / "vit")
+    one_line(error)
+
+
+def test_one_layer_scale_that_is_missing_is_a_flaw(tmp_path):
+    """Unlike all of them, as in DINO's networks."""
+    state = toy().state_dict()
+    del state["blocks.1.ls1.gamma"]
+    torch.save(state, tmp_path / "flawed.pth")
+    with pytest.raises(ValueError, match="blocks.1.ls1.gamma") as error:
+        load_vit(tmp_path / "flawed.pth")
+    one_line(error)
 
 
 def test_dinos_first_networks_have_no_layer_scale(tmp_path):
@@ -135,7 +167,8 @@ def test_the_program(tmp_path, capsys):
 
 @pytest.mark.parametrize("words, said", [
     (["none.pt", "out.pth"], "no weights at none.pt"), (["vit.pt", "out.gguf"], "OUT ends in .pth"),
-    (["vit.pt", "none/out.pth"], "there is no folder none"), (["vit.pt", "out.onnx"], "give --image_size"),
+    (["vit.pt", "none/out.pth"], "there is no folder none"), (["vit.pt", "vit.pt/sub"], "cannot make the folder"),
+    (["vit.pt", "out.onnx"], "give --image_size"),
     (["vit.pt", "out.onnx", "--image_size", "9", "8"], "does not divide into patches of 4"),
 ])  # fmt: skip
 def test_the_program_says_what_is_wrong(tmp_path, monkeypatch, capsys, words, said):
