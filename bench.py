@@ -32,7 +32,7 @@ import train
 import vit
 from dino_loss import dino_loss
 from sinkhorn import sinkhorn_knopp
-from support.data import batches, load_splits
+from support.data import batches
 from support.everything import run_everything
 from support.failures import in_one_line
 from support.flags import Parser, UserError, find_device, parse_args, positive
@@ -128,13 +128,18 @@ def make_step(r, device):
     return run, crop, step, lambda images, seed: made
 
 
+def most_memory(device):
+    """peak_memory, or NaN where it is not known."""
+    return peak_memory(device) or float("nan")
+
+
 def bench_step(r, steps, device):
     """A dict of all that the table shows, for a recipe."""
     run, crop, step, made = make_step(r, device)
     without, _ = spread(seconds_of(lambda: step(made), device, steps))
-    memory_without = peak_memory(device)
+    memory_without = most_memory(device)
     seconds, around = spread(seconds_of(step, device, steps))
-    memory = {"peak_memory": peak_memory(device), "peak_memory_crops_made_before": memory_without}
+    memory = {"peak_memory": most_memory(device), "peak_memory_crops_made_before": memory_without}
     if device.type == "cuda":
         memory["reserved_memory"] = torch.cuda.max_memory_reserved(device)
     parts = measure_parts(step, crop, run, lambda: clock(device))
@@ -253,7 +258,7 @@ def bench_part(part, r, steps, device):
         seconds, around = spread(seconds_of(lambda: crop(images, 0), device, steps))
         return {"part": part, "seconds": seconds, "spread": around, "images_per_s": B / seconds}
     if part == "loader":
-        stream = batches(load_splits(r.data, r.image_size, r.seed)[0], B, r.seed, 0, device, r.workers)
+        stream = batches(train.splits_at(0, r)[0], B, r.seed, 0, device, r.workers or None)
         seconds = statistics.mean(seconds_of(lambda: next(stream), device, 10 * steps))  # they come in bursts
         return {"part": part, "seconds": seconds, "images_per_s": B / seconds}
     if part == "launches":
@@ -282,9 +287,9 @@ def bench_part(part, r, steps, device):
             dino_loss(logits, probs).backward()
 
     copy = min(seconds_of(size.detach().clone, device, steps))
-    before = peak_memory(device)
+    before = most_memory(device)
     seconds, around = spread(seconds_of(call, device, steps))
-    matrices = (peak_memory(device) - before) / (size.numel() * 4)
+    matrices = (most_memory(device) - before) / (size.numel() * 4)
     return {"part": part, "seconds": seconds, "spread": around, "copies": seconds / copy, "extra_matrices": matrices}
 
 

@@ -44,11 +44,12 @@ from neighbours import nearest, nearest_in_blocks
 from support.checkpoint import write_safely
 from support.crawl import collect_addresses, download
 from support.files import DataError, find_files
-from support.flags import Parser, UserError, add_device, check_out, find_device, positive
-from support.pictures import decode, picture, whole_patches
+from support.flags import Parser, UserError, add_device, add_pictures, check_out, check_scale, find_device, positive
+from support.pictures import MAX_MEGAPIXELS, decode, picture, whole_patches
 from support.precision import autocast
 from support.report import draw_selected, write_selected
 from support.stages import digest, in_blocks, once, rows_of
+from support.survey import survey
 from support.threads import choose_threads
 from support.weights import load_vit
 
@@ -140,7 +141,7 @@ class Source:
 
     def __init__(self, places):
         found = [(place, *find_files(place)) for place in places]
-        self.files = [(place, name, read) for place, names, read in found for name in names]
+        self.files = [(place, name, read) for place, names, read, _ in found for name in names]
         if not self.files:
             raise UserError(f"no images in {', '.join(map(str, places))}")
 
@@ -157,21 +158,31 @@ class Source:
         return read(name)
 
 
-def thumbnail(raw):
+def look_at(sources, args):
+    """What `picture` needs to know of all sources together: the scale of deep ones, or None; the megapixels allowed."""
+    files = {source.name(i): (source, i) for source in sources for i in range(len(source))}
+    scale, notes = survey(list(files), lambda name: files[name][0].raw(files[name][1]), args.scale, args.max_megapixels)
+    for note in notes:
+        print_first(note)
+    return scale, args.max_megapixels
+
+
+def thumbnail(raw, scale=None, max_megapixels=MAX_MEGAPIXELS):
     """The bytes of an image file -> a THUMBNAIL: grey levels and the number of pixels of the file."""
     width, height = Image.open(io.BytesIO(raw)).size
-    grey = picture(raw, pca_hash.T).convert("L").resize((pca_hash.T, pca_hash.T), Image.Resampling.BILINEAR)
+    grey = picture(raw, pca_hash.T, scale, max_megapixels).convert("L")
+    grey = grey.resize((pca_hash.T, pca_hash.T), Image.Resampling.BILINEAR)
     return np.array((np.asarray(grey), width * height), dtype=pca_hash.THUMBNAIL)
 
 
-def thumbnails(source, path):
+def thumbnails(source, path, how):
     """Grey thumbnails and pixel counts (N,) of dtype THUMBNAIL; a picture that cannot be read has 0 pixels."""
 
     def compute(rows):
         block = np.zeros(len(rows), dtype=pca_hash.THUMBNAIL)
         for at, i in enumerate(rows):
             try:
-                block[at] = thumbnail(source.raw(i))
+                block[at] = thumbnail(source.raw(i), *how)
             except Exception:  # Pillow raises every kind; 0 pixels say it, and curate() names the file
                 pass
         return block
@@ -179,13 +190,13 @@ def thumbnails(source, path):
     return in_blocks(path, len(source), (), pca_hash.THUMBNAIL, compute, "collect")
 
 
-def embed(vit, source, chosen, size, path, name):
+def embed(vit, source, chosen, size, path, name, how):
     """[CLS] features of length 1 (len(chosen), D) float32 of the chosen images; bf16 where there is a GPU."""
     device = next(vit.parameters()).device
 
     @torch.inference_mode()
     def compute(rows):
-        pixels = np.stack([readable(source, chosen[row], size) for row in rows])
+        pixels = np.stack([readable(source, chosen[row], size, how) for row in rows])
         with autocast(device, device.type == "cuda"):
             features = vit(normalize(torch.from_numpy(pixels).to(device)))
         return torch.nn.functional.normalize(features.float(), dim=1).cpu().numpy()
@@ -193,10 +204,10 @@ def embed(vit, source, chosen, size, path, name):
     return in_blocks(path, len(chosen), (vit.embed_dim,), np.float32, compute, name)
 
 
-def readable(source, i, size):
+def readable(source, i, size, how):
     """(3, size, size) uint8; grey if the picture breaks only here, past the thumbnail."""
     try:
-        return decode(source.raw(i), size, 0.5)
+        return decode(source.raw(i), size, 0.5, *how)
     except Exception:  # as above
         return np.full((3, size, size), 128, dtype=np.uint8)
 
@@ -258,10 +269,11 @@ def curate(args):
     size = args.size or whole_patches(224, vit.patch_size)
     if size % vit.patch_size:
         raise UserError(f"--size {size} does not divide into patches of {vit.patch_size}")
-    weights = digest(*[p.double().abs().sum().item() for p in vit.parameters()])
+    weights = digest(*[p.cpu().double().abs().sum().item() for p in vit.parameters()])
 
-    key = digest([pool_source.name(i) for i in range(len(pool_source))])
-    thumbs = stage("collect", len(pool_source), lambda: thumbnails(pool_source, work / f"thumbnails-{key}.npy"))
+    how = look_at([pool_source, *named.values()], args)
+    key = digest([pool_source.name(i) for i in range(len(pool_source))], how)
+    thumbs = stage("collect", len(pool_source), lambda: thumbnails(pool_source, work / f"thumbnails-{key}.npy", how))
     for i in np.flatnonzero(thumbs["pixels"] == 0):
         print_first(f"skipped {pool_source.name(i)}: cannot be read", file=sys.stderr)
     key = digest(key, args.hash_bits)
@@ -269,11 +281,13 @@ def curate(args):
         work / f"unique-{key}.npy", lambda: unique_pictures(thumbs, args.hash_bits)))  # fmt: skip
 
     key = digest(key, weights, size)
-    e = stage("embed", len(unique), lambda: embed(vit, pool_source, unique, size, work / f"pool-{key}.npy", "embed"))
+    e = stage("embed", len(unique), lambda: embed(
+        vit, pool_source, unique, size, work / f"pool-{key}.npy", "embed", how))  # fmt: skip
     references = []
     for what, source in named.items():
-        own = digest([source.name(i) for i in range(len(source))], weights, size)
-        references.append(embed(vit, source, range(len(source)), size, work / f"{what}-{own}.npy", f"embed {what}"))
+        own = digest([source.name(i) for i in range(len(source))], weights, size, how)
+        path = work / f"{what}-{own}.npy"
+        references.append(embed(vit, source, range(len(source)), size, path, f"embed {what}", how))
         key = digest(key, own)
     key = digest(key, args.self_threshold, args.neighbours, args.seed)
     kept = stage("self-de-duplication", len(e), lambda: once(
@@ -302,7 +316,7 @@ def curate(args):
         write_selected(args.out.with_suffix(".csv"), paths, mode, near, closest[0][:, 0])
         rows = [[curated_source.raw(c), *(pool_source.raw(unique[chosen[i]]) for i in ids if i >= 0)]
                 for c, ids in zip(shown, found)]  # fmt: skip
-        draw_selected(rows, args.out.with_suffix(".png"))
+        draw_selected(rows, args.out.with_suffix(".png"), *how)
         print(f"{'stage':25} {'images in':>10} {'out':>10} {'seconds':>8}")
         for name, before, after, seconds in table:
             print(f"{name:25} {before:10} {after:10} {seconds:8.1f}")
@@ -343,8 +357,10 @@ def parse_args(argv):
     parser.add_argument("--max-total", type=positive, default=MAX_TOTAL, help="images from all clusters")
     parser.add_argument("--size", type=positive, help="side of an embedded image (default: 224, in whole patches)")
     parser.add_argument("--seed", type=int, default=0, help="of the index, k-means and random choices")
+    add_pictures(parser)
     add_device(parser)
     args = parser.parse_args(argv)
+    check_scale(args.scale)
     if not 0 <= args.hash_bits < 16:
         raise UserError(f"--hash-bits must be between 0 and 15, got {args.hash_bits}")
     if args.download and not args.html:

@@ -20,18 +20,31 @@ by their sum (a softmax), we by their largest: the argmax is the same.
 import math
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 import vit as networks
 from augment import normalize
-from distributed import in_shares
+from distributed import in_shares, rank
 from schedule import cosine_schedule
+from support.checkpoint import write_safely
 from support.data import Images, in_order, load_images
 from support.files import DataError
-from support.flags import CHOICES, Parser, UserError, add_device, find_device, positive
+from support.flags import (
+    CHOICES,
+    Parser,
+    UserError,
+    add_device,
+    add_pictures,
+    check_out,
+    check_scale,
+    find_device,
+    positive,
+)
 from support.pictures import whole_patches
 from support.precision import autocast
 from support.threads import choose_threads
@@ -138,18 +151,26 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, k=20,
     return knn_accuracies(train_features, train_labels, test_features, test_labels, (k,), temp)[0]
 
 
-def measure_knn(vit, train, test, size, n_train=None):
+def measure_knn(vit, train, test, size, n_train=None, progress=False):
     """k-NN accuracy of [CLS] features of size² images: {"knn_20": a, "knn_200": b}, {} without labels.
 
-    train, test: splits from load_images.  n_train: only so many of the training images, drawn at random.
+    train, test: splits in memory.  n_train: only so many of the training images, drawn at random.  No k is larger than
+    the number of training images.
     """
-    if train.labels is None or train.pixels is None or test.pixels is None:
+    if train.labels is None or test.labels is None:
         return {}
+    progress = progress and rank() == 0
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
-    train_features, test_features = (in_shares(lambda some: frozen_features(vit, some, size), pixels)
+    train_features, test_features = (in_shares(lambda some: frozen_features(vit, some, size, progress=progress), pixels)
                                      for pixels in (train.pixels[chosen], test.pixels))  # fmt: skip
-    found = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels)
-    return {f"knn_{k}": accuracy for k, accuracy in zip(KS, found)}
+    ks = possible(KS, len(chosen))
+    found = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels, ks)
+    return {f"knn_{k}": accuracy for k, accuracy in zip(ks, found)}
+
+
+def possible(ks, n):
+    """Those of ks that n training images allow, or else n."""
+    return sorted({k for k in ks if k <= n}) or [n]
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -220,9 +241,13 @@ def evaluate(args):
         vit = load_vit(args.weights, args.device)
         native = math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size
         size = whole_patches(args.size or min(native, EVAL_SIZE), vit.patch_size)
-    splits = [load_images(args.data, split, size) for split in ("train", "test")]
-    if any(images.labels is None for images in splits):
-        raise DataError(f"{args.data} has no labels: put the images of each class into a folder of its own")
+    splits = [load_images(args.data, split, size, scale=args.scale, max_megapixels=args.max_megapixels)
+              for split in ("train", "test")]  # fmt: skip
+    labelled = all(images.labels is not None for images in splits)
+    if not labelled and not args.save:
+        where = f"the test split of {args.data}" if splits[0].classes else args.data
+        raise DataError(f"{where} has no labels: put the images of each class into a folder of its own, or list them "
+                        "in a .csv with path,label; --save FILE.npz needs none")  # fmt: skip
     start = time.perf_counter()
     if vit:
         train, test = (frozen_features(vit, images, size, progress=True) for images in splits)  # (N, D), (M, D)
@@ -231,25 +256,51 @@ def evaluate(args):
     else:
         train, test = pixel_features(*(images.pixels for images in splits))  # (N, D), (M, D)
     good, test_good = (images.readable() for images in splits)  # (N,), (M,); streamed sets know broken files only now
-    sets = (train[good].to(args.device), splits[0].labels[good], test[test_good], splits[1].labels[test_good])
+    train, test = train[good], test[test_good]
     rows = [("features", None, time.perf_counter() - start)]
+    images = f"{len(train)} training and {len(test)} test images"
+    skipped, classes = len(dict(pair for split in splits for pair in split.skipped)), len(splits[0].classes)
+    print(f"{args.weights}: {train.shape[1]} features from {size}×{size} pixels, on {args.device}, {args.threads}")
+    print(f"{args.data}: {images}, {classes} classes, {skipped} files skipped as unreadable")
+    for note in dict.fromkeys(note for split in splits for note in split.notes):
+        print(f"{args.data}: {note}")
+    if args.save:
+        save_features(args.save, splits, (train, test), (good, test_good))
+    if not labelled:
+        print(f"\nresult: features of {images}, {args.save}")
+        return
+    sets = (train.to(args.device), splits[0].labels[good], test, splits[1].labels[test_good])
+    ks = possible(args.k, len(train))
     start = time.perf_counter()
-    k20, k200 = knn_accuracies(*sets)
-    rows += [("k-NN, k = 20", k20, time.perf_counter() - start), ("k-NN, k = 200", k200, None)]  # one search
+    found = dict(zip(ks, knn_accuracies(*sets, ks)))
+    seconds = time.perf_counter() - start  # of one search for all k
+    rows += [(f"k-NN, k = {k}", accuracy, seconds if k == ks[0] else None) for k, accuracy in found.items()]
     start = time.perf_counter()
     linear = linear_accuracy(*sets)
     rows += [("linear probe", linear, time.perf_counter() - start)]
-
-    images = f"{len(sets[0])} training and {len(sets[2])} test images"
-    skipped, classes = sum(len(split.skipped) for split in splits), len(splits[0].classes)
-    print(f"{args.weights}: {train.shape[1]} features from {size}×{size} pixels, on {args.device}, {args.threads}")
-    print(f"{args.data}: {images}, {classes} classes, {skipped} files skipped as unreadable")
     print(f"\n{'':16}{'accuracy':>10}{'seconds':>10}")
     for name, accuracy, seconds in rows:
         cells = "" if accuracy is None else f"{accuracy:.2%}", "" if seconds is None else f"{seconds:.1f}"
         print(f"{name:16}{cells[0]:>10}{cells[1]:>10}")
-    print(f"\nresult: {args.weights} on {args.data}: k-NN {k20:.2%} (k = 20), {k200:.2%} (k = 200), "
-          f"linear {linear:.2%}, chance {1 / classes:.2%}")
+    words = ", ".join(f"{accuracy:.2%} (k = {k})" for k, accuracy in found.items())
+    saved = f", {args.save}" if args.save else ""
+    print(f"\nresult: {args.weights} on {args.data}: k-NN {words}, linear {linear:.2%}, "
+          f"chance {1 / classes:.2%}{saved}")
+
+
+def save_features(path, splits, features, good):
+    """A .npz with features (N, D), labels (N,), names (N,) and classes of both splits, under train_… and test_….
+
+    Labels and names only where there are some; good: which images of a split could be read, (N,) bool of each.
+    """
+    arrays = {"classes": np.array(splits[0].classes, dtype=str)}
+    for which, images, x, readable in zip(("train", "test"), splits, features, good):
+        arrays[f"{which}_features"] = x.numpy()
+        if images.labels is not None:
+            arrays[f"{which}_labels"] = images.labels[readable].numpy()
+        if images.names:
+            arrays[f"{which}_names"] = np.array(images.names, dtype=str)[readable.numpy()]
+    write_safely(path, lambda new: np.savez(open(new, "wb"), **arrays))
 
 
 def parse_args(argv):
@@ -262,8 +313,15 @@ def parse_args(argv):
                         f"own, at most {EVAL_SIZE}; {PIXEL_SIZE} for a baseline, the most for 'pixels')")
     parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")
     parser.add_argument("--patch-size", type=positive, default=4, help="its patch side in pixels")
+    parser.add_argument("--k", type=positive, nargs="+", default=KS, help="neighbours that vote (default: 20 200)")
+    parser.add_argument("--save", type=Path, metavar="FILE.npz", help="features, labels and names of all images, for "
+                        "NumPy; needs no labels")
+    add_pictures(parser)
     add_device(parser)
     args = parser.parse_args(argv)
+    check_scale(args.scale)
+    if args.save:
+        check_out(args.save, "--save")
     args.device, args.threads = find_device(args.device), choose_threads(args.threads)
     return args
 

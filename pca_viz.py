@@ -38,7 +38,7 @@ from matching import mutual_matches, part_agreement, spread_out
 from support.checkpoint import write_safely
 from support.data import read_images
 from support.files import DataError
-from support.flags import Parser, UserError, add_device, check_out, find_device, positive
+from support.flags import Parser, UserError, add_device, add_pictures, check_out, check_scale, find_device, positive
 from support.report import PAIRS_PER_ROW, draw_attention, draw_matches, draw_pca
 from support.threads import choose_threads
 from support.weights import load_vit
@@ -190,8 +190,6 @@ def draw_split(vit, images, size, path):
     the parts of the pictures are known, a dict of the mean "iou" of the foregrounds of PER_KIND of each kind, and their
     part "agreement" and "agreement_chance"; otherwise {}.
     """
-    if images.pixels is None:
-        return {}
     scored = images.parts is not None
     labels = torch.zeros(len(images)) if images.labels is None else images.labels
     kinds = labels.unique()
@@ -260,8 +258,10 @@ def parse_args(argv):
                         "that are each other's nearest (§7.5)")
     parser.add_argument("--attention", action="store_true", help="instead: where [CLS] looks, the mean of all heads "
                         "and each of them")
+    add_pictures(parser)
     add_device(parser)
     args = parser.parse_args(argv)
+    check_scale(args.scale)
     if bool(args.matches) == bool(args.images) or (args.matches and args.attention):
         raise UserError("give image files, or --matches A B")
     if not 0 <= args.threshold < 1:
@@ -280,7 +280,8 @@ def draw(args):
     layer = depth - 1 if args.layer is None else args.layer
     if not 0 <= layer < depth:
         raise UserError(f"--layer {layer}: the network has blocks 0 to {depth - 1}")
-    images = read_images(args.matches or args.images, args.size, patch, args.keep_aspect)
+    how = (args.scale, args.max_megapixels)
+    images = read_images(args.matches or args.images, args.size, patch, args.keep_aspect, *how)
     grids = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
     if args.matches and len(images) < 2:
         raise UserError("--matches needs two images that can be read")

@@ -19,6 +19,8 @@ class Recipe:
     # data and crops
     data: str = _f("shapes", "folder, .zip, .tar or .tar.xz of images, cifar10, or shapes")
     image_size: int = _f(64, "side of the decoded square of an image, in pixels")
+    scale: tuple[float, float] = _f((0.0, 0.0), "values of deep pictures that become 0 and 255; 0 0: as files suggest")
+    max_megapixels: int = _f(178, "larger pictures are skipped")
     global_size: int = _f(224, "side of the two global crops")  # B.1
     local_size: int = _f(98, "side of the local crops")  # B.1
     n_local: int = _f(8, "local crops of an image")  # B.1
@@ -78,12 +80,13 @@ class Recipe:
     micro_batch: int = _f(0, "images of a GPU that go forward and backward at once, 0: all; Sinkhorn-Knopp, KoLeo "
                              "and the masks then see that piece alone")  # fmt: skip
     checkpointing: bool = _f(False, "keep only the input of each block for the backward pass, and compute it again")
-    workers: int = _f(2, "processes of a GPU that decode images, where these do not fit into memory")
+    workers: int = _f(0, "processes of a GPU that decode images, where these do not fit into memory; 0: one a core")
     seed: int = _f(0, "seed of everything random")
     log_every: int = _f(10, "steps between two lines of metrics.jsonl")
     save_every: int = _f(100, "steps between two checkpoints")
     eval_every: int = _f(0, "steps between two k-NN measurements; 0: only at the end")
-    eval_images: int = _f(10_000, "training images in a k-NN measurement on the way")
+    eval_images: int = _f(10_000, "training images in a k-NN measurement on the way; of a streamed set in each, and "
+                                  "as many test images")  # fmt: skip
 
 
 # Pictures drawn on the spot; a ViT from nothing to a clear k-NN in minutes on a laptop.  All values ours.

@@ -43,7 +43,7 @@ from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 from support.checkpoint import read_checkpoint, restore, save_checkpoint, write_safely
 from support.collapse import check_health, collapse_meter, collapse_warning
-from support.data import batches, load_splits
+from support.data import batches, in_memory, load_splits
 from support.failures import in_one_line
 from support.flags import UserError, find_device, make_folder, parse_args, show
 from support.memory import keep_pages, peak_memory
@@ -277,7 +277,7 @@ def sizes_at(step, r):
 
 def splits_at(step, r):
     """The training and the test images of a step's phase."""
-    return load_splits(r.data, sizes_at(step, r)[0], r.seed)
+    return load_splits(r.data, sizes_at(step, r)[0], r.seed, r.scale if any(r.scale) else None, r.max_megapixels)
 
 
 def make_crop(r, step=0):
@@ -318,7 +318,8 @@ def train(run, out, device):
             if values["hires"] != hires:  # a phase begins, or a resumed run joins it
                 hires = values["hires"]
                 images = splits_at(run.step, r)[0]
-                stream = batches(images, r.batch // world, r.seed, run.step, device, r.workers, shard=(rank, world))
+                share = (rank, world)
+                stream = batches(images, r.batch // world, r.seed, run.step, device, r.workers or None, share)
                 crop = make_crop(r, run.step)
             losses, p_t, cls = train_step(run, next(stream), crop, values)
             healthy &= losses["grad_norm"].isfinite()
@@ -341,7 +342,7 @@ def train(run, out, device):
                 check_health(healthy, run.step, out)
                 save_checkpoint(run, out)
             if r.eval_every and run.step % r.eval_every == 0 and not last:
-                scores = evaluate(run, whole_vit(run), out, r.eval_images)
+                scores = evaluate(run, whole_vit(run), out)
                 record(scores)
                 if rank == 0:
                     draw_curves(rows, r, out / "curves.png")
@@ -430,12 +431,16 @@ def whole_vit(run):
     return distributed.unsharded(run.ema.backbone, lambda: build_network(run.recipe).backbone.to(device).eval())
 
 
-def evaluate(run, network, out, n_train=None):
-    """Draws pca.png; a dict of k-NN accuracies, the scores of draw_split, and the arithmetic that this took."""
-    r = run.recipe
-    splits, size = splits_at(run.step, r), sizes_at(r.steps, r)[1]
+def evaluate(run, network, out):
+    """Draws pca.png; a dict of k-NN accuracies, the scores of draw_split, and the arithmetic that this took.
+
+    On the way by eval_images training images, at the end by all; of a set that is streamed by eval_images at any time.
+    """
+    r, last = run.recipe, run.step == run.recipe.steps
+    size = sizes_at(r.steps, r)[1]
+    splits = [in_memory(images, r.eval_images, size) for images in splits_at(run.step, r)]
     with FlopCounterMode(display=False) as counter:
-        scores = measure_knn(network, *splits, size, n_train)
+        scores = measure_knn(network, *splits, size, None if last else r.eval_images, progress=last)
         if distributed.rank() == 0:
             scores |= draw_split(network, splits[1], size, out / "pca.png")
     flops = torch.tensor(float(counter.get_total_flops()), dtype=torch.float64, device=distributed.device())
@@ -467,7 +472,9 @@ def finish(run, out, rows, began):
     row = {"step": run.recipe.steps, **scores, "flops": flops, "seconds": time.perf_counter() - began, "final": True}
     add_metrics(out / "metrics.jsonl", row)
     draw_curves([*rows, row], run.recipe, out / "curves.png")
-    print(f"{scores_in_words(scores)}, {flops / 1e12:.1f} TFLOP, {row['seconds']:.0f} s, {out}")
+    broken = len({name for images in splits_at(run.step, run.recipe) for name, _ in images.skipped})
+    skipped = f", {broken} broken files skipped" if broken else ""
+    print(f"{scores_in_words(scores)}{skipped}, {flops / 1e12:.1f} TFLOP, {row['seconds']:.0f} s, {out}")
 
 
 @in_one_line("train.py")

@@ -6,16 +6,21 @@
 
     a folder           images at any depth; the first folder below the split names the class
     a .txt file        image paths, one a line, relative ones counted from the file's own folder; a path may
-                       lead into an archive, as pictures.tar/cats/1.jpg
+                       lead into an archive, as pictures.tar/cats/1.jpg; a class may follow it
+    a .csv file        with the header path,label,split or only path, or path and label; .tsv the same
     an archive         .zip, .tar, .tar.gz, .tar.bz2, .tar.xz of such a folder; no member is ever extracted
+    shards             a folder or a list of .tar files, and no image beside them; the class of 000.jpg is what
+                       000.cls says (WebDataset)
     cifar10            downloaded once, checked, then read from the cache folder
     shapes             ten kinds of drawn things made of parts, which part each pixel shows known
 
-Splits are top folders `train` and `test` (or `val`). Without them every tenth image of each class is the
-test split; without classes training takes everything, and test is every tenth of it, for pictures only.
+Splits are top folders `train` and `test` (or `val`, `valid`, `validation`; in any case). Without them every
+tenth image of each class is the test split; without classes training takes everything, and test is every
+tenth of it, for pictures only.
 
 The paper decodes each image anew for every view. Here an image is decoded once into one uint8 square, the
-views are cut from it on the device (`augment.py`), and a set that is small enough stays in memory.
+views are cut from it on the device (`augment.py`), and a set that is small enough stays in memory. A larger
+one is streamed, and in each epoch the square is another window along the picture's long side.
 """
 
 import functools
@@ -23,7 +28,7 @@ import os
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +40,13 @@ from augment import move
 from support import shapes
 from support.cifar10 import read_cifar10
 from support.files import DataError, find_files
-from support.pictures import decode, picture, reason_of, resized, whole_patches
+from support.pictures import MAX_MEGAPIXELS, decode, picture, reason_of, resized, whole_patches
+from support.survey import survey
 
 MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels that may stay in memory; a larger set is streamed
 QUIET_BELOW = 2000  # ours: images; fewer are loaded before a progress bar could be read
 TEST_EVERY = 10  # ours: where a set has no test split, one image in ten is held out
+TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # folders, in any case
 
 
 @dataclass
@@ -54,6 +61,8 @@ class Images:
     skipped: list = field(default_factory=list)  # (name, reason) of unreadable files; grows while streaming
     names: list = field(default_factory=list)    # N paths inside the folder or archive, [] for drawn ones
     files: object = None        # a `Files` when streamed
+    sample: object = None       # of a streamed split: some of its images in memory, once `in_memory` was called
+    notes: list = field(default_factory=list)  # lines to be said of the set
 
     def __len__(self):
         return len(self.files if self.pixels is None else self.pixels)
@@ -64,12 +73,13 @@ class Images:
         return torch.tensor([name not in broken for name in self.names] or [True] * len(self))
 
 
-def load_images(data, split="train", size=64, seed=0):
+def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels=MAX_MEGAPIXELS):
     """One split of `data` as `Images`, S = size.
 
     data: a path, "cifar10" or "shapes". split: "train" or "test". The short side of each image becomes
     `size`; along the long side a window is cut, in the centre for test, at a place drawn from `seed` for
-    train. Files that cannot be read are left out and listed in `skipped`. Raises DataError.
+    train. scale: the values of deep pictures that become 0 and 255, or what the set shows (`survey`). Files
+    that cannot be read are left out and listed in `skipped`. Raises DataError.
     """
     assert split in ("train", "test"), f'split is {split!r}, and must be "train" or "test"'
     if data == "shapes":
@@ -77,32 +87,56 @@ def load_images(data, split="train", size=64, seed=0):
         return Images("shapes", pixels, labels, list(shapes.KINDS), parts)
     if data == "cifar10":
         return Images("cifar10", *read_cifar10(split, size))
-    names, read = find_files(data)
-    rows, classes = choose_split(names, split)
+    names, read, given = find_files(data)
+    try:
+        splits, classes, notes = choose_splits(names, given)
+    except ValueError as error:
+        raise DataError(f"{data}: {error}") from None
+    scale, seen = survey(names, read, scale, max_megapixels)
+    rows, notes = splits[split], notes + seen
     if not rows:
         found = f"{len(names)} images, but none for the {split} split" if names else "no image"
         raise DataError(f"{data}: found {found}; give a folder or an archive of .jpg, .png or other images")
     names = [name for name, _ in rows]
     number = {kind: i for i, kind in enumerate(classes)}
-    labels = torch.tensor([number[kind] for _, kind in rows]) if classes else None
-    places = np.random.default_rng(seed).random(len(names)) if split == "train" else np.full(len(names), 0.5)
-    files = Files(names, read, places, size)
+    labels = torch.tensor([number.get(kind, -1) for _, kind in rows]) if classes else None
+    if classes and labels.min() < 0:  # a flat val/ beside a train/ of folders
+        labels, notes = None, [*notes, f"the {split} split has images without a class, so none of it are labelled"]
+    files = Files(names, read, size, seed if split == "train" else None, scale, max_megapixels)
     if len(files) * 3 * size * size > MEMORY_LIMIT:
         skipped = files[0][1]  # reads on to the first good image, so that a set without any fails here
-        return Images(str(data), None, labels, classes, skipped=skipped, names=names, files=files)
-    pixels, skipped = files.load_all()
+        return Images(str(data), None, labels, classes, skipped=skipped, names=names, files=files, notes=notes)
+    return decoded(Images(str(data), None, labels, classes, names=names, files=files, notes=notes))
+
+
+def decoded(images):
+    """A streamed split -> the same in memory, without what cannot be read."""
+    pixels, skipped = images.files.load_all()
+    labels, names, broken = images.labels, images.names, dict(skipped)
     if skipped:
-        broken = dict(skipped)
         good = torch.tensor([name not in broken for name in names])
-        pixels, labels = pixels[good], labels[good] if classes else None
+        pixels, labels = pixels[good], labels[good] if labels is not None else None
         names = [name for name in names if name not in broken]
-    return Images(str(data), pixels, labels, classes, skipped=skipped, names=names)
+    return replace(images, pixels=pixels, labels=labels, names=names, skipped=skipped, files=None)
+
+
+def in_memory(images, n, size):
+    """The split, or of a streamed one n images, or as many as memory takes, drawn once, kept as (n, 3, size, size)."""
+    if images.pixels is None and images.sample is None:
+        n = min(n, len(images), MEMORY_LIMIT // (3 * size * size))
+        rows = np.sort(np.random.default_rng(0).choice(len(images), n, replace=False))
+        names = [images.names[row] for row in rows]
+        files = replace(images.files, names=names, size=size)
+        labels = images.labels[rows] if images.labels is not None else None
+        images.sample = decoded(replace(images, labels=labels, names=names, files=files))
+        note_skipped(images, images.sample.skipped)
+    return images if images.sample is None else images.sample
 
 
 @functools.lru_cache(maxsize=1)
-def load_splits(data, size, seed):
-    """The training and the test images at one size; broken files are named on the screen."""
-    splits = [load_images(data, split, size, seed) for split in ("train", "test")]
+def load_splits(data, size, seed, scale=None, max_megapixels=MAX_MEGAPIXELS):
+    """The training and the test images at one size; what is to be known of them stands on the screen."""
+    splits = [load_images(data, split, size, seed, scale, max_megapixels) for split in ("train", "test")]
     if distributed.rank() > 0:
         return splits
     skipped = dict(pair for images in splits for pair in images.skipped)  # a file can be in both
@@ -110,56 +144,108 @@ def load_splits(data, size, seed):
         print(f"skipped {name}: {reason}", file=sys.stderr)
     labels = f"{len(splits[0].classes)} classes" if splits[0].classes else "no labels"
     counts = f"{len(splits[0])} training and {len(splits[1])} test images"
-    print(f"{data}: {counts}, {labels}, {len(skipped)} broken files skipped")
+    streamed = ", read as they are needed" * any(images.pixels is None for images in splits)
+    print(f"{data}: {counts}, {labels}, {len(skipped)} broken files skipped{streamed}")
+    for note in dict.fromkeys(note for images in splits for note in images.notes):
+        print(f"{data}: {note}")
     return splits
 
 
-def choose_split(names, split):
-    """Sorted names -> ([(name, class or None)] of one split, class names, the same for both splits)."""
-    parts = [name.split("/") for name in names]
+def choose_splits(names, given):
+    """Sorted names -> {"train": [(name, class or None)], "test": the same}, class names, lines to be said.
+
+    given: {name: (split or None, class or None)}, where it is not folders that say it.  Raises ValueError for folders
+    that look like splits and are not.
+    """
+    has_split, has_class = (any(pair[i] for pair in given.values()) for i in (0, 1))
+    parts = unwrapped([name.split("/") for name in names])
+    if has_split:
+        parts = unwrapped([[given[name][0] or TRAIN[0], *p] for name, p in zip(names, parts)])
+    sides = sides_of_folders(parts, classes_are_folders=not given)
+    rows, neither = [], Counter()
+    for name, p in zip(names, parts):
+        side, below = (sides.get(p[0].lower()), p[1:]) if sides else (None, p)
+        if sides and not side:
+            neither[p[0]] += 1
+        elif has_class:
+            rows.append((name, side, given[name][1]))
+        else:
+            rows.append((name, side, below[0] if len(below) > 1 and (has_split or not given) else None))
+    known = {kind for _, side, kind in rows if side != "test"}
+    classes = sorted({kind for *_, kind in rows if kind}) if None not in known and len(known) > 1 else []
+    notes = [f"{sum(neither.values())} images in {', '.join(sorted(neither))} are in neither split"] if neither else []
+    return hold_out(rows, classes), classes, notes
+
+
+def unwrapped(parts):
+    """Paths in parts, without folders that wrap everything and so say nothing."""
     while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
-        parts = [p[1:] for p in parts]  # one folder that wraps everything says nothing
-    tops = {p[0] for p in parts if len(p) > 1}
-    held_out = "test" if "test" in tops else "val"
-    if {"train", held_out} <= tops:
-        rows = [(n, p[0] == held_out, p[1:]) for n, p in zip(names, parts) if p[0] in ("train", held_out)]
-    else:
-        rows = [(n, None, p) for n, p in zip(names, parts)]
-    kinds = [p[0] if len(p) > 1 else None for *_, p in rows]
-    classes = sorted(set(kinds)) if None not in kinds and len(set(kinds)) > 1 else []
-    kinds = kinds if classes else [None] * len(rows)
-    totals, seen, chosen = Counter(kinds), Counter(), []
-    for (name, held, _), kind in zip(rows, kinds):
-        wanted = held == (split == "test")
-        if held is None:
-            held = seen[kind] % TEST_EVERY == 0 and (totals[kind] > 1 or not classes)
-            wanted = held if split == "test" else not held or not classes
+        parts = [p[1:] for p in parts]
+    return parts
+
+
+def sides_of_folders(parts, classes_are_folders):
+    """Paths in parts -> {top folder in lower case: "train" or "test"}, {} where there are no splits.
+
+    Of several held-out folders the first in HELD_OUT that has folders of its own, or else the first.
+    """
+    depth = {}
+    for p in parts:
+        if len(p) > 1:
+            depth[p[0].lower()] = max(depth.get(p[0].lower(), 0), len(p))
+    train = [top for top in depth if top in TRAIN]
+    held_out = sorted(set(depth) & set(HELD_OUT), key=lambda top: (depth[top] < 3, HELD_OUT.index(top)))
+    if train and held_out:
+        return dict.fromkeys(train, "train") | {held_out[0]: "test"}
+    if (train or held_out) and classes_are_folders:
+        raise ValueError(f"are its folders {', '.join(sorted(depth)[:5])} splits or classes? a split is a folder train "
+                         "beside test, val, valid or validation; or give a .csv list with the header path,label,split")
+    return {}
+
+
+def hold_out(rows, classes):
+    """[(name, "train", "test" or None, class or None)] -> {"train": [(name, class)], "test": the same}.
+
+    None: every tenth of its class is held out, and without classes seen in training, too.
+    """
+    totals, seen = Counter(kind for *_, kind in rows), Counter()
+    splits = {"train": [], "test": []}
+    for name, side, kind in rows:
+        kind = kind if classes else None
+        if side is None:
+            held = seen[kind] % TEST_EVERY == 0 and (not classes or totals[kind] > 1)
+            side = "test" if held else "train"
             seen[kind] += 1
-        if wanted:
-            chosen.append((name, kind))
-    return chosen, classes
+            if held and not classes:
+                splits["train"].append((name, kind))
+        splits[side].append((name, kind))
+    return splits
 
 
 # ---------------------------------------------------------------------------- batches
 
 
-def batches(images, batch, seed=0, start=0, device="cpu", workers=2, shard=(0, 1)):
+def batches(images, batch, seed=0, start=0, device="cpu", workers=None, shard=(0, 1)):
     """Endless (batch, 3, S, S) uint8 on `device`: batches number start, start + 1, ...
 
     Batch t depends on (seed, t) alone, so a resumed run sees what an unbroken one would have seen. With
-    shard = (rank, world) it is the rank's part of a global batch of batch·world images.
+    shard = (rank, world) it is the rank's part of a global batch of batch·world images.  workers: processes
+    that decode a streamed set, one for each core if None, none if 0.
     """
     return serve(images, shuffled_rows(len(images), batch, seed, start, *shard), device, workers)
 
 
-def in_order(images, batch, device="cpu", workers=2):
+def in_order(images, batch, device="cpu", workers=None):
     """Every image once, in the order of `images.labels`: (≤ batch, 3, S, S) uint8 on `device`."""
     rows = np.arange(len(images))
     return serve(images, np.array_split(rows, rows[batch::batch]), device, workers)
 
 
 def shuffled_rows(n, batch, seed, start, rank, world):
-    """Endless (batch,) int64: consecutive pieces of epoch 0's permutation of n, epoch 1's, and so on."""
+    """Endless (batch,) int64: consecutive pieces of epoch 0's permutation of n, epoch 1's, and so on.
+
+    Image i of epoch e is number e·n + i, for in each epoch it may be seen otherwise.
+    """
     epoch, order, step = -1, None, start
     while True:
         places = (step * world + rank) * batch + np.arange(batch)
@@ -168,7 +254,7 @@ def shuffled_rows(n, batch, seed, start, rank, world):
             if e != epoch:
                 epoch, order = e, np.random.default_rng((seed, e)).permutation(n)
             here = places // n == e
-            rows[here] = order[places[here] % n]
+            rows[here] = e * n + order[places[here] % n]
         yield rows
         step += 1
 
@@ -181,15 +267,23 @@ def serve(images, rows, device, workers):
         if device.type != "cuda" or pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
             pixels = pixels.to(device)  # once: from now on a batch costs one gather
         for r in rows:
-            yield move(pixels[move(torch.from_numpy(r), pixels.device)], device)
+            yield move(pixels[move(torch.from_numpy(r % len(pixels)), pixels.device)], device)
         return
     loader = torch.utils.data.DataLoader(
-        images.files, batch_sampler=rows, num_workers=workers, collate_fn=collate,
+        images.files, batch_sampler=rows, num_workers=cores() if workers is None else workers, collate_fn=collate,
         pin_memory=device.type == "cuda",
         generator=torch.Generator())  # of its own: the global one must not depend on how images are read
     for pixels, skipped in loader:
-        images.skipped += [entry for entry in dict.fromkeys(skipped) if entry not in images.skipped]
+        note_skipped(images, skipped)
         yield move(pixels, device)
+
+
+def note_skipped(images, skipped):
+    """Adds the (name, reason) of files that could not be read to the split's own, and names new ones on the screen."""
+    for name, reason in dict.fromkeys(skipped):
+        if (name, reason) not in images.skipped:
+            images.skipped.append((name, reason))
+            tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
 
 
 def collate(items):
@@ -201,28 +295,36 @@ def collate(items):
 # ---------------------------------------------------------------------------- images read when asked for
 
 
+@dataclass
 class Files:
     """Images read and decoded when asked for: what a DataLoader takes, and what its workers get."""
 
-    def __init__(self, names, read, places, size):
-        self.names, self.read, self.places, self.size = names, read, places, size
+    names: list            # N paths
+    read: object           # a path -> the file's bytes
+    size: int              # S
+    seed: object           # of the windows along the long side, drawn anew in each epoch; None: the middle
+    scale: object          # of deep pictures: the values that become 0 and 255, or None
+    max_megapixels: int    # larger pictures are not decoded
 
     def __len__(self):
         return len(self.names)
 
-    def load(self, i):
+    def load(self, i, epoch=0):
         """Image i as ((3, S, S) uint8, None), or (None, why it cannot be read)."""
+        place = 0.5 if self.seed is None else windows(len(self), self.seed, epoch)[i]
         try:
-            return decode(self.read(self.names[i]), self.size, self.places[i]), None
+            raw = self.read(self.names[i])
+            return decode(raw, self.size, place, self.scale, self.max_megapixels), None
         except Exception as error:  # damaged files make Pillow raise almost anything
             return None, reason_of(error)
 
-    def __getitem__(self, i):
-        """Image i, or the next readable one, and the (name, reason) of those passed over."""
+    def __getitem__(self, number):
+        """Image i of epoch e, number e·N + i, or the next readable one; the (name, reason) of those passed over."""
+        epoch, i = divmod(int(number), len(self))
         skipped = []
         for j in range(i, i + len(self)):
             j %= len(self)
-            pixels, reason = self.load(j)
+            pixels, reason = self.load(j, epoch)
             if reason is None:
                 return pixels, skipped
             skipped.append((self.names[j], reason))
@@ -245,7 +347,7 @@ class Files:
 
         pieces = [range(i, min(i + 64, len(self))) for i in range(0, len(self), 64)]
         skipped = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool, \
+        with ThreadPoolExecutor(cores()) as pool, \
                 tqdm(total=len(self), desc="images", disable=len(self) < QUIET_BELOW) as bar:
             for rows, reasons in zip(pieces, pool.map(load_some, pieces)):
                 skipped += reasons
@@ -253,6 +355,18 @@ class Files:
         if len(skipped) == len(self):
             raise nothing_readable(skipped)
         return pixels, skipped
+
+
+@functools.lru_cache(maxsize=2)
+def windows(n, seed, epoch):
+    """(n,) in [0, 1]: where along the long side each image's window lies in an epoch."""
+    return np.random.default_rng((seed, epoch, 1)).random(n)  # (seed, epoch) alone draws the order
+
+
+def cores():
+    """How many cores this process may use: its share of a machine's."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def nothing_readable(skipped):
@@ -265,20 +379,26 @@ def nothing_readable(skipped):
 # ---------------------------------------------------------------------------- whole images, for pictures
 
 
-def read_images(paths, size, patch, keep_aspect):
+def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_MEGAPIXELS):
     """Files and folders -> (3, H, W) uint8 images, whole patches wide and high; broken files are named.
 
     The short side becomes `size`, rounded to whole patches; of the long side the middle, or with keep_aspect all.
     """
     size = whole_patches(size, patch)
-    images, skipped = [], {}
+    images, skipped, files = [], {}, []
     for path in paths:
-        names, read = find_files(path) if Path(path).is_dir() else ([path], lambda name: Path(name).read_bytes())
-        for name in names:
-            try:
-                images.append(resized(picture(read(name), size), size, patch, keep_aspect))
-            except Exception as error:  # Pillow raises every kind on a broken file
-                skipped[name] = reason_of(error)
+        names, read, _ = find_files(path) if Path(path).is_dir() else ([path], lambda name: Path(name).read_bytes(), {})
+        files += [(name, read) for name in names]
+    reader = dict(files)
+    scale, notes = survey([name for name, _ in files], lambda name: reader[name](name), scale, max_megapixels)
+    for note in notes:
+        print(note, file=sys.stderr)
+    for name, read in files:
+        try:
+            raw = read(name)
+            images.append(resized(picture(raw, size, scale, max_megapixels), size, patch, keep_aspect))
+        except Exception as error:  # Pillow raises every kind on a broken file
+            skipped[name] = reason_of(error)
     if not images:
         name, reason = next(iter(skipped.items()), (paths[0], "an empty folder"))
         raise DataError(f"none of the images can be read (the first, {name}: {reason})")

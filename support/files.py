@@ -1,15 +1,19 @@
-"""Where images lie: `find_files` takes a folder, a list or an archive, and gives names and a way to read each.
+"""Where images lie: `find_files` takes a folder, a list, an archive or shards, and gives names and a way to read each.
 
-Archive members are read where they lie and never extracted, so that their names can do no harm.
+Archive members are read where they lie and never extracted, so that their names can do no harm.  Names have "/" between
+folders on every system.
 """
 
 import bz2
 import contextlib
+import csv
 import functools
 import gzip
 import hashlib
+import io
 import lzma
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -17,7 +21,12 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from tqdm import tqdm
+
 from support.pictures import EXTENSIONS, reason_of
+
+LISTS = (".txt", ".csv", ".tsv")
+MANY = 20  # ours: shards; fewer are listed before a progress bar could be read
 
 
 class DataError(Exception):
@@ -27,33 +36,39 @@ class DataError(Exception):
 # ---------------------------------------------------------------------------- finding
 
 def find_files(data):
-    """A path -> (sorted image names, function from a name to the file's bytes). Raises DataError."""
+    """A path -> (sorted image names, function from a name to the file's bytes, what else is known). Raises DataError.
+
+    What else: {name: (split or None, class or None)} where a list or a shard says it, {} where folders do.
+    """
     path = Path(data).expanduser()
     try:
         if path.is_dir():
-            names = filter(None, map(tidy, walk(path)))
-            return sorted(names, key=by_folder), functools.partial(read_from_folder, str(path))
-        if path.suffix.lower() == ".txt":
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            names = [os.path.abspath(path.parent / line) for line in lines if line]
-            return sorted(names, key=by_folder), read_from_list
+            files = list(walk(path))
+            if names := list(filter(None, map(tidy, files))):
+                return sorted(names, key=by_folder), functools.partial(read_from_folder, str(path)), {}
+            return find_in_shards(path, sorted(name for name in files if name.lower().endswith(".tar")))
+        if path.suffix.lower() in LISTS:
+            listed = read_list(path)
+            if listed and all(name.lower().endswith(".tar") for name in listed):
+                return find_in_shards(Path(), sorted(listed))
+            given = listed if any(map(any, listed.values())) else {}
+            return sorted(listed, key=by_folder), read_from_list, given
         with open(path, "rb") as f:
             head = f.read(6)
         if head[:4] == b"PK\3\4":
             with zipfile.ZipFile(path) as archive:
                 members = {tidy(name): name for name in archive.namelist() if tidy(name)}
-            read = functools.partial(read_from_zip, str(path), members)
-        else:
-            opener = {b"\x1f\x8b\x08": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}.get(head[:3])
-            path = unpacked(path, opener) if opener else path
-            members = tar_members(path, path.stat().st_mtime_ns)
-            read = functools.partial(read_from_tar, str(path), members)
-        return sorted(members, key=by_folder), read
+            return sorted(members, key=by_folder), functools.partial(read_from_zip, str(path), members), {}
+        opener = {b"\x1f\x8b\x08": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}.get(head[:3])
+        path = unpacked(path, opener) if opener else path
+        members, classes = tar_members(path, path.stat().st_mtime_ns)
+        given = {name: (None, classes.get(name)) for name in members} if classes else {}
+        return sorted(members, key=by_folder), functools.partial(read_from_tar, str(path), members), given
     except FileNotFoundError:
         raise DataError(f"{data}: no such file or folder; give a path, or one of: cifar10, shapes") from None
     except (OSError, EOFError, ValueError, NotImplementedError, zlib.error, lzma.LZMAError, tarfile.TarError,
-            zipfile.BadZipFile) as error:
-        raise DataError(f"{data}: cannot be read ({reason_of(error)}); give a folder, a .txt list, or an "
+            zipfile.BadZipFile, csv.Error) as error:
+        raise DataError(f"{data}: cannot be read ({reason_of(error)}); give a folder, a .txt or .csv list, or an "
                         "undamaged .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive") from None
 
 
@@ -66,7 +81,12 @@ def walk(folder):
             continue
         seen.add(os.path.realpath(here))
         folders.sort()
-        yield from (os.path.relpath(os.path.join(here, name), folder) for name in names)
+        yield from (posix(os.path.relpath(os.path.join(here, name), folder)) for name in names)
+
+
+def posix(path):
+    """A path of this system with "/" between its parts."""
+    return path.replace(os.sep, "/")
 
 
 def tidy(name):
@@ -82,6 +102,39 @@ def by_folder(name):
     return name.split("/")
 
 
+# ---------------------------------------------------------------------------- lists
+
+
+def read_list(path):
+    """{absolute path: (split or None, class or None)}: of a .csv with a header, or of a .txt, a path a line.
+
+    Header: path, label, split, of which path must be there; commas, semicolons or tabs.  In a .txt a class may follow
+    the path; a line that ends as an image file does is a path alone.  Relative paths count from the list's folder.
+    """
+    text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before the first line
+    if path.suffix.lower() == ".txt":
+        rows = [(*split_line(line.strip()), None) for line in text.splitlines()]
+    else:
+        header = text.split("\n", 1)[0]
+        rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+        if "path" not in (names := [name.strip().lower() for name in rows.fieldnames or ()]):
+            raise ValueError(f"its header is {', '.join(names) or 'empty'}, and has no path; path,label,split are read")
+        rows.fieldnames = names
+        rows = [[(row.get(name) or "").strip() for name in ("path", "label", "split")] for row in rows]
+    return {posix(os.path.abspath(path.parent / name)): (split or None, label or None)
+            for name, label, split in rows if name}  # fmt: skip
+
+
+IMAGE_THEN_CLASS = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, sorted(EXTENSIONS)))}))\s+(.+)", re.IGNORECASE)
+
+
+def split_line(line):
+    """A line of a .txt list -> (path, class or None)."""
+    found = IMAGE_THEN_CLASS.fullmatch(line)
+    alone = os.path.splitext(line)[1].lower() in EXTENSIONS
+    return found.groups() if found and not alone else (line, None)
+
+
 # ---------------------------------------------------------------------------- archives
 
 
@@ -95,7 +148,7 @@ def read_from_list(name):
     if not os.path.exists(name):
         for archive in reversed(Path(name).parents):
             if archive.is_file():
-                return member_reader(str(archive), archive.stat().st_mtime_ns)(os.path.relpath(name, archive))
+                return member_reader(str(archive), archive.stat().st_mtime_ns)(posix(os.path.relpath(name, archive)))
     return Path(name).read_bytes()
 
 
@@ -124,15 +177,46 @@ def read_from_tar(path, members, name):
         return f.read(count)
 
 
-@functools.lru_cache(maxsize=2)  # a large archive takes seconds to list, and both splits want the list
+@functools.lru_cache(maxsize=2**14)  # archives take seconds to list, and both splits want the lists
 def tar_members(path, modified):
-    """A plain tar file -> {image name: (offset, bytes)}. Links are no files and are left out."""
+    """A plain tar file -> {image name: (offset, bytes)}, {image name: class}. Links are no files and are left out.
+
+    Classes stand in files beside the images, of the same name but for what follows its first dot: `.cls` (WebDataset).
+    """
+    members, classes = {}, {}
     with tarfile.open(path, "r:") as tar:
-        members = {tidy(m.name): (m.offset_data, m.size) for m in tar if m.isreg() and tidy(m.name)}
+        for m in tar:
+            if m.isreg() and tidy(m.name):
+                members[tidy(m.name)] = (m.offset_data, m.size)
+            elif m.isreg() and m.name.endswith(".cls"):
+                classes[sample_of(m.name)] = tar.extractfile(m).read(100).decode().strip()
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(512).strip(b"\0"):  # tarfile takes a damaged header for the end
             raise tarfile.ReadError(f"damaged at byte {tar.offset}")
-    return members
+    return members, {name: classes[sample_of(name)] for name in members if sample_of(name) in classes}
+
+
+def sample_of(name):
+    """The name of a WebDataset's sample: that of a member up to the first dot after its folders."""
+    folders, slash, last = name.removeprefix("./").rpartition("/")
+    return folders + slash + last.split(".")[0]
+
+
+def find_in_shards(folder, names):
+    """find_files for tar files of one set, as WebDataset and img2dataset write them; classes as .cls says, or none."""
+    members, given = {}, {}
+    for shard in tqdm(names, "shards", disable=len(names) < MANY):
+        path = folder / shard
+        inside, classes = tar_members(path, path.stat().st_mtime_ns)
+        members |= {f"{shard}/{name}": (str(path), *place) for name, place in inside.items()}
+        given |= {f"{shard}/{name}": (None, classes.get(name)) for name in inside}
+    return sorted(members, key=by_folder), functools.partial(read_from_shards, members), given
+
+
+def read_from_shards(members, name):
+    """The bytes of an image of a set in shards."""
+    path, *place = members[name]
+    return read_from_tar(path, {name: place}, name)
 
 
 def unpacked(path, opener):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from recipes import RECIPES, Recipe, get_recipe
+from support.pictures import MAX_MEGAPIXELS
 
 CHOICES = {
     "arch": ("vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
@@ -56,9 +57,25 @@ def positive(text):
 
 def add_device(parser):
     """The flags --device and --threads."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    here = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()]
+    default = (here or ["cpu"])[0]
+    parser.add_argument("--device", default=default, help="cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
     parser.add_argument("--threads", type=positive, help="CPU threads (default: OMP_NUM_THREADS, or the fastest)")
+
+
+def add_pictures(parser):
+    """The flags --scale and --max_megapixels."""
+    parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="values of deep pictures that "
+                        "become 0 and 255 (default: what the files suggest)")
+    parser.add_argument("--max_megapixels", "--max-megapixels", type=positive, default=MAX_MEGAPIXELS, metavar="N",
+                        help="larger pictures are skipped (default: %(default)s)")
+
+
+def check_scale(scale):
+    """A pair of numbers, or None, as it is; UserError unless the first one is the lower."""
+    if scale and not -math.inf < scale[0] < scale[1] < math.inf:
+        raise UserError(f"--scale: LOW must be below HIGH; got {show(tuple(scale))}")
+    return scale
 
 
 def find_device(name):
@@ -77,14 +94,14 @@ def make_folder(path):
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
 
 
-def check_out(path):
+def check_out(path, flag="--out"):
     """UserError unless a file can be written at `path`, before hours are spent on what belongs into it."""
     if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} for --out")
+        raise UserError(f"there is no folder {path.parent} for {flag}")
     if path.is_dir():
-        raise UserError(f"--out {path} is a folder; give the name of a file")
+        raise UserError(f"{flag} {path} is a folder; give the name of a file")
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--out: nothing can be written into {path.parent}")
+        raise UserError(f"{flag}: nothing can be written into {path.parent}")
 
 
 # ---------------------------------------------------------------------------- train.py: a flag for each field
@@ -134,9 +151,12 @@ def check_recipe(r, sizes=True):
         size = getattr(r, name)
         if size < r.patch_size or size % r.patch_size:
             raise UserError(f"--{name} must be a multiple of --patch_size {r.patch_size}; got {size}")
-    for name in ("batch", "steps", "image_size", "patch_size", "n_prototypes", "log_every", "save_every"):
+    for name in ("batch", "steps", "image_size", "patch_size", "n_prototypes", "log_every", "save_every",
+                 "max_megapixels"):  # fmt: skip
         if getattr(r, name) < 1:
             raise UserError(f"--{name} must be 1 or more; got {getattr(r, name)}")
+    if any(r.scale):
+        check_scale(r.scale)
     for name in ("micro_batch", "workers"):
         if getattr(r, name) < 0:
             raise UserError(f"--{name} must be 0 or more; got {getattr(r, name)}")

@@ -6,10 +6,14 @@ touch.  The loss of a batch of 8 over 65,536 prototypes has blocks of 20 MB, man
 
 import ctypes
 import platform
-import resource
 import sys
 
 import torch
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
@@ -23,8 +27,10 @@ def keep_pages():
 
 
 def peak_memory(device):
-    """Most memory so far, in bytes: allocated on the GPU, or resident on the CPU."""
+    """Most memory so far, in bytes: allocated on the GPU, or resident on the CPU; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

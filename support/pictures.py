@@ -1,15 +1,24 @@
 """The bytes of an image file, in any format and mode that Pillow reads -> one upright RGB square of 8 bits.
 
 No format that runs a program is opened, and nothing is decoded larger than it is needed.
+
+Deep pictures, of 16 or 32 bits or of floats, have values rather than tones.  A scale (low, high) makes tones of them; a
+set has one for all its pictures (`survey`), so that a tone means the same in two of them.
 """
 
+import contextlib
 import io
+import math
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 ALPHA_BACKGROUND = (128, 128, 128)  # grey: on white a white drawing vanishes, on black a black one
+MAX_MEGAPIXELS = 178  # above which Pillow suspects that a small file shall fill the memory
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard looks before a JPEG is asked for at a fraction; ours after
+USUAL_BITS = (8, 10, 12, 14, 16)  # of cameras, scanners and microscopes
+NODATA = (-9999.0, -32768.0, float(np.finfo(np.float32).min))  # of maps and heights: no value, if the least one
 
 # Formats that are not pictures to Pillow (it can only hand them to other software), and EPS, which it
 # would open by running Ghostscript, a program interpreter, on whatever the file holds.
@@ -29,18 +38,36 @@ def reason_of(error):
 
 TIFF = (b"II*\0", b"MM\0*")  # how such a file begins
 PHOTOMETRIC, SAMPLES, EXTRA = 262, 277, 338  # tags of a TIFF: what its channels are, how many, what those besides are
+GDAL_NODATA = 42113  # tag of a TIFF: the value that is none
 
 TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(
     "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), start=2)}
 
 
-def decode(raw, size, place):
+def decode(raw, size, place, scale=None, max_megapixels=MAX_MEGAPIXELS):
     """The bytes of an image file -> (3, size, size) uint8; place in [0, 1], the window's on the long side."""
-    return resize(picture(raw, size), size, place)
+    return resize(picture(raw, size, scale, max_megapixels), size, place)
 
 
-def picture(raw, size):
-    """The bytes of an image file -> upright RGB image, whole; a JPEG may be smaller than stored, but ≥ 2·size."""
+def picture(raw, size, scale=None, max_megapixels=MAX_MEGAPIXELS):
+    """The bytes of an image file -> upright RGB image, whole; a JPEG may be smaller than stored, but ≥ 2·size.
+
+    scale: values of a deep picture that become 0 and 255; None: those that this picture alone suggests.
+    """
+    image = opened(raw)
+    short = min(image.size)
+    image.draft(None, [2 * size * side // short for side in image.size])  # JPEG: at ½, ¼ or ⅛, still ≥ 2·size
+    if image.width * image.height > max_megapixels * 1e6:
+        megapixels = math.ceil(image.width * image.height / 1e6)
+        raise ValueError(f"{megapixels} megapixels, and the limit is {max_megapixels}; --max_megapixels raises it")
+    image.load()
+    turn = TURNS.get(image.getexif().get(0x0112))  # EXIF orientation; after load, where a TIFF turns itself
+    image = to_rgb(image, scale)
+    return image if turn is None else image.transpose(turn)
+
+
+def opened(raw):
+    """The bytes of an image file -> Pillow's image, of which nothing is decoded yet."""
     if not raw:
         raise ValueError("empty file")
     try:
@@ -51,12 +78,7 @@ def picture(raw, size):
         raise
     if image.format == "TIFF":
         check_channels(image.tag_v2)
-    short = min(image.size)
-    image.draft(None, [2 * size * side // short for side in image.size])  # JPEG: at ½, ¼ or ⅛, still ≥ 2·size
-    image.load()
-    turn = TURNS.get(image.getexif().get(0x0112))  # EXIF orientation; after load, where a TIFF turns itself
-    image = to_rgb(image)
-    return image if turn is None else image.transpose(turn)
+    return image
 
 
 def check_channels(tags):
@@ -67,20 +89,49 @@ def check_channels(tags):
         raise ValueError(f"{channels} channels, of which {colours} are colours; write the three to be seen as RGB")
 
 
-def to_rgb(image):
-    """Any mode of Pillow's -> RGB. Transparent parts show grey; deep pixels keep their tones."""
-    if image.mode[0] in "IF":  # 16 and 32 bits and floats, which `convert` would clip to white
-        x = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        low, high = x.min(), x.max()
-        tops = (1, 255, 65535) if image.mode == "F" else (65535,)
-        if low >= 0 and high <= tops[-1]:  # otherwise no usual scale: the picture's own range
-            low, high = 0, next(top for top in tops if high <= top)
-        x = np.rint((x - low) * (255 / max(high - low, 1e-9)))
-        return Image.fromarray(x.astype(np.uint8)).convert("RGB")
+def to_rgb(image, scale=None):
+    """Any mode of Pillow's -> RGB. Transparent parts, and those without a value, show grey."""
+    if is_deep(image):
+        x = deep_values(image)
+        low, high = scale or usual_scale(x[~np.isnan(x)])
+        x = np.nan_to_num((x - low) / (high - low) * 255, nan=ALPHA_BACKGROUND[0])
+        return Image.fromarray(np.rint(x.clip(0, 255)).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, ALPHA_BACKGROUND), image).convert("RGB")
     return image.convert("RGB")
+
+
+def is_deep(image):
+    """Whether a picture has values of more than 8 bits, which Pillow's `convert` would clip to white."""
+    return image.mode[0] in "IF"
+
+
+def deep_values(image):
+    """The values of a deep picture: (H, W) float64, NaN where there is none."""
+    x = np.asarray(image).astype(np.float64)
+    x[np.isinf(x)] = np.nan
+    declared = image.tag_v2.get(GDAL_NODATA, "") if image.format == "TIFF" else ""
+    with contextlib.suppress(ValueError):
+        x[x == float(declared)] = np.nan
+    if not np.isnan(x).all() and np.nanmin(x) in NODATA:
+        x[x == np.nanmin(x)] = np.nan
+    return x
+
+
+def usual_scale(x):
+    """Values (P,) of deep pictures -> (low, high): the range of the fewest usual bits that holds them.
+
+    0 to 1 stays so; negative ones, fractions and larger ones have no usual range: all but 0.1 % at either end.
+    """
+    low, high = (x.min(), x.max()) if len(x) else (0, 1)
+    if low >= 0 and high <= 1:
+        return 0.0, 1.0
+    bits = next((b for b in USUAL_BITS if high < 2**b), None)
+    if low >= 0 and bits and (x == np.rint(x)).all():
+        return 0.0, 2.0**bits - 1
+    low, high = np.percentile(x, (0.1, 99.9))
+    return float(low), float(high) if high > low else float(low) + 1
 
 
 def resize(image, size, place):

@@ -11,7 +11,7 @@ from matplotlib.patches import ConnectionPatch
 from PIL import Image, ImageOps
 
 from support.checkpoint import write_safely
-from support.pictures import decode
+from support.pictures import MAX_MEGAPIXELS, decode
 
 PAIRS_PER_ROW = 4  # image and colours side by side, four times in a row
 SHOWN_SIZE, MARGIN = 112, 4  # pixels, of an image among the selected ones, and around it
@@ -20,10 +20,11 @@ SHOWN_SIZE, MARGIN = 112, 4  # pixels, of an image among the selected ones, and 
 def draw_curves(rows, recipe, path):
     """curves.png: losses beside ln K, the collapse meter, and k-NN over the steps."""
     figure = Figure(figsize=(15, 4), layout="constrained")
+    knn = sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
     panels = {
         "losses": ("dino", "ibot"),
         "collapse meter": ("entropy_image", "entropy_mean", "cosine"),
-        "k-NN accuracy of the teacher": ("knn_20", "knn_200"),
+        "k-NN accuracy of the teacher": knn,
     }
     for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
@@ -41,8 +42,9 @@ def draw_curves(rows, recipe, path):
 def scores_in_words(scores):
     """The scores of an evaluation, for its line."""
     words = ["no labels"]
-    if "knn_20" in scores:
-        words = [f"k-NN {scores['knn_20']:.1%} (k = 20), {scores['knn_200']:.1%} (k = 200)"]
+    knn = [f"{value:.1%} (k = {name[4:]})" for name, value in scores.items() if name.startswith("knn_")]
+    if knn:
+        words = [f"k-NN {', '.join(knn)}"]
     if "iou" in scores:
         words += [f"foreground IoU {scores['iou']:.2f}"]
         words += [f"part agreement {scores['agreement']:.2f} (by chance {scores['agreement_chance']:.2f})"]
@@ -61,13 +63,13 @@ def write_selected(path, paths, mode, near, cosines):
     write_safely(path, write)
 
 
-def draw_selected(rows, path):
+def draw_selected(rows, path, scale=None, max_megapixels=MAX_MEGAPIXELS):
     """A PNG: in each row a curated image, framed, and the selected ones nearest to it.  rows: bytes of image files."""
     step = SHOWN_SIZE + 2 * MARGIN
     sheet = Image.new("RGB", (step * max(map(len, rows)), step * len(rows)), "white")
     for y, files in enumerate(rows):
         for x, raw in enumerate(files):
-            image = Image.fromarray(rearrange(decode(raw, SHOWN_SIZE, 0.5), "c h w -> h w c"))
+            image = Image.fromarray(rearrange(decode(raw, SHOWN_SIZE, 0.5, scale, max_megapixels), "c h w -> h w c"))
             sheet.paste(ImageOps.expand(image, MARGIN, "white" if x else "black"), (step * x, step * y))
     write_safely(path, lambda new: sheet.save(new, format="png"))
 

@@ -25,7 +25,7 @@ DOGS = ("n02085620", "n02113978")  # the first and last WordNet id of ImageNet's
 
 def make_copies(folder, photos, cifar):
     """folder/photos/NAME/0_original.jpg ... 5_colour.jpg, and 2,000 CIFAR pictures in folder/cifar."""
-    names, read = find_files(photos)
+    names, read, _ = find_files(photos)
     for n, name in enumerate(names):
         place = folder / "photos" / Path(name).stem
         place.mkdir(parents=True)
@@ -44,7 +44,7 @@ def make_copies(folder, photos, cifar):
         }
         for k, kind in enumerate(KINDS):
             copies[kind][0].save(place / f"{k}_{kind}.jpg", quality=copies[kind][1])
-    names, read = find_files(cifar)
+    names, read, _ = find_files(cifar)
     (folder / "cifar").mkdir()
     for n, name in enumerate(names[:: len(names) // 2000][:2000]):
         (folder / "cifar" / f"{n:04}.jpg").write_bytes(read(name))

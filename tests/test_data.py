@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import grey_levels, numbered, pack, save
+from conftest import grey_levels, numbered, one_line, pack, save
 from PIL import Image
 
 from support import data
@@ -50,7 +50,8 @@ def test_skipped_files_are_named_with_a_reason(half_broken):
     reasons = dict(images.skipped)
     assert list(reasons) == ["a_empty.png", "c_text.jpg", "d_cut.jpg", "e_bomb.png", "z.heic"]
     assert reasons["a_empty.png"] == "empty file" and "truncated" in reasons["d_cut.jpg"].lower()
-    assert "decompression bomb" in reasons["e_bomb.png"] and "0x" not in reasons["c_text.jpg"]
+    assert reasons["e_bomb.png"] == "400 megapixels, and the limit is 178; --max_megapixels raises it"
+    assert "0x" not in reasons["c_text.jpg"]
 
 
 def test_labels_stay_with_their_pictures_when_some_are_skipped(tmp_path):
@@ -67,7 +68,7 @@ def test_number_of_threads_does_not_matter(half_broken, monkeypatch):
     numbered(half_broken / "more", 150)
     one, many = [], []
     for cores, result in ((1, one), (7, many)):
-        monkeypatch.setattr(data.os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(data, "cores", lambda cores=cores: cores)
         images = load_images(half_broken, size=4)
         result += [images.pixels, images.names, images.skipped]
     assert torch.equal(one[0], many[0]) and one[1:] == many[1:]
@@ -77,12 +78,12 @@ def test_number_of_threads_does_not_matter(half_broken, monkeypatch):
 # Splits
 
 
-def split_of(names):
-    """[(name, class)] of train, the same of test, and the class names, which both splits must share."""
+def split_of(names, given=None):
+    """[(name, class)] of train, the same of test, and the class names."""
     names = sorted(names, key=by_folder)
-    (train, classes), (test, same) = (data.choose_split(names, split) for split in ("train", "test"))
-    assert classes == same
-    return train, test, classes
+    splits, classes, notes = data.choose_splits(names, given or {})
+    assert notes == []
+    return splits["train"], splits["test"], classes
 
 
 @pytest.mark.parametrize("held_out", ["test", "val"])
@@ -129,6 +130,59 @@ def test_training_window_depends_on_the_seed_alone_and_test_is_centred(tmp_path)
     assert one.min() < 60 and one.max() > 190  # false alarm, were the seed not fixed: 2 · 0.8^40 < 3 / 10,000
     middle = load_images(tmp_path / "d", "test", size=4).pixels.float().mean((1, 2, 3))
     assert middle.tolist() == [(30 + 31 + 32 + 33) * 4 / 4] * 4
+
+
+@pytest.mark.parametrize("train, held_out", [("Train", "TEST"), ("train", "valid"), ("training", "Validation")])
+def test_usual_names_of_splits_in_any_case(train, held_out):
+    names = [f"{split}/{kind}/{i}.png" for split in (train, held_out) for kind in "ab" for i in range(3)]
+    first, second, classes = split_of(names)
+    assert classes == ["a", "b"] and {name.split("/")[0] for name, _ in first} == {train}
+    assert {name.split("/")[0] for name, _ in second} == {held_out} and len(first) == len(second) == 6
+
+
+def test_of_two_held_out_splits_the_first_with_classes():
+    """ImageNet's own layout: test/ without classes; the pictures in it are said to be left out."""
+    names = ["test/1.png", "test/2.png", "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
+    splits, classes, notes = data.choose_splits(names, {})
+    assert [name for name, _ in splits["test"]] == ["val/a/1.png", "val/b/1.png"] and classes == ["a", "b"]
+    assert notes == ["2 images in test are in neither split"]
+
+
+@pytest.mark.parametrize("tops", [("train", "cats"), ("val", "test"), ("Valid", "dogs"), ("cats", "training")])
+def test_folders_that_may_be_splits_or_classes_are_refused(tmp_path, tops):
+    for top in tops:
+        save(tmp_path / "d" / top / "a" / "1.png")
+    with pytest.raises(DataError, match="splits or classes") as error:
+        load_images(tmp_path / "d", size=4)
+    assert ", ".join(sorted(top.lower() for top in tops)) in one_line(error)
+
+
+def test_a_flat_held_out_split_is_named(tmp_path, capsys):
+    """val/ as the official ImageNet archive unpacks it: no class folders.  The training labels stay."""
+    for name in ("train/a/1.png", "train/b/1.png", "val/1.png", "val/2.png"):
+        save(tmp_path / "d" / name, 9)
+    train, test = data.load_splits(tmp_path / "d", 4, 0)
+    assert train.labels.tolist() == [0, 1] and test.labels is None and len(test) == 2
+    assert "the test split has images without a class" in capsys.readouterr().out
+
+
+def test_a_split_and_a_class_from_a_list():
+    given = {"x/1.png": ("train", "a"), "x/2.png": ("Train", "b"), "y/3.png": ("val", "a"), "y/4.png": (None, "b")}
+    train, test, classes = split_of(sorted(given), given)
+    assert classes == ["a", "b"] and test == [("y/3.png", "a")]
+    assert train == [("x/1.png", "a"), ("x/2.png", "b"), ("y/4.png", "b")]  # what has no split is for training
+
+
+def test_a_class_alone_from_a_list_and_the_split_from_folders():
+    given = {f"{split}/{i}.png": (None, "ab"[i]) for split in ("train", "val") for i in (0, 1)}
+    train, test, classes = split_of(sorted(given), given)
+    assert train == [("train/0.png", "a"), ("train/1.png", "b")] and test == [("val/0.png", "a"), ("val/1.png", "b")]
+
+
+def test_a_split_alone_from_a_list_and_the_class_from_folders():
+    given = {f"{kind}/{i}.png": (("train", "test")[i], None) for kind in "ab" for i in (0, 1)}
+    train, test, classes = split_of(sorted(given), given)
+    assert train == [("a/0.png", "a"), ("b/0.png", "b")] and test == [("a/1.png", "a"), ("b/1.png", "b")]
 
 
 # ------------------------------------------------------------------------------------------------------
@@ -185,10 +239,45 @@ def test_streaming_equals_memory_for_any_number_of_workers(labelled, workers, mo
         assert streamed.pixels is None and len(streamed) == 6 and torch.equal(streamed.labels, memory.labels)
         torch.manual_seed(0)
         state = torch.random.get_rng_state()
-        for a, b, _ in zip(batches(memory, 4), batches(streamed, 4, workers=workers), range(5)):
+        for a, b, _ in zip(batches(memory, 3), batches(streamed, 3, workers=workers), range(2)):  # of the first epoch
             assert torch.equal(a, b)
         assert torch.equal(torch.cat(list(in_order(streamed, 4, workers=workers))), memory.pixels)
         assert torch.equal(torch.random.get_rng_state(), state)  # other random draws do not depend on it
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_picture_is_seen_through_another_window_in_each_epoch(tmp_path, workers, monkeypatch):
+    """A grey ramp of 64×4, whose mean tone tells the window's place: eight epochs, and a run resumed in the fifth."""
+    (tmp_path / "d").mkdir()
+    for i in range(3):
+        Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (4, 1))).save(tmp_path / f"d/{i}.png")
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
+    images = load_images(tmp_path / "d", size=4)
+    whole = [x.float().mean((1, 2, 3)) for x, _ in zip(batches(images, 3, workers=workers), range(8))]
+    assert len(set(torch.stack(whole).flatten().tolist())) > 15  # of 24, of 61 places each
+    resumed = [x.float().mean((1, 2, 3)) for x, _ in zip(batches(images, 3, start=5, workers=workers), range(3))]
+    assert torch.equal(torch.stack(resumed), torch.stack(whole[5:]))
+    test = load_images(tmp_path / "d", "test", size=4)
+    assert next(in_order(test, 1, workers=0)).float().mean() == (30 + 31 + 32 + 33) * 4 / 4
+
+
+def test_a_sample_of_a_streamed_split_is_drawn_once_and_kept(labelled, monkeypatch):
+    """Three of six, with their labels, at the size asked for; broken ones are named with the split's."""
+    whole = load_images(labelled, size=8)
+    assert data.in_memory(whole, 3, 4) is whole
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 6 * 3 * 8 * 8 - 1)
+    images = load_images(labelled, size=8)
+    sample = data.in_memory(images, 3, 4)
+    assert images.pixels is None and sample.pixels.shape == (3, 3, 4, 4) and data.in_memory(images, 3, 4) is sample
+    level = dict(zip(whole.names, grey_levels(whole.pixels)))
+    label = dict(zip(whole.names, whole.labels.tolist()))
+    assert grey_levels(sample.pixels) == pytest.approx([level[name] for name in sample.names], abs=3)  # other windows
+    assert sample.labels.tolist() == [label[name] for name in sample.names]
+    (labelled / "train/a/1.png").write_text("broken")
+    images = load_images(labelled, size=8)
+    assert len(data.in_memory(images, 99, 4)) == 5 and [name for name, _ in images.skipped] == ["train/a/1.png"]
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 2 * 3 * 4 * 4)
+    assert len(data.in_memory(load_images(labelled, size=8), 99, 4)) == 2  # as many as memory takes
 
 
 @pytest.mark.parametrize("workers", [0, 2])

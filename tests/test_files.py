@@ -6,6 +6,8 @@
 import gzip
 import io
 import lzma
+import ntpath
+import os
 import tarfile
 
 import numpy as np
@@ -61,6 +63,105 @@ def test_list_of_paths(labelled):
     assert images.skipped[0][0].endswith("missing.png") and images.classes == ["a", "b"]
     listed.write_text("../set/train/b/1.png\n../set/train/b/0.png\n")
     assert load_images(listed, size=4).names == [f"{labelled}/train/b/0.png", f"{labelled}/train/b/1.png"]
+
+
+LABELLED = {  # what people have; the two pictures lie in the list's folder
+    "list.txt": "a.png cat\nsub/my b.png  big dog\n",
+    "list.csv": "path,label\na.png,cat\nsub/my b.png,big dog\n",
+    "tabs.csv": "path\tlabel\na.png\tcat\nsub/my b.png\tbig dog\n",
+    "list.tsv": "label\tpath\ncat\ta.png\nbig dog\tsub/my b.png\n",
+    "excel.csv": "\ufeffPath; Label\r\na.png; cat\r\n\"sub/my b.png\";big dog\r\n",
+    "mark.txt": "\ufeffa.png cat\nsub/my b.png big dog",
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_from_a_list(tmp_path, name):
+    (tmp_path / name).write_text(LABELLED[name], encoding="utf-8")
+    for i, picture in enumerate(("a.png", "sub/my b.png")):
+        save(tmp_path / picture, 10 + i)
+    images = load_images(tmp_path / name, size=4)
+    assert images.classes == ["big dog", "cat"] and images.labels.tolist() == [1, 0]
+    assert images.names == [f"{tmp_path}/a.png", f"{tmp_path}/sub/my b.png"] and images.skipped == []
+
+
+def test_splits_from_a_list(tmp_path):
+    numbered(tmp_path, 4)
+    rows = "".join(f"00{i}.png,{'ab'[i % 2]},{('train', 'valid')[i // 2]}\n" for i in range(4))
+    (tmp_path / "list.csv").write_text("path,label,split\n" + rows)
+    train, test = (load_images(tmp_path / "list.csv", split, size=4) for split in ("train", "test"))
+    assert grey_levels(train.pixels) == [0, 1] and grey_levels(test.pixels) == [2, 3]
+    assert train.labels.tolist() == test.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("line, expected", [
+    ("a b.png", ("a b.png", None)), ("a.png b.png", ("a.png b.png", None)), ("a.JPG 3", ("a.JPG", "3")),
+    ("a.b.jpeg my cat", ("a.b.jpeg", "my cat")), ("a", ("a", None)), ("set.tar/a.png x", ("set.tar/a.png", "x")),
+])  # fmt: skip
+def test_lines_of_a_list(line, expected):
+    assert files.split_line(line) == expected
+
+
+def test_a_list_without_a_header_is_one_line(tmp_path):
+    (tmp_path / "list.csv").write_text("a.png,cat\n")
+    with pytest.raises(DataError, match="its header is a.png, cat, and has no path; path,label,split") as error:
+        load_images(tmp_path / "list.csv")
+    one_line(error)
+
+
+def shard(path, members):
+    """A .tar file of {name: bytes}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of three pictures, number i of grey level i, its class i // 2 and a caption beside it."""
+    for number in range(2):
+        members = {}
+        for i in range(3 * number, 3 * number + 3):
+            picture = save(tmp_path / "picture.png", i).read_bytes()
+            members |= {f"{i:06}.png": picture, f"{i:06}.cls": b"%d\n" % (i // 2), f"{i:06}.txt": b"a caption"}
+        shard(tmp_path / "shards" / f"{number:05}.tar", members)
+    return tmp_path / "shards"
+
+
+def test_shards_are_one_set(shards, monkeypatch):
+    (shards.parent / "list.txt").write_text("shards/00000.tar\nshards/00001.tar\n")
+    for place in (shards, shards.parent / "list.txt"):
+        train, test = (load_images(place, split, size=4) for split in ("train", "test"))
+        assert grey_levels(train.pixels) == [1, 3, 5] and grey_levels(test.pixels) == [0, 2, 4]  # one of two
+        assert train.labels.tolist() == [0, 1, 2] and train.names[0].endswith("00000.tar/000001.png")
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
+    assert grey_levels(torch.cat(list(in_order(load_images(shards, size=4), 2, workers=2)))) == [1, 3, 5]
+    assert load_images(shards / "00000.tar", size=4).classes == ["0", "1"]  # one of them alone
+
+
+def test_shards_without_classes_and_with_splits(shards):
+    """A shard's name is no class; folders of shards are splits."""
+    for split in ("train", "val"):
+        shard(shards / split / "0.tar", {"7.jpg": save(shards.parent / "p.jpg", 7).read_bytes()})
+    for path in shards.glob("*.tar"):
+        path.unlink()
+    images = load_images(shards, size=4)
+    assert images.names == ["train/0.tar/7.jpg"] and images.labels is None
+
+
+def test_paths_are_compared_in_one_form(tmp_path, monkeypatch):
+    """Where the system writes a\\b, names still have /, so that splits and classes are found."""
+    for name in ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"):
+        save(tmp_path / "set" / name, 9)
+    real = os.path.relpath
+    monkeypatch.setattr(files.os, "sep", "\\")
+    monkeypatch.setattr(files.os.path, "relpath", lambda path, start: real(path, start).replace("/", "\\"))
+    names, _, _ = files.find_files(tmp_path / "set")
+    assert names == ["test/a/1.png", "test/b/1.png", "train/a/1.png", "train/b/1.png"]
+    assert files.posix(ntpath.join("C:\\set", "a", "1.png")) == "C:/set/a/1.png"
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):

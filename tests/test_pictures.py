@@ -15,10 +15,10 @@ from support import pictures
 GREY = pictures.ALPHA_BACKGROUND[0]
 
 
-def decoded(image, size=1, place=0.5, format="PNG", **options):
+def decoded(image, size=1, place=0.5, format="PNG", scale=None, **options):
     file = io.BytesIO()
     image.save(file, format, **options)
-    return pictures.decode(file.getvalue(), size, place)
+    return pictures.decode(file.getvalue(), size, place, scale)
 
 
 def palette_with_transparency():
@@ -40,8 +40,8 @@ ONE_PIXEL = {
     "cmyk": (Image.new("CMYK", (2, 2), (255, 0, 255, 0)), "TIFF", (0, 255, 0)),
     "16 bits, white": (Image.fromarray(np.full((2, 2), 65535, np.uint16)), "PNG", (255, 255, 255)),
     "16 bits, 257 a step": (Image.fromarray(np.full((2, 2), 257 * 100, np.uint16)), "PNG", (100, 100, 100)),
-    "16 bits, tiff": (Image.fromarray(np.full((2, 2), 257 * 31, np.uint16)), "TIFF", (31, 31, 31)),
-    "32 bits, 16 used": (Image.fromarray(np.full((2, 2), 257 * 9, np.int32)), "TIFF", (9, 9, 9)),
+    "16 bits, tiff": (Image.fromarray(np.full((2, 2), 257 * 71, np.uint16)), "TIFF", (71, 71, 71)),
+    "32 bits, 16 used": (Image.fromarray(np.full((2, 2), 257 * 90, np.int32)), "TIFF", (90, 90, 90)),
     "float in [0, 1]": (Image.fromarray(np.full((2, 2), 0.2, np.float32)), "TIFF", (51, 51, 51)),
     "float in [0, 255]": (Image.fromarray(np.full((2, 2), 51, np.float32)), "TIFF", (51, 51, 51)),
     "bmp": (Image.new("RGB", (2, 2), (1, 2, 3)), "BMP", (1, 2, 3)),
@@ -58,10 +58,53 @@ def test_every_mode_keeps_its_tone(kind):
 
 
 def test_unusual_float_range_is_stretched():
-    """No usual scale holds -10..30: -10 is black, 30 white, 10 half way (127.5, so 128); NaN counts as 0."""
-    x = np.array([[-10, 30], [10, np.nan]], np.float32)
+    """No usual scale holds -10..30: -10 is black, 30 white, 0 a quarter of the way (63.75); NaN grey like clear parts.
+
+    0.1 % at either end, of three values the difference of two times 0.002: -9.98 to 29.94.
+    """
+    x = np.array([[-10, 30], [0, np.nan]], np.float32)
     got = decoded(Image.fromarray(x), size=2, format="TIFF")[0]
-    assert got.tolist() == [[0, 255], [128, 64]]  # (0 + 10) / 40 · 255 = 63.75
+    assert got.tolist() == [[0, 255], [64, GREY]]  # (0 + 9.98) / 39.92 · 255 = 63.75
+
+
+@pytest.mark.parametrize("values, expected", [
+    ([0, 1, 0.2], (0, 1)), ([0, 51, 255], (0, 255)), ([0, 3], (0, 255)),
+    ([0, 256], (0, 1023)), ([7, 4095], (0, 4095)), ([4096], (0, 16383)), ([20000], (0, 65535)),
+    ([], (0, 1)), ([5.5], (5.5, 6.5)),
+    (np.arange(1001) * 3.5, (3.5, 3496.5)),  # 0 to 3500 by fractions: all but one of a thousand steps at either end
+    (np.arange(1001) - 500, (-499, 499)), (np.arange(1001) * 100, (100, 99900)),
+])  # fmt: skip
+def test_usual_scales_by_hand(values, expected):
+    assert pictures.usual_scale(np.array(values, dtype=np.float64)) == pytest.approx(expected)
+
+
+def test_a_scale_is_the_same_for_all_pictures():
+    """0, 1000, 2000 and 5000 on the scale 0 to 4000: a quarter is 63.75, a half 127.5, and what is above white."""
+    x = np.array([[0, 1000], [2000, 5000]], np.uint16)
+    assert decoded(Image.fromarray(x), size=2, scale=(0, 4000))[0].tolist() == [[0, 64], [128, 255]]
+    assert decoded(Image.fromarray(x[:1]), size=1, scale=(0, 4000), place=1.0)[0].tolist() == [[64]]
+    assert decoded(Image.new("L", (1, 1), 9), scale=(0, 4000))[0].tolist() == [[9]]  # 8 bits are tones
+
+
+@pytest.mark.parametrize("nodata, tag", [(-9999, None), (-32768, None), (-1, "-1"), (7, "7")])
+def test_what_is_no_value_is_grey_and_does_not_count(nodata, tag):
+    """One of 16: the others are 0 to 4095, of which 12 bits are the usual range."""
+    x = np.linspace(0, 4095, 16).round().reshape(4, 4).astype(np.int32)
+    x[0, 1] = nodata
+    options = {"tiffinfo": {pictures.GDAL_NODATA: tag}} if tag else {}
+    got = decoded(Image.fromarray(x), size=4, format="TIFF", **options)[0]
+    expected = np.rint(np.linspace(0, 255, 16)).reshape(4, 4)
+    expected[0, 1] = GREY
+    assert got.tolist() == expected.tolist()
+
+
+def test_a_large_picture_is_named_with_the_flag_unless_it_is_read_at_a_fraction(monkeypatch):
+    """30 × 40 pixels against a limit of 0.001 megapixels; an eighth of a JPEG's sides is 4 × 5."""
+    picture = Image.new("RGB", (30, 40), (9, 9, 9))
+    monkeypatch.setattr(pictures.decode, "__defaults__", (None, 0.001))
+    with pytest.raises(ValueError, match="^1 megapixels, and the limit is 0.001; --max_megapixels raises it$"):
+        decoded(picture)
+    assert decoded(picture, format="JPEG")[0].tolist() == [[9]]
 
 
 def test_exif_turn():
