@@ -198,6 +198,19 @@ def test_an_archive_gives_the_same_pictures(place, tmp_path):
     assert len(load_images(str(tmp_path / "b.txt"), "train", 32)) == len(names[1])  # paths that lead into a .tar
 
 
+def test_deep_pictures_of_all_sources_have_one_scale(tmp_path):
+    """Curated is one of two pictures of the pool, at most 99 of 4095: by a scale of its own it would be lighter there."""
+    torch.save(vit_nano(patch_size=8, img_size=32, layer_scale=1.0).state_dict(), tmp_path / "vit.pt")
+    tones = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    for name, tone in (("pool/dark", tones // 41), ("pool/light", tones), ("curated/dark", tones // 41)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(tone).save(tmp_path / f"{name}.png")
+    assert run(*flags(tmp_path, tmp_path / "out.txt", "--per-image", "1")) == 0
+    assert (tmp_path / "out.txt").read_text() == f"{tmp_path}/pool/dark.png\n"
+    with open(tmp_path / "out.csv") as file:
+        assert float(next(csv.DictReader(file))["cosine"]) == pytest.approx(1)
+
+
 def test_clusters_and_exclusion(place, tmp_path, capsys):
     out = tmp_path / "selected.txt"
     assert run(*flags(place, out), "--mode", "clusters", "--clusters", 2, "--per-cluster", 5) == 0

@@ -5,6 +5,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -407,8 +408,37 @@ def test_the_table_ends_in_one_line_with_the_result(few_shapes, capsys, weights,
     assert lines[-1].startswith(f"result: {weights} on shapes: k-NN ") and lines[-1].endswith("chance 10.00%")
 
 
+def test_other_numbers_of_neighbours(few_shapes, capsys):
+    """1000 is more than the 200 training images."""
+    assert main("--weights pixels --data shapes --k 3 1000 50 3 --device cpu".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:13].strip() for line in lines[4:8]] == ["features", "k-NN, k = 3", "k-NN, k = 50", "linear probe"]
+    assert "(k = 3), " in lines[-1] and "(k = 50), linear" in lines[-1]
+
+
+def test_features_for_numpy(tmp_path, labelled, capsys):
+    """Of raw pixels, less their mean; the broken picture has no row.  Without classes there is nothing to measure."""
+    (labelled / "train/a/1.png").write_text("broken")
+    flags = f"--weights pixels --size 2 --device cpu --save {tmp_path}/features.npz --data".split()
+    assert main([*flags, str(labelled)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"{tmp_path}/features.npz")
+    saved = np.load(tmp_path / "features.npz")
+    assert saved["train_features"].shape == (5, 12) and saved["test_features"].shape == (6, 12)
+    assert abs(saved["train_features"].mean(0)).max() < 1e-6
+    assert saved["train_names"].tolist() == [f"train/{x}.png" for x in ("a/0", "a/2", "b/0", "b/1", "b/2")]
+    assert saved["train_labels"].tolist() == [0, 0, 1, 1, 1] and saved["classes"].tolist() == ["a", "b"]
+    assert main([*flags, str(labelled / "test" / "a")]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"result: features of 3 training and 1 test images, {tmp_path}/features.npz"
+    saved = np.load(tmp_path / "features.npz")
+    assert saved["train_names"].tolist() == ["0.png", "1.png", "2.png"] and "train_labels" not in saved
+
+
 @pytest.mark.parametrize("argv, words", [
     ("--weights pixels", "required: --data"),
+    ("--weights pixels --data shapes --k 0", "'0' is not a whole number"),
+    ("--weights pixels --data shapes --scale 3 2", "--scale: LOW must be below HIGH; got 3.0 2.0"),
+    ("--weights pixels --data shapes --save nowhere/a.npz", "there is no folder nowhere for --save"),
     ("--data shapes", "required: --weights"),
     ("--weights pixels --data shapes --colour 3", "unknown argument --colour"),
     ("--weights pixels --data shapes --size 0", "'0' is not a whole number of at least 1"),

@@ -12,6 +12,7 @@ from recipes import RECIPES, Recipe
 from support.flags import (
     Parser,
     UserError,
+    add_device,
     check_out,
     check_recipe,
     find_device,
@@ -55,6 +56,8 @@ def test_every_field_is_a_flag_with_its_help(capsys):
         ("--recipe vitb16", "vitl14"),
         ("--batch three", "invalid int"),
         ("--batch 0", "--batch must be 1 or more; got 0"),
+        ("--scale 5 5", "--scale: LOW must be below HIGH; got 5.0 5.0"),
+        ("--scale 0 nan", "--scale: LOW must be below HIGH"),
         ("--log_every 0", "1 or more"),
         ("--arch vit_huge", "vit_small"),
         ("--ffn relu", "swiglu"),
@@ -100,6 +103,15 @@ def test_the_parser_says_it_in_one_line_and_takes_no_abbreviations():
         with pytest.raises(UserError, match=says) as error:
             parser.parse_args(words)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("here, expected", [((), "cpu"), (("mps",), "mps"), (("cuda", "mps"), "cuda")])
+def test_the_device_that_is_taken(here, expected, monkeypatch):
+    for name in ("cuda", "mps"):
+        monkeypatch.setattr(getattr(torch, name), "is_available", lambda name=name: name in here)
+    parser = Parser()
+    add_device(parser)
+    assert parser.parse_args([]).device == expected
 
 
 def test_a_device_that_is_not_here():

@@ -5,6 +5,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -130,6 +132,30 @@ def test_the_arithmetic_of_a_run(whole):
     assert training_flops(run) == 8 * counts[0] + 2 * counts[1]
     last = rows(whole)[-1]
     assert last["flops"] == 1000 + last["evaluation_flops"] > 1000
+
+
+def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkeypatch, capsys):
+    """Its broken files are named as they are met, and counted at the end; 8 of 37 training images vote, by k = 8."""
+    shutil.copytree(folder, tmp_path / "set")
+    (tmp_path / "set/dark/3.png").write_text("broken")
+    monkeypatch.setattr("support.data.MEMORY_LIMIT", 40 * 3 * 8 * 8)  # of the sample, 8² in the first phase
+    words = {"image_size": 32, "hires_share": 0, "steps": 14, "eval_every": 7, "eval_images": 8, "workers": 1}
+    assert main(flags(tmp_path / "set", tmp_path / "run", **words)) == 0
+    out, err = capsys.readouterr()
+    assert "2 classes, 0 broken files skipped, read as they are needed" in out
+    assert err.count("skipped dark/3.png: ") == 1 and "step 7: k-NN" in err.replace("\r", "\n")
+    last = out.splitlines()[-1]
+    assert "(k = 8), 1 broken files skipped, " in last and "no labels" not in last
+    assert [row["step"] for row in rows(tmp_path / "run") if "knn_8" in row] == [7, 14]
+
+
+def test_programs_start_where_memory_is_not_counted(tmp_path):
+    """As on Windows, which has no module `resource`."""
+    script = "import sys; sys.modules['resource'] = None; import bench, train, evaluate, pca_viz, curate, torch; "
+    script += "here = torch.device('cpu'); print(train.peak_memory(here), bench.most_memory(here))"
+    place = Path(train.__file__).parent
+    done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True)
+    assert done.stdout == "None nan\n", done.stderr
 
 
 # ---------------------------------------------------------------------------- stopping and going on
