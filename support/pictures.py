@@ -8,6 +8,7 @@ set has one for all its pictures (`survey`), so that a tone means the same in tw
 
 import contextlib
 import io
+import logging
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 ALPHA_BACKGROUND = (128, 128, 128)  # grey: on white a white drawing vanishes, on black a black one
 MAX_MEGAPIXELS = 178  # above which Pillow suspects that a small file shall fill the memory
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file is said once, by us
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard looks before a JPEG is asked for at a fraction; ours after
 USUAL_BITS = (8, 10, 12, 14, 16)  # of cameras, scanners and microscopes
 NODATA = (-9999.0, -32768.0, float(np.finfo(np.float32).min))  # of maps and heights: no value, if the least one

@@ -2,9 +2,11 @@
 
 import os
 import socket
+import struct
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,6 +112,31 @@ def pack(folder, suffix):
             for file in files:
                 archive.add(file, "./" + str(file.relative_to(folder.parent)))
     return path
+
+
+def png_that_claims(width, height):
+    """The start of a PNG of that size: enough for the guard, which looks before it decodes."""
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) \
+        + chunk(b"IDAT", b"")
+
+
+def tiff(channels, photometric, extra=None):
+    """A TIFF of 2×2 pixels with so many channels of 8 bits, written by hand: the tags that it needs, and its pixels."""
+    tags = [(256, 3, [2]), (257, 3, [2]), (258, 3, [8] * channels), (259, 3, [1]), (262, 3, [photometric]),
+            (273, 4, [0]), (277, 3, [channels]), (278, 3, [2]), (279, 4, [4 * channels])]  # fmt: skip
+    tags += [(338, 3, extra)] if extra else []
+    place = 8 + 2 + 12 * len(tags) + 4
+    head, more = struct.pack("<2sHIH", b"II", 42, 8, len(tags)), b""
+    for tag, kind, values in tags:
+        code = "H" if kind == 3 else "I"
+        data = struct.pack(f"<{len(values)}{code}", *values)
+        if len(data) > 4:
+            more, data = more + data, struct.pack("<I", place + len(more))
+        head += struct.pack("<HHI", tag, kind, len(values)) + (b"PIXL" if tag == 273 else data.ljust(4, b"\0"))
+    head = head.replace(b"PIXL", struct.pack("<I", place + len(more)))
+    return head + b"\0\0\0\0" + more + bytes(range(40, 40 + channels)) * 4
 
 
 class MeanColour:

@@ -199,7 +199,7 @@ def test_an_archive_gives_the_same_pictures(place, tmp_path):
 
 
 def test_deep_pictures_of_all_sources_have_one_scale(tmp_path):
-    """Curated is one of two pictures of the pool, at most 99 of 4095: by a scale of its own it would be lighter there."""
+    """Curated is one of two pictures of the pool, at most 99 of 4095: by a scale of its own it would be lighter."""
     torch.save(vit_nano(patch_size=8, img_size=32, layer_scale=1.0).state_dict(), tmp_path / "vit.pt")
     tones = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
     for name, tone in (("pool/dark", tones // 41), ("pool/light", tones), ("curated/dark", tones // 41)):

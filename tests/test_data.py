@@ -3,13 +3,10 @@
     pytest tests/test_data.py
 """
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
 import torch
-from conftest import grey_levels, numbered, one_line, pack, save
+from conftest import grey_levels, numbered, one_line, pack, png_that_claims, save
 from PIL import Image
 
 from support import data
@@ -17,14 +14,6 @@ from support.data import batches, in_order, load_images
 from support.files import DataError, by_folder
 
 pytestmark = pytest.mark.usefixtures("cache")  # no test reads or writes the user's own
-
-
-def png_that_claims(width, height):
-    """The start of a PNG of that size: enough for the guard, which looks before it decodes."""
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) \
-        + chunk(b"IDAT", b"")
 
 
 @pytest.fixture

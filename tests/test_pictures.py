@@ -4,10 +4,10 @@
 """
 
 import io
-import struct
 
 import numpy as np
 import pytest
+from conftest import tiff
 from PIL import Image
 
 from support import pictures
@@ -162,23 +162,6 @@ def test_draft_of_a_large_jpeg_changes_little(monkeypatch):
     slow = resize(image, 32, 0.5)
     assert sizes == [(64, 64)]  # the least that is no less than 2·32
     assert np.abs(fast.astype(int) - slow).max() <= 3
-
-
-def tiff(channels, photometric, extra=None):
-    """A TIFF of 2×2 pixels with so many channels of 8 bits, written by hand: the tags that it needs, and its pixels."""
-    tags = [(256, 3, [2]), (257, 3, [2]), (258, 3, [8] * channels), (259, 3, [1]), (262, 3, [photometric]),
-            (273, 4, [0]), (277, 3, [channels]), (278, 3, [2]), (279, 4, [4 * channels])]  # fmt: skip
-    tags += [(338, 3, extra)] if extra else []
-    place = 8 + 2 + 12 * len(tags) + 4
-    head, more = struct.pack("<2sHIH", b"II", 42, 8, len(tags)), b""
-    for tag, kind, values in tags:
-        code = "H" if kind == 3 else "I"
-        data = struct.pack(f"<{len(values)}{code}", *values)
-        if len(data) > 4:
-            more, data = more + data, struct.pack("<I", place + len(more))
-        head += struct.pack("<HHI", tag, kind, len(values)) + (b"PIXL" if tag == 273 else data.ljust(4, b"\0"))
-    head = head.replace(b"PIXL", struct.pack("<I", place + len(more)))
-    return head + b"\0\0\0\0" + more + bytes(range(40, 40 + channels)) * 4
 
 
 READ = [(1, 1, None), (3, 2, None), (4, 2, [2]), (2, 1, [2]), (4, 5, None)]  # grey, RGB, both with alpha, CMYK
