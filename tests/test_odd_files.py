@@ -85,7 +85,7 @@ NAMED = {  # kind: (ending, tone -> bytes, words of the reason)
     "eight bands": (".tif", lambda t: tiff(8, 2, [0] * 5), "of more than five channels"),
     "empty": (".jpg", lambda t: b"", "empty file"),
     "text": (".png", lambda t: b"no picture %d" % t, "not an image"),
-    "cut jpeg": (".jpg", lambda t: noise(t, "JPEG")[: 400 + t], "truncated"),
+    "cut jpeg": (".jpg", lambda t: noise(t, "JPEG")[:-400], "truncated"),
     "cut png": (".png", lambda t: noise(t, "PNG")[: 400 + t], "truncated"),
     "bomb": (".png", lambda t: png_that_claims(20_000 + t, 20_000), "megapixels, and the limit is 178"),
     "other format": (".heic", lambda t: b"ftypheic" + bytes(t), "not an image"),
