@@ -93,7 +93,8 @@ def gaussian_taps(sigma, radius, size):
     t = torch.arange(-radius, radius + 1, device=sigma.device)
     rows = (torch.arange(size, device=sigma.device)[:, None] + t).abs()
     rows = size - 1 - (size - 1 - rows).abs()  # (size, T)
-    weights = torch.softmax(-t.square() / (2 * sigma[:, None].square()), 1)  # (n, T)
+    sigma = sigma[:, None].clamp(min=1e-3)  # 0 is no blur
+    weights = torch.softmax(-t.square() / (2 * sigma.square()), 1)  # (n, T)
     return repeat(rows, "h t -> n h t", n=len(sigma)), repeat(weights, "n t -> n h t", h=size)
 
 

@@ -43,8 +43,20 @@ from augment import normalize
 from neighbours import nearest, nearest_in_blocks
 from support.checkpoint import write_safely
 from support.crawl import collect_addresses, download
-from support.files import DataError, find_files
-from support.flags import Parser, UserError, add_device, add_pictures, check_out, check_scale, find_device, positive
+from support.failures import in_one_line
+from support.files import find_files
+from support.flags import (
+    Parser,
+    UserError,
+    add_device,
+    add_pictures,
+    check_out,
+    check_scale,
+    find_device,
+    number,
+    positive,
+    side,
+)
 from support.pictures import MAX_MEGAPIXELS, decode, picture, whole_patches
 from support.precision import autocast
 from support.report import draw_selected, write_selected
@@ -345,8 +357,8 @@ def parse_args(argv):
     parser.add_argument("--download", action="store_true", help="fetch those addresses too, into OUT's work folder")
     parser.add_argument("--allow-private", action="store_true", help="also from addresses of the local network")
     parser.add_argument("--hash-bits", type=int, default=2, help="of 64 that copies differ in at most")
-    parser.add_argument("--self-threshold", type=float, default=0.6, help="cosine above which images are one")
-    parser.add_argument("--reference-threshold", type=float, default=0.45, help="the same to excluded images")
+    parser.add_argument("--self-threshold", type=number(-1, 1), default=0.6, help="cosine above which images are one")
+    parser.add_argument("--reference-threshold", type=number(-1, 1), default=0.45, help="the same to excluded images")
     parser.add_argument("--neighbours", type=positive, default=64, help="neighbours that are looked at")
     parser.add_argument("--mode", choices=("auto", "samples", "clusters"), default="auto",
                         help=f"retrieval; auto: clusters for fewer than {SMALL} curated images")
@@ -355,7 +367,7 @@ def parse_args(argv):
                         f"most {CLUSTERS})")
     parser.add_argument("--per-cluster", type=positive, default=PER_CLUSTER, help="images from each cluster")
     parser.add_argument("--max-total", type=positive, default=MAX_TOTAL, help="images from all clusters")
-    parser.add_argument("--size", type=positive, help="side of an embedded image (default: 224, in whole patches)")
+    parser.add_argument("--size", type=side, help="side of an embedded image (default: 224, in whole patches)")
     parser.add_argument("--seed", type=int, default=0, help="of the index, k-means and random choices")
     add_pictures(parser)
     add_device(parser)
@@ -372,17 +384,13 @@ def parse_args(argv):
     return args
 
 
+@in_one_line("curate.py", ValueError)
 def main(argv=None):
     """The program; returns its exit status."""
-    try:
-        args = parse_args(argv)
-        args.device = distributed.start(args.device, patience=24)
-        print_first(args.start)
-        curate(args)
-    except (UserError, DataError, ValueError, OSError) as error:
-        if distributed.rank() == 0:
-            print(f"curate.py: error: {error}", file=sys.stderr)
-        return 2
+    args = parse_args(argv)
+    args.device = distributed.start(args.device, patience=24)
+    print_first(args.start)
+    curate(args)
     distributed.stop()
     return 0
 

@@ -33,17 +33,18 @@ from distributed import in_shares, rank
 from schedule import cosine_schedule
 from support.checkpoint import write_safely
 from support.data import Images, in_order, load_images
+from support.failures import in_one_line
 from support.files import DataError
 from support.flags import (
     CHOICES,
     Parser,
-    UserError,
     add_device,
     add_pictures,
     check_out,
     check_scale,
     find_device,
     positive,
+    side,
 )
 from support.pictures import whole_patches
 from support.precision import autocast
@@ -309,10 +310,10 @@ def parse_args(argv):
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official name or file; "
                         "or a baseline: 'random' for an untrained network, 'pixels' for none")
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
-    parser.add_argument("--size", type=positive, help="side of the images in pixels (default: the network's "
+    parser.add_argument("--size", type=side, help="side of the images in pixels (default: the network's "
                         f"own, at most {EVAL_SIZE}; {PIXEL_SIZE} for a baseline, the most for 'pixels')")
     parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")
-    parser.add_argument("--patch-size", type=positive, default=4, help="its patch side in pixels")
+    parser.add_argument("--patch-size", type=side, default=4, help="its patch side in pixels")
     parser.add_argument("--k", type=positive, nargs="+", default=KS, help="neighbours that vote (default: 20 200)")
     parser.add_argument("--save", type=Path, metavar="FILE.npz", help="features, labels and names of all images, for "
                         "NumPy; needs no labels")
@@ -326,13 +327,10 @@ def parse_args(argv):
     return args
 
 
+@in_one_line("evaluate.py", ValueError)
 def main(argv=None):
     """The program; returns its exit status."""
-    try:
-        evaluate(parse_args(argv))
-    except (UserError, DataError, ValueError, OSError) as error:
-        print(f"evaluate.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    evaluate(parse_args(argv))
     return 0
 
 

@@ -37,8 +37,19 @@ from augment import normalize
 from matching import mutual_matches, part_agreement, spread_out
 from support.checkpoint import write_safely
 from support.data import read_images
-from support.files import DataError
-from support.flags import Parser, UserError, add_device, add_pictures, check_out, check_scale, find_device, positive
+from support.failures import in_one_line
+from support.flags import (
+    Parser,
+    UserError,
+    add_device,
+    add_pictures,
+    check_out,
+    check_scale,
+    find_device,
+    number,
+    positive,
+    side,
+)
 from support.report import PAIRS_PER_ROW, draw_attention, draw_matches, draw_pca
 from support.threads import choose_threads
 from support.weights import load_vit
@@ -242,11 +253,11 @@ def parse_args(argv):
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official file, or a name such as "
                         "dinov2_vits14")
     parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--size", type=positive, default=518, help="side of an image in pixels, rounded to whole "
+    parser.add_argument("--size", type=side, default=518, help="side of an image in pixels, rounded to whole "
                         "patches (default: %(default)s)")
     parser.add_argument("--keep-aspect", action="store_true", help="all of the long side, not only its middle")
-    parser.add_argument("--threshold", type=float, default=0.5, help="of the first component: higher leaves less "
-                        "foreground (default: %(default)s)")
+    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="of the first component: higher leaves "
+                        "less foreground (default: %(default)s)")
     parser.add_argument("--invert", action="store_true", help="the other side of the first component is foreground")
     parser.add_argument("--no-mask", dest="mask", action="store_false", help="colours for all patches: one PCA")
     parser.add_argument("--whiten", action="store_true", help="components of unit deviation through a sigmoid")
@@ -309,13 +320,10 @@ def draw_colours(args, images, grids, tokens):
     return f"{result}, {len(cosine)} mutual matches, {len(pairs)} of them drawn"
 
 
+@in_one_line("pca_viz.py", ValueError)
 def main(argv=None):
     """The program; returns its exit status."""
-    try:
-        draw(parse_args(argv))
-    except (UserError, DataError, ValueError, OSError) as error:
-        print(f"pca_viz.py: error: {error}", file=sys.stderr)
-        return 2
+    draw(parse_args(argv))
     return 0
 
 

@@ -7,86 +7,96 @@ Values of the paper's recipes name their source; those marked "ours" are our cho
 
 from dataclasses import dataclass, field, replace
 
+SHARE = (0.0, 1.0)
+WEIGHT = (0.0, 1e6)
+POSITIVE = (1e-9, 1e6)
+COUNT = (1, 10**9)
+SIDE = (1, 4096)  # pixels
+WIDTH = (1, 10**5)
 
-def _f(default, help):
-    return field(default=default, metadata={"help": help})
+
+def _f(default, help, range=None):
+    """A field with its help, and for numbers the least and the largest value."""
+    return field(default=default, metadata={"help": help, "range": range})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All that decides a run, apart from the device.  Defaults are the values that the recipes share."""
 
+    name: str = _f("", "the recipe that this one started from; no flag of its own, but --recipe")
     # data and crops
     data: str = _f("shapes", "folder, .zip, .tar or .tar.xz of images, cifar10, or shapes")
-    image_size: int = _f(64, "side of the decoded square of an image, in pixels")
-    scale: tuple[float, float] = _f((0.0, 0.0), "values of deep pictures that become 0 and 255; 0 0: as files suggest")
-    max_megapixels: int = _f(178, "larger pictures are skipped")
-    global_size: int = _f(224, "side of the two global crops")  # B.1
-    local_size: int = _f(98, "side of the local crops")  # B.1
-    n_local: int = _f(8, "local crops of an image")  # B.1
-    global_scale: tuple[float, float] = _f((0.32, 1.0), "share of the image's area in a global crop")  # B.1
-    local_scale: tuple[float, float] = _f((0.05, 0.32), "share of the image's area in a local crop")  # B.1
-    blur_sigma: tuple[float, float] = _f((0.1, 2.0), "range of the blur's sigma, in pixels")  # DINO
-    jitter: float = _f(1.0, "strength of the colour jitter, as a multiple of DINO's")  # DINO
+    image_size: int = _f(64, "side of the decoded square of an image, in pixels", SIDE)
+    scale: tuple[float, float] = _f((0.0, 0.0), "values of deep pictures shown black and white; 0 0: as files suggest",
+                                     (-1e30, 1e30))  # fmt: skip
+    max_megapixels: int = _f(178, "larger pictures are skipped", (1, 10**6))
+    global_size: int = _f(224, "side of the two global crops", SIDE)  # B.1
+    local_size: int = _f(98, "side of the local crops", SIDE)  # B.1
+    n_local: int = _f(8, "local crops of an image", (0, 100))  # B.1
+    global_scale: tuple[float, float] = _f((0.32, 1.0), "share of the image's area in a global crop", SHARE)  # B.1
+    local_scale: tuple[float, float] = _f((0.05, 0.32), "share of the image's area in a local crop", SHARE)  # B.1
+    blur_sigma: tuple[float, float] = _f((0.1, 2.0), "range of the blur's sigma, in pixels", (0.0, 100.0))  # DINO
+    jitter: float = _f(1.0, "strength of the colour jitter, as a multiple of DINO's", (0.0, 1.66))  # DINO
     # network
     arch: str = _f("vit_large", "vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
-    patch_size: int = _f(14, "side of a patch, in pixels")  # Table 17
+    patch_size: int = _f(14, "side of a patch, in pixels", SIDE)  # Table 17
     ffn: str = _f("mlp", "mlp or swiglu")  # Table 17
-    n_registers: int = _f(0, "register tokens")  # Darcet et al. 2024
-    layer_scale: float = _f(1e-5, "LayerScale at the start")  # official ssl_default_config.yaml
-    drop_path: float = _f(0.0, "rate of stochastic depth")
-    n_prototypes: int = _f(65536, "K, the prototypes of each head")  # B.1
-    head_hidden: int = _f(2048, "hidden width of the heads")  # official ssl_default_config.yaml
-    dino_bottleneck: int = _f(256, "bottleneck of the image head")  # official ssl_default_config.yaml
-    ibot_bottleneck: int = _f(256, "bottleneck of the patch head")  # official ssl_default_config.yaml
+    n_registers: int = _f(0, "register tokens", (0, 1000))  # Darcet et al. 2024
+    layer_scale: float = _f(1e-5, "LayerScale at the start", WEIGHT)  # official ssl_default_config.yaml
+    drop_path: float = _f(0.0, "rate of stochastic depth", SHARE)
+    n_prototypes: int = _f(65536, "K, the prototypes of each head", (2, 10**7))  # B.1
+    head_hidden: int = _f(2048, "hidden width of the heads", WIDTH)  # official ssl_default_config.yaml
+    dino_bottleneck: int = _f(256, "bottleneck of the image head", WIDTH)  # official ssl_default_config.yaml
+    ibot_bottleneck: int = _f(256, "bottleneck of the patch head", WIDTH)  # official ssl_default_config.yaml
     # losses
     centering: str = _f("sinkhorn", "sinkhorn or softmax")  # §4
-    student_temp: float = _f(0.1, "student temperature")  # DINO
-    teacher_temp_start: float = _f(0.04, "teacher temperature at step 0")  # B.1
-    teacher_temp: float = _f(0.07, "teacher temperature after its warm-up")  # B.1
-    teacher_temp_warmup: float = _f(0.3, "share of the steps over which the teacher temperature rises")
-    ibot_weight: float = _f(1.0, "weight of the patch loss")  # official ssl_default_config.yaml
-    koleo_weight: float = _f(0.1, "weight of KoLeo")  # §4
-    mask_ratio: tuple[float, float] = _f((0.1, 0.5), "share of the patches masked in a masked view")  # B.1
-    mask_probability: float = _f(0.5, "share of the global views that are masked")  # B.1
+    student_temp: float = _f(0.1, "student temperature", POSITIVE)  # DINO
+    teacher_temp_start: float = _f(0.04, "teacher temperature at step 0", POSITIVE)  # B.1
+    teacher_temp: float = _f(0.07, "teacher temperature after its warm-up", POSITIVE)  # B.1
+    teacher_temp_warmup: float = _f(0.3, "share of the steps over which the teacher temperature rises", SHARE)
+    ibot_weight: float = _f(1.0, "weight of the patch loss", WEIGHT)  # official ssl_default_config.yaml
+    koleo_weight: float = _f(0.1, "weight of KoLeo", WEIGHT)  # §4
+    mask_ratio: tuple[float, float] = _f((0.1, 0.5), "share of the patches masked in a masked view", SHARE)  # B.1
+    mask_probability: float = _f(0.5, "share of the global views that are masked", SHARE)  # B.1
     # optimization
-    batch: int = _f(64, "images in a step, on all GPUs together")
-    steps: int = _f(1000, "steps of the run, the high-resolution phase included")
-    lr: float = _f(4e-3, "base learning rate; the peak is lr·√(batch/1024)")  # official ssl_default_config.yaml
-    lr_end: float = _f(1e-6, "learning rate at the last step")  # official ssl_default_config.yaml
-    lr_warmup: float = _f(0.1, "share of the steps over which the learning rate rises")
-    weight_decay: float = _f(0.04, "weight decay at step 0")  # Table 16
-    weight_decay_end: float = _f(0.2, "weight decay at the last step")  # Table 16
-    layer_decay: float = _f(1.0, "factor of the learning rate from each block to the one below")
-    patch_embed_lr: float = _f(0.2, "factor of the patch embedding's learning rate")  # official default config
-    freeze_prototypes: float = _f(0.01, "share of the steps with frozen prototypes at the start")
-    clip: float = _f(3.0, "largest gradient norm, of the backbone and of each head")  # official default config
-    momentum: float = _f(0.994, "momentum of the teacher at step 0")  # Table 16
-    momentum_end: float = _f(1.0, "momentum of the teacher at the last step")  # Table 16
+    batch: int = _f(64, "images in a step, on all GPUs together", COUNT)
+    steps: int = _f(1000, "steps of the run, the high-resolution phase included", COUNT)
+    lr: float = _f(4e-3, "base learning rate; peak: lr·√(batch/1024)", POSITIVE)  # official ssl_default_config.yaml
+    lr_end: float = _f(1e-6, "learning rate at the last step", WEIGHT)  # official ssl_default_config.yaml
+    lr_warmup: float = _f(0.1, "share of the steps over which the learning rate rises", SHARE)
+    weight_decay: float = _f(0.04, "weight decay at step 0", WEIGHT)  # Table 16
+    weight_decay_end: float = _f(0.2, "weight decay at the last step", WEIGHT)  # Table 16
+    layer_decay: float = _f(1.0, "factor of the learning rate from each block to the one below", WEIGHT)
+    patch_embed_lr: float = _f(0.2, "factor of the patch embedding's learning rate", WEIGHT)  # official default config
+    freeze_prototypes: float = _f(0.01, "share of the steps with frozen prototypes", SHARE)
+    clip: float = _f(3.0, "largest gradient norm, of the backbone and each head", POSITIVE)  # official default config
+    momentum: float = _f(0.994, "momentum of the teacher at step 0", SHARE)  # Table 16
+    momentum_end: float = _f(1.0, "momentum of the teacher at the last step", SHARE)  # Table 16
     # from other weights
     init: str = _f("", "start from these weights: all that evaluate.py --weights takes; their architecture is taken")
-    init_lr: float = _f(1e-4, "base learning rate from --init on, the heads' warm-up apart")  # as B.2's "reduced" rate
-    head_warmup: float = _f(0.1, "share of the steps in which new heads alone learn, on --init or a --teacher")  # ours
+    init_lr: float = _f(1e-4, "base learning rate from --init on, after head_warmup", POSITIVE)  # B.2: "reduced"
+    head_warmup: float = _f(0.1, "share of the steps in which new heads learn alone (init, teacher)", SHARE)  # ours
     # high-resolution phase (B.2)
-    hires_share: float = _f(0.0, "share of the steps at high resolution, at the end")
-    hires_size: int = _f(518, "side of the global crops at high resolution")  # B.2
-    hires_image_size: int = _f(592, "side of the decoded square at high resolution")  # ours
-    hires_lr: float = _f(1e-4, "base learning rate at high resolution")  # B.2: "reduced"; the value is ours
+    hires_share: float = _f(0.0, "share of the steps at high resolution, at the end", SHARE)
+    hires_size: int = _f(518, "side of the global crops at high resolution", SIDE)  # B.2
+    hires_image_size: int = _f(592, "side of the decoded square at high resolution", SIDE)  # ours
+    hires_lr: float = _f(1e-4, "base learning rate at high resolution", POSITIVE)  # B.2: "reduced"; the value is ours
     # distillation (§5)
     teacher: str = _f("", "a frozen larger teacher to distil: another run's checkpoint.pt, or weights as for --init")
     # running
     amp: bool = _f(True, "bf16 autocast where the device has bf16 arithmetic")
     compile: bool = _f(False, "torch.compile of the two ViTs")
     micro_batch: int = _f(0, "images of a GPU that go forward and backward at once, 0: all; Sinkhorn-Knopp, KoLeo "
-                             "and the masks then see that piece alone")  # fmt: skip
+                             "and the masks then see that piece alone", (0, 10**9))  # fmt: skip
     checkpointing: bool = _f(False, "keep only the input of each block for the backward pass, and compute it again")
-    workers: int = _f(0, "processes of a GPU that decode images, where these do not fit into memory; 0: one a core")
-    seed: int = _f(0, "seed of everything random")
-    log_every: int = _f(10, "steps between two lines of metrics.jsonl")
-    save_every: int = _f(100, "steps between two checkpoints")
-    eval_every: int = _f(0, "steps between two k-NN measurements; 0: only at the end")
+    workers: int = _f(0, "processes of a GPU that decode streamed images; 0: one for each core", (0, 1000))
+    seed: int = _f(0, "seed of everything random", (0, 10**9))
+    log_every: int = _f(10, "steps between two lines of metrics.jsonl", COUNT)
+    save_every: int = _f(100, "steps between two checkpoints", COUNT)
+    eval_every: int = _f(0, "steps between two k-NN measurements; 0: only at the end", (0, 10**9))
     eval_images: int = _f(10_000, "training images in a k-NN measurement on the way; of a streamed set in each, and "
-                                  "as many test images")  # fmt: skip
+                                  "as many test images", COUNT)  # fmt: skip
 
 
 # Pictures drawn on the spot; a ViT from nothing to a clear k-NN in minutes on a laptop.  All values ours.
@@ -143,6 +153,7 @@ vitl14 = Recipe(
 )  # fmt: skip
 
 RECIPES = {"shapes": shapes, "cifar10": cifar10, "vitl16_short": vitl16_short, "vitl14": vitl14}
+RECIPES = {name: replace(recipe, name=name) for name, recipe in RECIPES.items()}
 
 
 def get_recipe(name, **changes):

@@ -45,13 +45,15 @@ from support.checkpoint import read_checkpoint, restore, save_checkpoint, write_
 from support.collapse import check_health, collapse_meter, collapse_warning
 from support.data import batches, in_memory, load_splits
 from support.failures import in_one_line
-from support.flags import UserError, find_device, make_folder, parse_args, show
-from support.memory import keep_pages, peak_memory
+from support.flags import UserError, alone_in, find_device, make_folder, parse_args, recipe_of
+from support.memory import check_memory, keep_pages, peak_memory
 from support.metrics import add_metrics, means, read_metrics, write_metrics
 from support.precision import autocast
 from support.report import draw_curves, scores_in_words
-from support.start import adopt, heads_of
+from support.start import adopt, heads_of, recipe_to_go_on
 from support.threads import choose_threads
+
+FILES = ("checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png")  # that a run leaves
 
 # ---------------------------------------------------------------------------- networks
 
@@ -113,12 +115,15 @@ def start_run(recipe, device, start=None, teacher=None):
 def load_teacher(recipe, path, device):
     """The frozen teacher of a distillation, heads and all, from another run's checkpoint.pt (§5)."""
     saved = read_checkpoint(Path(path))
-    theirs = Recipe(**saved["recipe"])
+    theirs, _ = recipe_of(saved, path)
     for name in ("patch_size", "n_prototypes"):
         if getattr(theirs, name) != getattr(recipe, name):
             raise UserError(f"the teacher was trained with --{name} {getattr(theirs, name)}; set the same")
-    teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
-    teacher.load_state_dict(saved["teacher"])
+    try:
+        teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
+        teacher.load_state_dict(saved["teacher"])
+    except (LookupError, RuntimeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} does not fit its own recipe ({' '.join(str(error).split())[:200]})") from None
     return distributed.shard(teacher.requires_grad_(False).eval().to(device))
 
 
@@ -299,7 +304,7 @@ def train(run, out, device):
     if rank == 0:
         write_metrics(out / "metrics.jsonl", rows)
     splits_at(run.step, r)  # before the bar, so that a wrong --data is one line
-    before = rows[-1]["seconds"] if rows else 0.0
+    before = rows[-1].get("seconds", 0.0) if rows else 0.0
     began = logged = time.perf_counter()
     stopped, stop, hires = [], False, None
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -314,6 +319,13 @@ def train(run, out, device):
 
     with tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=rank > 0, mininterval=1) as bar:
         while run.step < r.steps and not stop:
+            if r.eval_every and run.step and run.step % r.eval_every == 0 and not measured(rows, run.step):
+                scores = evaluate(run, whole_vit(run), out)
+                record(scores)
+                if rank == 0:
+                    draw_curves(rows, r, out / "curves.png")
+                    bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
+                logged = time.perf_counter()
             values = values_at(run.step, r)
             if values["hires"] != hires:  # a phase begins, or a resumed run joins it
                 hires = values["hires"]
@@ -341,34 +353,26 @@ def train(run, out, device):
             if run.step % r.save_every == 0 or last or stop:
                 check_health(healthy, run.step, out)
                 save_checkpoint(run, out)
-            if r.eval_every and run.step % r.eval_every == 0 and not last:
-                scores = evaluate(run, whole_vit(run), out)
-                record(scores)
-                if rank == 0:
-                    draw_curves(rows, r, out / "curves.png")
-                    bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
-                logged = time.perf_counter()
     for number, handler in usual.items():
         signal.signal(number, handler)
     return rows, stop
 
 
+def measured(rows, step):
+    """Whether the rows hold the evaluation at a step: not if the run was killed or stopped before it."""
+    return any(row["step"] == step and "evaluation_flops" in row for row in rows)
+
+
 # ---------------------------------------------------------------------------- the program
 
 
-def prepare(argv):
-    """Command line -> (run, folder, device): a new run, or one that goes on."""
-    options, recipe, changes = parse_args(argv)
-    device = find_device(options.device)
+def prepare(options, recipe, changes, device):
+    """What the command line says -> (run, device): a new run, or one that goes on."""
     out, checkpoint, warmed = options.out, options.out / "checkpoint.pt", options.out / "teacher" / "checkpoint.pt"
-    make_folder(out)
     saved = None
     if options.resume and checkpoint.exists():
         saved = read_checkpoint(checkpoint)
-        for name, value in changes.items():
-            if saved["recipe"].get(name) != value:
-                raise UserError(f"the run in {out} has --{name} {show(saved['recipe'].get(name))}, not {show(value)}")
-        recipe = Recipe(**saved["recipe"])
+        recipe = recipe_to_go_on(saved, checkpoint, options.recipe, changes)
     elif options.resume and warmed.exists() and not recipe.teacher:
         raise UserError(f"{out} holds the heads of a teacher alone; --resume beside all flags of that run goes on")
     elif checkpoint.exists() or (warmed.exists() and not options.resume):
@@ -388,6 +392,7 @@ def prepare(argv):
     if recipe.init and not saved:
         recipe, start, words = adopt(recipe, changes, build_network)
         from_where = f"starts from {recipe.init} ({words})"
+    check_memory(recipe, device, build_network)
     run = start_run(recipe, device, start, teacher)
     if saved:
         restore(run, saved)
@@ -395,7 +400,7 @@ def prepare(argv):
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
     if distributed.rank() == 0:
         print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {threads}, {start} of {recipe.steps} steps")
-    return run, out, device
+    return run, device
 
 
 def warm_teacher(recipe, out, device):
@@ -482,12 +487,16 @@ def main(argv=None):
     """The program; returns its exit status."""
     began = time.perf_counter()
     keep_pages()
-    run, out, device = prepare(argv)
-    rows, stopped = train(run, out, device)
-    if stopped and distributed.rank() == 0:
-        print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
-    if not stopped:
-        finish(run, out, rows, began)
+    options, recipe, changes = parse_args(argv)
+    device, out = find_device(options.device), options.out
+    make_folder(out, *FILES)
+    with alone_in(out):
+        run, device = prepare(options, recipe, changes, device)
+        rows, stopped = train(run, out, device)
+        if stopped and distributed.rank() == 0:
+            print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
+        if not stopped:
+            finish(run, out, rows, began)
     distributed.stop()
     return 130 if stopped else 0  # 130: what a shell expects of Ctrl-C
 

@@ -3,13 +3,21 @@
 Random states need no place in a checkpoint: all that is random in step s is drawn from seeds made of (seed, s, rank).
 """
 
+import argparse
 import os
+import warnings
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 import distributed
+from support.files import check_regular
+
+
+class Damaged(ValueError):
+    """A file whose checksums are wrong."""
 
 
 class CheckpointError(Exception):
@@ -59,24 +67,54 @@ def renamed(optimizer, new):
     return {"state": state, "param_groups": groups}
 
 
+def read_tensors(path, **options):
+    """What torch.save wrote, by torch.load, which executes nothing.  Checksums are verified, which it does not.
+
+    Raises OSError, ValueError for a damaged file or one that is not regular, or whatever torch.load raises.
+    """
+    check_regular(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise Damaged(f"{path} is damaged: the checksum of {damaged} is wrong")
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # DINO's hold their flags
+        warnings.simplefilter("ignore")  # of TorchScript and old pickles, which are refused below in one line
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
+
+
 def read_checkpoint(path):
     """The dict that save_checkpoint wrote; CheckpointError in one line for anything else."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        parts = [saved[name] for name in ("recipe", "student", "teacher", "optimizer")]
-        if "step" in saved and all(isinstance(part, dict) for part in parts):
+        saved = read_tensors(path, mmap=True)
+        parts = [saved[name] for name in ("recipe", "student", "teacher", "centering", "optimizer")]
+        if type(saved["step"]) is int and all(isinstance(part, dict) for part in parts):
             return saved
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except Damaged as error:
+        raise CheckpointError(str(error)) from None
     except Exception:  # torch.load raises half a dozen kinds for a file that is not its own
         pass
     raise CheckpointError(f"{path} is not a checkpoint of train.py")
 
 
 def restore(run, saved):
-    """Set run to where the checkpoint was written."""
+    """Set run to where the checkpoint was written; CheckpointError if it is not of this run."""
+    try:
+        load_parts(run, saved)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"the checkpoint does not fit its own recipe ({reason}); start anew") from None
+
+
+def load_parts(run, saved):
+    """The student, the teacher, the centres, the optimizer and the step of a checkpoint -> run."""
     from torch.distributed.checkpoint import state_dict as dcp
 
+    if not 0 <= saved["step"] <= run.recipe.steps:
+        raise ValueError(f"step {saved['step']} of {run.recipe.steps}")
+    if saved["step"] and not saved["optimizer"].get("state"):
+        raise ValueError("an optimizer without moments")
     whole = dcp.StateDictOptions(full_state_dict=True)
     dcp.set_model_state_dict(run.student, saved["student"], options=whole)
     dcp.set_model_state_dict(run.ema, saved["teacher"], options=whole)

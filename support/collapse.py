@@ -47,5 +47,6 @@ def collapse_warning(meter):
 def check_health(healthy, step, out):
     """Exit with status 1, the last good checkpoint in place, once a gradient was not finite."""
     if not healthy:
-        print(f"step {step}: the loss became NaN; stopped, the last good checkpoint stays in {out}", file=sys.stderr)
+        good = f"the last good checkpoint stays in {out}" if (out / "checkpoint.pt").exists() else "nothing was saved"
+        print(f"step {step}: the loss became NaN; stopped, {good}", file=sys.stderr)
         sys.exit(1)

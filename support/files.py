@@ -12,9 +12,11 @@ import gzip
 import hashlib
 import io
 import lzma
+import math
 import os
 import re
 import shutil
+import stat
 import sys
 import tarfile
 import zipfile
@@ -26,11 +28,32 @@ from tqdm import tqdm
 from support.pictures import EXTENSIONS, reason_of
 
 LISTS = (".txt", ".csv", ".tsv")
+MAX_BYTES = 2**30  # ours: of an image file
 MANY = 20  # ours: shards; fewer are listed before a progress bar could be read
 
 
 class DataError(Exception):
     """A bad `--data`. Its text is one line that says what is wrong and what to do about it."""
+
+
+def plain(text):
+    """A text of which a terminal shows each character, and obeys none."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def read_bytes(path):
+    """The bytes of an image file; ValueError for what would hang or fill the memory."""
+    check_regular(path, MAX_BYTES)
+    return Path(path).read_bytes()
+
+
+def check_regular(path, limit=math.inf):
+    """ValueError unless this is a regular file, or leads to one, of at most `limit` bytes."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if status.st_size > limit:
+        raise ValueError(f"{status.st_size / 2**20:.0f} MiB, and the limit is {limit / 2**20:.0f}")
 
 
 # ---------------------------------------------------------------------------- finding
@@ -53,11 +76,11 @@ def find_files(data):
                 return find_in_shards(Path(), sorted(listed))
             given = listed if any(map(any, listed.values())) else {}
             return sorted(listed, key=by_folder), read_from_list, given
+        check_regular(path)
         with open(path, "rb") as f:
             head = f.read(6)
         if head[:4] == b"PK\3\4":
-            with zipfile.ZipFile(path) as archive:
-                members = {tidy(name): name for name in archive.namelist() if tidy(name)}
+            members = zip_members(path)
             return sorted(members, key=by_folder), functools.partial(read_from_zip, str(path), members), {}
         opener = {b"\x1f\x8b\x08": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}.get(head[:3])
         path = unpacked(path, opener) if opener else path
@@ -111,6 +134,7 @@ def read_list(path):
     Header: path, label, split, of which path must be there; commas, semicolons or tabs.  In a .txt a class may follow
     the path; a line that ends as an image file does is a path alone.  Relative paths count from the list's folder.
     """
+    check_regular(path)
     text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before the first line
     if path.suffix.lower() == ".txt":
         rows = [(*split_line(line.strip()), None) for line in text.splitlines()]
@@ -140,7 +164,7 @@ def split_line(line):
 
 def read_from_folder(folder, name):
     """The bytes of a file below the folder."""
-    return Path(folder, name).read_bytes()
+    return read_bytes(Path(folder, name))
 
 
 def read_from_list(name):
@@ -149,7 +173,7 @@ def read_from_list(name):
         for archive in reversed(Path(name).parents):
             if archive.is_file():
                 return member_reader(str(archive), archive.stat().st_mtime_ns)(posix(os.path.relpath(name, archive)))
-    return Path(name).read_bytes()
+    return read_bytes(name)
 
 
 @functools.lru_cache(maxsize=8)
@@ -158,9 +182,20 @@ def member_reader(archive, modified):
     return find_files(archive)[1]
 
 
+def zip_members(path):
+    """A .zip -> {tidy image name: member}."""
+    with zipfile.ZipFile(path) as archive:
+        if b"PK\3\4" in archive.comment or b"PK\1\2" in archive.comment:
+            raise zipfile.BadZipFile("its comment holds an archive, so its end is not where it says")
+        return {tidy(name): name for name in archive.namelist() if tidy(name)}
+
+
 def read_from_zip(path, members, name):
     """The bytes of a member, by its tidy name."""
-    return open_zip(path, os.getpid()).read(members[name])
+    archive = open_zip(path, os.getpid())
+    if archive.getinfo(members[name]).file_size > MAX_BYTES:
+        raise ValueError(f"unpacked over the limit of {MAX_BYTES // 2**20} MiB")
+    return archive.read(members[name])
 
 
 @functools.lru_cache(maxsize=8)
@@ -172,6 +207,8 @@ def open_zip(path, pid):
 def read_from_tar(path, members, name):
     """The bytes of a member, from where they lie in a plain tar."""
     start, count = members[name]
+    if count > MAX_BYTES:
+        raise ValueError(f"over the limit of {MAX_BYTES // 2**20} MiB")
     with open(path, "rb") as f:
         f.seek(start)
         return f.read(count)
@@ -183,16 +220,21 @@ def tar_members(path, modified):
 
     Classes stand in files beside the images, of the same name but for what follows its first dot: `.cls` (WebDataset).
     """
-    members, classes = {}, {}
+    members, classes, size = {}, {}, os.stat(path).st_size
     with tarfile.open(path, "r:") as tar:
         for m in tar:
+            if not 0 <= m.size <= size - m.offset_data:
+                raise tarfile.ReadError(f"{plain(m.name)} would reach beyond the end: cut short, or damaged")
             if m.isreg() and tidy(m.name):
                 members[tidy(m.name)] = (m.offset_data, m.size)
             elif m.isreg() and m.name.endswith(".cls"):
                 classes[sample_of(m.name)] = tar.extractfile(m).read(100).decode().strip()
         tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(512).strip(b"\0"):  # tarfile takes a damaged header for the end
+        end = tar.fileobj.read(512)
+        if end.strip(b"\0"):  # tarfile takes a damaged header for the end
             raise tarfile.ReadError(f"damaged at byte {tar.offset}")
+        if not end:
+            print(f"{plain(str(path))}: has no end mark, and may be cut short", file=sys.stderr)
     return members, {name: classes[sample_of(name)] for name in members if sample_of(name) in classes}
 
 

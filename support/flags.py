@@ -4,6 +4,7 @@ All is checked before anything starts, and what is wrong is one line.
 """
 
 import argparse
+import contextlib
 import difflib
 import math
 import os
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import torch
 
-from recipes import RECIPES, Recipe, get_recipe
+from recipes import RECIPES, SIDE, Recipe, get_recipe
 from support.pictures import MAX_MEGAPIXELS
 
+NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}  # in errors
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 CHOICES = {
     "arch": ("vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
@@ -49,10 +52,32 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text):
-    """A command-line number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    """A command-line number from 1 to a milliard."""
+    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1, or too large")
     return int(text)
+
+
+def side(text):
+    """A command-line number of pixels, of the side of a picture."""
+    if not text.isdecimal() or not 1 <= int(text) <= SIDE[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {SIDE[1]}")
+    return int(text)
+
+
+def number(low, high):
+    """The type of a command-line number from low to high."""
+
+    def of(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+        return value
+
+    return of
 
 
 def add_device(parser):
@@ -79,19 +104,53 @@ def check_scale(scale):
 
 
 def find_device(name):
-    """The torch.device of that name, or UserError if it is not here."""
+    """The torch.device of that name, or UserError if it is not here, or none to compute on."""
     try:
-        return torch.empty(0, device=name).device
+        device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):  # PyTorch's texts for it run over many lines
-        raise UserError(f"there is no device {name} here; try --device cpu") from None
+        device = None
+    if device is None or device.type not in DEVICES:
+        raise UserError(f"there is no device {name} here; try --device cpu")
+    return device
 
 
-def make_folder(path):
-    """The folder --out of a run, made if it is not there; UserError if it cannot be."""
+def make_folder(path, *files):
+    """The folder --out of a run, made if it is not there; UserError if it cannot be, or `files` not written in it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"nothing can be written into {path}")
+    for name in files:
+        if (path / name).is_dir():
+            raise UserError(f"{path / name} is a folder, where a file shall be")
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """Hold a folder until the block ends, or the process, however it does; UserError if another process holds it.
+
+    By the first rank, with a lock of the system's; where it has none, nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # on Windows
+        fcntl = None
+    if fcntl is None or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"another process trains in {folder}; --out for another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 def check_out(path, flag="--out"):
@@ -110,14 +169,17 @@ def check_out(path, flag="--out"):
 def parse_args(argv=None):
     """Command line -> (options, recipe, the fields set by hand)."""
     parser = Parser(prog="train.py", description="Train DINOv2; any field of a recipe is a flag.")
-    parser.add_argument("--recipe", choices=RECIPES, default="shapes", help="where the fields below start from")
+    parser.add_argument("--recipe", choices=RECIPES, help="where the fields below start from (default: shapes)")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     add_device(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     group = parser.add_argument_group("recipe fields (default: the recipe's)")
-    for f in fields(Recipe):
+    flags = [f for f in fields(Recipe) if f.name != "name"]
+    for f in flags:
         values = ", ".join(f"{n}: {show(getattr(r, f.name))}" for n, r in RECIPES.items())
-        options = {"help": f"{f.metadata['help']} ({values})".replace("%", "%%"), "default": argparse.SUPPRESS}
+        limits = f"; {range_of(f)}" if f.metadata["range"] else ""
+        words = f"{f.metadata['help']}{limits} ({values})".replace("%", "%%")
+        options = {"help": words, "default": argparse.SUPPRESS}
         if f.type is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif f.type in (int, float, str):
@@ -126,10 +188,11 @@ def parse_args(argv=None):
             options |= {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
         group.add_argument(f"--{f.name}", **options)
     options = parser.parse_args(argv)
-    changes = {f.name: getattr(options, f.name) for f in fields(Recipe) if hasattr(options, f.name)}
+    changes = {f.name: getattr(options, f.name) for f in flags if hasattr(options, f.name)}
     changes = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
-    options.out = options.out or Path("runs") / options.recipe
-    recipe = get_recipe(options.recipe, **changes)
+    name = options.recipe or "shapes"
+    options.out = options.out or Path("runs") / name
+    recipe = get_recipe(name, **changes)
     check_recipe(recipe, sizes=not recipe.init)  # with --init the patch size is the file's
     return options, recipe, changes
 
@@ -141,31 +204,52 @@ def show(value):
 
 def check_recipe(r, sizes=True):
     """Raise UserError for values that cannot be trained with; sizes: crops in whole patches among them."""
-    for name, choices in CHOICES.items():
-        if getattr(r, name) not in choices:
-            raise UserError(f"--{name} must be one of {', '.join(choices)}; got {getattr(r, name)}")
+    for f in fields(Recipe):
+        check_field(f, getattr(r, f.name))
+    if any(r.scale):
+        check_scale(r.scale)
     if r.arch == "vit_giant2" and r.ffn != "swiglu":
         raise UserError("--arch vit_giant2 is a network with --ffn swiglu (Table 17)")
-    names = ("global_size", "local_size") + (("hires_size",) if r.hires_share else ())
+    names = ("global_size",) + ("local_size",) * bool(r.n_local) + ("hires_size",) * bool(r.hires_share)
     for name in names if sizes else ():
         size = getattr(r, name)
         if size < r.patch_size or size % r.patch_size:
             raise UserError(f"--{name} must be a multiple of --patch_size {r.patch_size}; got {size}")
-    for name in ("batch", "steps", "image_size", "patch_size", "n_prototypes", "log_every", "save_every",
-                 "max_megapixels"):  # fmt: skip
-        if getattr(r, name) < 1:
-            raise UserError(f"--{name} must be 1 or more; got {getattr(r, name)}")
-    if any(r.scale):
-        check_scale(r.scale)
-    for name in ("micro_batch", "workers"):
-        if getattr(r, name) < 0:
-            raise UserError(f"--{name} must be 0 or more; got {getattr(r, name)}")
-    for name in ("student_temp", "teacher_temp_start", "teacher_temp", "lr", "init_lr", "clip"):
-        if not 0 < getattr(r, name) < math.inf:
-            raise UserError(f"--{name} must be above 0; got {getattr(r, name)}")
-    for name in ("momentum", "momentum_end", "drop_path", "hires_share", "head_warmup", "mask_probability"):
-        if not 0 <= getattr(r, name) <= 1:
-            raise UserError(f"--{name} must lie in 0 to 1; got {getattr(r, name)}")
-    for name in ("global_scale", "local_scale", "mask_ratio"):
-        if not 0 <= getattr(r, name)[0] <= getattr(r, name)[1] <= 1:
-            raise UserError(f"--{name} must be an interval in 0 to 1; got {show(getattr(r, name))}")
+        if size <= math.ceil(2 * r.blur_sigma[1]):
+            raise UserError(f"--{name} {size} is too small for --blur_sigma {show(r.blur_sigma)}, which reaches over "
+                            f"{math.ceil(2 * r.blur_sigma[1])} pixels")  # fmt: skip
+
+
+def check_field(f, value):
+    """Raise UserError unless a field's value is of its type and in its range, or one of its choices."""
+    pair, kind = f.type not in (int, float, str, bool), f.type
+    numbers = value if pair and isinstance(value, (tuple, list)) and len(value) == 2 else [value]
+    if pair:
+        kind = float if len(numbers) == 2 else None
+    for x in numbers:
+        if not (type(x) is kind or (kind is float and type(x) is int)):
+            raise UserError(f"--{f.name} must be {'two numbers' if pair else NAMES[kind]}; got {x!r}")
+        if f.metadata["range"] and not f.metadata["range"][0] <= x <= f.metadata["range"][1]:
+            raise UserError(f"--{f.name} must lie in {range_of(f)}; got {show(value)}")
+    if pair and value[0] > value[1]:
+        raise UserError(f"--{f.name} must be an interval, LOW first; got {show(value)}")
+    if f.name in CHOICES and value not in CHOICES[f.name]:
+        raise UserError(f"--{f.name} must be one of {', '.join(CHOICES[f.name])}; got {value}")
+
+
+def range_of(f):
+    """The range of a field in words."""
+    return "{:g} to {:g}".format(*f.metadata["range"])
+
+
+def recipe_of(saved, path):
+    """The recipe in a checkpoint read from `path` -> Recipe, the names of fields that it lacks.  Raises UserError."""
+    known = {f.name for f in fields(Recipe)}
+    if unknown := sorted(set(map(str, saved["recipe"])) - known):
+        raise UserError(f"{path}: its recipe has a field {unknown[0]!r}, which this version does not know")
+    recipe = Recipe(**saved["recipe"])
+    try:
+        check_recipe(recipe)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return recipe, sorted(known - set(saved["recipe"]))

@@ -5,10 +5,15 @@ touch.  The loss of a batch of 8 over 65,536 prototypes has blocks of 20 MB, man
 """
 
 import ctypes
+import math
+import os
 import platform
 import sys
 
 import torch
+
+import distributed
+from support.flags import UserError
 
 try:
     import resource
@@ -24,6 +29,32 @@ def keep_pages():
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def check_memory(r, device, build):
+    """UserError if the least that a recipe takes is more than the memory, before any of it is asked for.
+
+    build: recipe -> network.  That is weights, gradients, two moments, the teacher, and the crops of a step in float32.
+    """
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in build(r).parameters())
+    images = min(r.micro_batch or r.batch, r.batch // distributed.world_size())
+    pixels = 3 * images * (2 * r.global_size**2 + r.n_local * r.local_size**2)
+    needed = 4 * (5 * weights / distributed.world_size() + pixels)
+    there = total_memory(device)
+    if needed > there:
+        sizes = f"{needed / 2**30:,.0f} GiB, and there are {there / 2**30:,.0f}"
+        raise UserError(f"weights, moments and crops alone take {sizes}; a smaller --arch or --batch takes less")
+
+
+def total_memory(device):
+    """Bytes of memory of a device; infinite where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # on Windows
+        return math.inf
 
 
 def peak_memory(device):

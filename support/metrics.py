@@ -15,13 +15,16 @@ def means(values):
 
 
 def read_metrics(path, last_step):
-    """The rows up to last_step; what a killed run wrote after its checkpoint, or half of a line, is dropped."""
+    """The rows up to last_step; what a killed run wrote after its checkpoint, or a line that is no row, is dropped."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
             break
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            break
+        rows.append(row)
     return [row for row in rows if row["step"] <= last_step and "final" not in row]
 
 

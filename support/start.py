@@ -1,13 +1,14 @@
-"""What a run starts from besides nothing: other weights (--init), with their heads where these fit."""
+"""What a run starts from besides nothing: its checkpoint, or other weights (--init), with heads where these fit."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+import distributed
 import vit
 from support.checkpoint import CheckpointError, read_checkpoint
-from support.flags import CHOICES, UserError, check_recipe
+from support.flags import CHOICES, UserError, check_recipe, recipe_of, show
 from support.weights import given_vit
 
 HEADS = ("dino_head", "ibot_head")
@@ -46,6 +47,19 @@ def adopt(recipe, changes, build, resize=True):
     if resize:
         state["pos_embed"] = network.positions(n, n).detach()
     return recipe, {f"backbone.{name}": x for name, x in state.items()} | heads, words
+
+
+def recipe_to_go_on(saved, checkpoint, name, changes):
+    """The recipe of a checkpoint; UserError if the command line, of recipe `name` or None, says anything else."""
+    recipe, missing = recipe_of(saved, checkpoint)
+    if missing and distributed.rank() == 0:
+        print(f"{checkpoint} is of an older version, and has the defaults of {', '.join(missing)}")
+    asked = {"recipe": (recipe.name, name)} if name and recipe.name else {}
+    asked |= {name: (getattr(recipe, name), value) for name, value in changes.items()}
+    for flag, (is_, wanted) in asked.items():
+        if is_ != wanted:
+            raise UserError(f"the run in {checkpoint.parent} has --{flag} {show(is_)}, not {show(wanted)}")
+    return recipe
 
 
 def arch_of(network, name):

@@ -10,7 +10,6 @@
 Nothing in a file is executed.
 """
 
-import argparse
 import json
 import math
 import re
@@ -21,8 +20,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from support.checkpoint import write_safely
+from support.checkpoint import Damaged, read_tensors, write_safely
 from support.failures import in_one_line
+from support.files import check_regular
 from support.flags import Parser, UserError, check_out, make_folder, positive
 from support.formats import official, to_hugging_face, to_timm, unwrap
 from vit import ViT
@@ -78,10 +78,12 @@ def read_state(name_or_path):
         if (config := Path(path).with_name(CONFIG)).exists() and Path(path).name == MODEL:
             n_heads = json.loads(config.read_text()).get("num_attention_heads")  # timm's config.json has none
         if str(path).endswith(".safetensors"):
+            check_regular(path)
             state = safetensors.torch.load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's checkpoints hold their flags as one
-                state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_tensors(path)
+    except Damaged as error:
+        raise ValueError(str(error)) from None
     except FileNotFoundError:
         raise FileNotFoundError(f"no weights at {name_or_path}: neither a file nor an official name") from None
     except Exception:  # they raise half a dozen kinds for a file that is not their own

@@ -441,7 +441,7 @@ def test_features_for_numpy(tmp_path, labelled, capsys):
     ("--weights pixels --data shapes --save nowhere/a.npz", "there is no folder nowhere for --save"),
     ("--data shapes", "required: --weights"),
     ("--weights pixels --data shapes --colour 3", "unknown argument --colour"),
-    ("--weights pixels --data shapes --size 0", "'0' is not a whole number of at least 1"),
+    ("--weights pixels --data shapes --size 0", "'0' is not a whole number from 1"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),
     ("--weights random --data shapes --arch vit_huge", "vit_huge"),
     ("--weights nowhere.pt --data shapes", "nowhere.pt"),

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.memory import peak_memory
+import train
+from recipes import get_recipe
+from support.flags import UserError
+from support.memory import check_memory, peak_memory
 
 SCRIPT = """
 import torch
@@ -31,6 +34,15 @@ def test_freed_pages_are_kept():
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=Path(__file__).parent.parent, capture_output=True,
                           text=True)  # fmt: skip
     assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+@pytest.mark.parametrize("changes", [{"batch": 10**9}, {"n_prototypes": 10**7, "dino_bottleneck": 10**5}])
+def test_what_cannot_fit_is_said_before_it_is_asked_for(changes):
+    """10⁹ images have crops of 12 kB each at least; 10⁷ prototypes of 10⁵ numbers are 4 TB, five times."""
+    check_memory(get_recipe("shapes"), torch.device("cpu"), train.build_network)
+    with pytest.raises(UserError, match="GiB, and there are") as error:
+        check_memory(get_recipe("shapes", **changes), torch.device("cpu"), train.build_network)
+    assert "\n" not in str(error.value)
 
 
 def test_memory_is_that_of_this_process():

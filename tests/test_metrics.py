@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from support.metrics import add_metrics, read_metrics, write_metrics
 
 
@@ -21,3 +23,9 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 1, "lo')
     assert read_metrics(path, 2) == [{"step": 1}, {"step": 2}]
     assert read_metrics(tmp_path / "none", 2) == []
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"7", b'{"loss": 1}', b'{"step": "1"}', b"\xff\xfe", b"[" * 10**5, b"null"])
+def test_what_is_no_row_ends_the_rows(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    assert read_metrics(tmp_path / "metrics.jsonl", 9) == [{"step": 1}]

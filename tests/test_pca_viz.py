@@ -488,7 +488,7 @@ def test_the_last_layer_is_what_forward_features_gives():
     (("missing.png",), "missing.png"),
     (("a.png", "--threshold", "1"), "--threshold must be at least 0 and below 1"),
     (("a.png", "--layer", "6"), "blocks 0 to 5"),
-    (("a.png", "--size", "0"), "at least 1"),
+    (("a.png", "--size", "0"), "from 1 to 4096"),
     (("a.png", "--device", "cuda:99"), "there is no device"),
     (("--matches", "a.png", "broken.png"), "two images"),
     (("a.png", "--weights", "a.png"), "not a weights file"),
