@@ -43,6 +43,7 @@ from augment import normalize
 from neighbours import nearest, nearest_in_blocks
 from support.checkpoint import write_safely
 from support.crawl import collect_addresses, download
+from support.data import skipped_line
 from support.failures import in_one_line
 from support.files import find_files
 from support.flags import (
@@ -148,12 +149,20 @@ def k_means(x, n_clusters, seed):
 # ---------------------------------------------------------------------------- images
 
 
+def fits_a_list(name):
+    """Whether a list of one path a line gives this path back."""
+    return "\n" not in name and "\r" not in name and name == name.strip()
+
+
 class Source:
     """The images of folders, archives and lists: their full names, and the bytes of each."""
 
     def __init__(self, places):
         found = [(place, *find_files(place)) for place in places]
-        self.files = [(place, name, read) for place, names, read, _ in found for name in names]
+        files = [(place, name, read) for place, names, read, _ in found for name in names]
+        self.files = [file for file in files if fits_a_list(file[1])]
+        for _, name, _ in set(files) - set(self.files):
+            print_first(skipped_line(name, "a list cannot hold its name"), file=sys.stderr)
         if not self.files:
             raise UserError(f"no images in {', '.join(map(str, places))}")
 
@@ -227,6 +236,12 @@ def readable(source, i, size, how):
 # ---------------------------------------------------------------------------- stages
 
 
+def name_broken(source, thumbs):
+    """A line for each picture of which there is no thumbnail."""
+    for i in np.flatnonzero(thumbs["pixels"] == 0):
+        print_first(skipped_line(source.name(i), "cannot be read"), file=sys.stderr)
+
+
 def unique_pictures(thumbs, n_bits):
     """(N,) THUMBNAIL -> sorted indices: of each group of copies the one with most pixels, none that is unreadable."""
     readable = np.flatnonzero(thumbs["pixels"] > 0)
@@ -286,8 +301,7 @@ def curate(args):
     how = look_at([pool_source, *named.values()], args)
     key = digest([pool_source.name(i) for i in range(len(pool_source))], how)
     thumbs = stage("collect", len(pool_source), lambda: thumbnails(pool_source, work / f"thumbnails-{key}.npy", how))
-    for i in np.flatnonzero(thumbs["pixels"] == 0):
-        print_first(f"skipped {pool_source.name(i)}: cannot be read", file=sys.stderr)
+    name_broken(pool_source, thumbs)
     key = digest(key, args.hash_bits)
     unique = stage("PCA hash", (thumbs["pixels"] > 0).sum(), lambda: once(
         work / f"unique-{key}.npy", lambda: unique_pictures(thumbs, args.hash_bits)))  # fmt: skip
@@ -295,11 +309,16 @@ def curate(args):
     key = digest(key, weights, size)
     e = stage("embed", len(unique), lambda: embed(
         vit, pool_source, unique, size, work / f"pool-{key}.npy", "embed", how))  # fmt: skip
-    references = []
+    references, good = [], []
     for what, source in named.items():
-        own = digest([source.name(i) for i in range(len(source))], weights, size, how)
-        path = work / f"{what}-{own}.npy"
-        references.append(embed(vit, source, range(len(source)), size, path, f"embed {what}", how))
+        own = digest([source.name(i) for i in range(len(source))], how)
+        shown = thumbnails(source, work / f"{what}-thumbnails-{own}.npy", how)
+        name_broken(source, shown)
+        good.append(np.flatnonzero(shown["pixels"] > 0))
+        if len(good[-1]) == 0:
+            raise UserError(f"none of the images of --{what} can be read")
+        own = digest(own, weights, size, good[-1].tolist())
+        references.append(embed(vit, source, good[-1], size, work / f"{what}-{own}.npy", f"embed {what}", how))
         key = digest(key, own)
     key = digest(key, args.self_threshold, args.neighbours, args.seed)
     kept = stage("self-de-duplication", len(e), lambda: once(
@@ -323,10 +342,11 @@ def curate(args):
     found = nearest(references[0][shown], e, SHOWN, args.seed)[1]  # (rows, SHOWN)
     if distributed.rank() == 0:
         paths = [pool_source.name(i) for i in unique[chosen]]
-        write_safely(args.out, lambda new: new.write_text("".join(f"{path}\n" for path in paths)))
-        near = [curated_source.name(i) for i in closest[1][:, 0]]
+        write_safely(args.out, lambda new: new.write_text(
+            "".join(f"{path}\n" for path in paths), encoding="utf-8", errors="surrogateescape"))  # fmt: skip
+        near = [curated_source.name(good[0][i]) for i in closest[1][:, 0]]
         write_selected(args.out.with_suffix(".csv"), paths, mode, near, closest[0][:, 0])
-        rows = [[curated_source.raw(c), *(pool_source.raw(unique[chosen[i]]) for i in ids if i >= 0)]
+        rows = [[curated_source.raw(good[0][c]), *(pool_source.raw(unique[chosen[i]]) for i in ids if i >= 0)]
                 for c, ids in zip(shown, found)]  # fmt: skip
         draw_selected(rows, args.out.with_suffix(".png"), *how)
         print(f"{'stage':25} {'images in':>10} {'out':>10} {'seconds':>8}")

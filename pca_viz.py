@@ -294,8 +294,8 @@ def draw(args):
     how = (args.scale, args.max_megapixels)
     images = read_images(args.matches or args.images, args.size, patch, args.keep_aspect, *how)
     grids = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
-    if args.matches and len(images) < 2:
-        raise UserError("--matches needs two images that can be read")
+    if args.matches and len(images) != 2:
+        raise UserError(f"--matches needs two images that can be read; there are {len(images)}")
     if args.attention:
         maps = attention_of(vit, images, layer, grids)
         draw_attention(images, maps, args.out)

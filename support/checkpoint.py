@@ -30,6 +30,8 @@ def write_safely(path, write):
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # a machine that crashes has the bytes before the name
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # of an error on the way

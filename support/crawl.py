@@ -19,8 +19,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import zlib
+from collections import Counter, deque
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -28,9 +29,10 @@ import lxml.html
 from PIL import Image
 from tqdm import tqdm
 from warcio.archiveiterator import ArchiveIterator
+from warcio.exceptions import ArchiveLoadFailed
 
-from support.files import DataError
-from support.pictures import FORMATS
+from support.files import DataError, check_regular
+from support.pictures import FORMATS, reason_of
 
 LAZY = ("src", "data-src", "data-original", "data-lazy", "data-lazy-src")  # where pages keep an image's address
 LAZY_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
@@ -41,6 +43,8 @@ DEADLINE = 30  # seconds for a whole answer
 AT_ONCE, AT_ONE_HOST = 16, 2  # downloads
 REDIRECTS = 5
 AGENT = "nanoDINOv2-curate (research; images of public pages)"
+
+MAX_ATTRIBUTES = 10_000  # of a tag: libxml2 takes minutes for 100,000
 
 # ---------------------------------------------------------------------------- addresses
 
@@ -62,20 +66,53 @@ def pages(place):
     elif not place.exists():
         raise DataError(f"{place}: no such page, folder or WARC file")
     elif place.name.endswith((".warc", ".warc.gz")):
-        with open(place, "rb") as file:
-            for record in ArchiveIterator(file):
-                if record.rec_type == "response" and "html" in (record.http_headers.get_header("Content-Type") or ""):
-                    url = record.rec_headers.get_header("WARC-Target-URI")
-                    yield url, url, record.content_stream().read(MAX_PAGE)
+        yield from pages_of_warc(place)
     elif place.suffix.lower() in (".html", ".htm", ".xhtml"):
+        check_regular(place)
         with open(place, "rb") as file:
             yield str(place), "", file.read(MAX_PAGE)
+
+
+def pages_of_warc(place):
+    """(address, address, bytes) of each HTML answer of a crawl; DataError for a file that is none, or cut short."""
+    check_regular(place)
+    with open(place, "rb") as file:
+        archive, offset = ArchiveIterator(file), 0
+        try:
+            for record in archive:
+                kind = record.http_headers.get_header("Content-Type") if record.http_headers else None
+                if record.rec_type == "response" and "html" in (kind or ""):
+                    url = record.rec_headers.get_header("WARC-Target-URI") or ""
+                    yield url, url, record.content_stream().read(MAX_PAGE)
+                offset = archive.get_record_offset()  # reads to the record's end
+        except (ArchiveLoadFailed, ValueError, OSError, EOFError, zlib.error, AttributeError) as error:
+            raise DataError(f"{place} is damaged, or no WARC file ({reason_of(error)})") from None
+        file.seek(offset)
+        if is_cut(file):
+            raise DataError(f"{place} is cut short: its last record is not whole")
+
+
+def is_cut(file):
+    """Whether the last whole record of a WARC file, where the file stands, ends elsewhere than the file."""
+    head = file.read(2)
+    file.seek(-len(head), os.SEEK_CUR)
+    if head == b"\x1f\x8b":  # each record is a gzip member of its own
+        member = zlib.decompressobj(31)
+        while not member.eof and (piece := file.read(2**20)):
+            member.decompress(piece)
+        return not member.eof or bool(member.unused_data or file.read(1))
+    length = 0
+    while (line := file.readline(2**16)).strip():
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length" and value.strip().isdigit():
+            length = int(value)
+    return not line or len(file.read(length)) < length or bool(file.read(2**16).strip())
 
 
 def image_addresses(text, url=""):
     """The http(s) addresses of a page's images: bytes of HTML and the page's own address -> a list, unique."""
     try:
-        root = lxml.html.document_fromstring(text)
+        root = lxml.html.document_fromstring(without_endless_tags(text))
     except (lxml.etree.ParserError, ValueError):  # an empty page
         return []
     base = next((urljoined(url, tag.get("href")) for tag in root.iter("base") if tag.get("href")), url)
@@ -88,7 +125,19 @@ def image_addresses(text, url=""):
     return list(dict.fromkeys(a for a in addresses if is_web(a)))
 
 
+def without_endless_tags(text):
+    """A page without tags of more than MAX_ATTRIBUTES."""
+    pieces = text.split(b">")
+    for i, piece in enumerate(pieces):
+        if len(piece) > MAX_ATTRIBUTES and (start := re.search(rb"<[a-zA-Z]", piece)):
+            tag = piece[start.start() :]
+            if max(len(tag.split()), tag.count(b"=")) > MAX_ATTRIBUTES:
+                pieces[i] = piece[: start.start()]
+    return b">".join(pieces)
+
+
 def urljoined(base, address):
+    """The address of a link of a page, "" if it is none."""
     try:
         return urljoin(base, address)
     except ValueError:  # "http://[" and the like
@@ -96,6 +145,7 @@ def urljoined(base, address):
 
 
 def is_web(address):
+    """Whether this is an http or https address with a host."""
     try:
         parts = urlsplit(address)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -128,23 +178,37 @@ def download(addresses, folder, allow_private=False):
             known.add(row["address"])
             counts[row["result"]] += 1
     left = [(address, page) for address, page in addresses if address not in known]
-    hosts = {host: threading.Semaphore(AT_ONE_HOST) for host in {urlsplit(a).hostname for a, _ in left}}
 
     def work(address, page):
-        with hosts[urlsplit(address).hostname]:
-            result, file = fetch_image(address, folder, allow_private)
+        result, file = fetch_image(address, folder, allow_private)
         return {"address": address, "page": page, "result": result, **({"file": file} if file else {})}
 
     with open(manifest, "a") as out, ThreadPoolExecutor(AT_ONCE) as pool:
         if manifest.stat().st_size and not manifest.read_bytes().endswith(b"\n"):
             out.write("\n")
-        jobs = [pool.submit(work, *entry) for entry in left]
-        for job in tqdm(as_completed(jobs), "download", len(jobs), unit="img", leave=False):
-            row = job.result()
+        for row in tqdm(by_host(pool, work, left), "download", len(left), unit="img", leave=False):
             counts[row["result"]] += 1
             out.write(json.dumps(row) + "\n")
             out.flush()
     return counts
+
+
+def by_host(pool, work, entries):
+    """work(*entry) of each entry in a pool of threads, as they end: never more than AT_ONE_HOST of one host at once.
+
+    Those of a host that does not answer wait outside of the pool, so that they keep no thread from another host.
+    """
+    waiting = {}
+    for entry in entries:
+        waiting.setdefault(urlsplit(entry[0]).hostname, deque()).append(entry)
+    running = {pool.submit(work, *queue.popleft()): host
+               for host, queue in waiting.items() for _ in range(min(AT_ONE_HOST, len(queue)))}  # fmt: skip
+    while running:
+        for job in wait(running, return_when=FIRST_COMPLETED).done:
+            host = running.pop(job)
+            if waiting[host]:
+                running[pool.submit(work, *waiting[host].popleft())] = host
+            yield job.result()
 
 
 def fetch_image(address, folder, allow_private):
@@ -180,8 +244,11 @@ def fetch(address, allow_private):
     timer.start()
     try:
         with watch.opener().open(request, timeout=DEADLINE) as answer:
-            if int(answer.headers.get("Content-Length") or 0) > MAX_BYTES:
+            length = int(answer.headers.get("Content-Length") or 0)
+            if length > MAX_BYTES:
                 raise Refused("too large")
+            if length < 0:
+                raise Refused("broken off")
             raw = answer.read(MAX_BYTES + 1)
             if len(raw) > MAX_BYTES:
                 raise Refused("too large")
@@ -214,6 +281,7 @@ class Watch:
 
     def __init__(self, allow_private):
         self.allow_private, self.sockets, self.late = allow_private, [], False
+        self.end = time.monotonic() + DEADLINE
 
     def cut(self):
         self.late = True
@@ -223,12 +291,30 @@ class Watch:
             except OSError:
                 pass
 
+    def connection(self, place, *_):
+        """As socket.create_connection, but all addresses of a name together have until the deadline."""
+        found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
+        for number, (family, kind, protocol, _, address) in enumerate(found, start=1):
+            left = self.end - time.monotonic()
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(max(left / (1 + len(found) - number), 0.01))
+                sock.connect(address)
+                sock.settimeout(DEADLINE)
+                return sock
+            except OSError:
+                sock.close()
+                if number == len(found):
+                    raise
+        raise OSError("no address")
+
     def opener(self):
         """An opener for http and https alone, without proxies, whose connections are checked before they are used."""
         watch = self
 
         class Checked(http.client.HTTPConnection):
             def connect(self):
+                self._create_connection = watch.connection  # what http.client calls for a socket
                 super().connect()
                 watch.sockets.append(self.sock)
                 address = ipaddress.ip_address(self.sock.getpeername()[0].split("%")[0])
@@ -267,7 +353,7 @@ def check_image(raw):
         image.load()
     except Refused:
         raise
-    except (Image.DecompressionBombError, MemoryError):
+    except MemoryError:
         raise Refused("too many pixels") from None
     except Exception:  # Pillow raises every kind on a broken file
         raise Refused("not a whole image") from None

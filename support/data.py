@@ -39,11 +39,12 @@ import distributed
 from augment import move
 from support import shapes
 from support.cifar10 import read_cifar10
-from support.files import DataError, find_files
+from support.files import DataError, find_files, plain, read_bytes
 from support.pictures import MAX_MEGAPIXELS, decode, picture, reason_of, resized, whole_patches
 from support.survey import survey
 
 MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels that may stay in memory; a larger set is streamed
+QUITE_A_FEW = 64  # ours: training images shown where no test image can be
 QUIET_BELOW = 2000  # ours: images; fewer are loaded before a progress bar could be read
 TEST_EVERY = 10  # ours: where a set has no test split, one image in ten is held out
 TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # folders, in any case
@@ -133,15 +134,28 @@ def in_memory(images, n, size):
     return images if images.sample is None else images.sample
 
 
+def for_pictures_alone(train, note):
+    """A few training images without their labels, in the place of a test split."""
+    names, files, pixels = train.names[:QUITE_A_FEW], train.files, train.pixels
+    files = files and replace(files, names=names, seed=None)
+    pixels = None if pixels is None else pixels[:QUITE_A_FEW]
+    return Images(train.name, pixels, None, train.classes, names=names, files=files, notes=[note])
+
+
 @functools.lru_cache(maxsize=1)
 def load_splits(data, size, seed, scale=None, max_megapixels=MAX_MEGAPIXELS):
     """The training and the test images at one size; what is to be known of them stands on the screen."""
-    splits = [load_images(data, split, size, seed, scale, max_megapixels) for split in ("train", "test")]
+    options = (size, seed, scale, max_megapixels)
+    train = load_images(data, "train", *options)
+    try:
+        splits = [train, load_images(data, "test", *options)]
+    except DataError as error:  # none is held out, or all of those are broken
+        splits = [train, for_pictures_alone(train, f"no k-NN, and pca.png of training images ({error})")]
     if distributed.rank() > 0:
         return splits
     skipped = dict(pair for images in splits for pair in images.skipped)  # a file can be in both
     for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        print(skipped_line(name, reason), file=sys.stderr)
     labels = f"{len(splits[0].classes)} classes" if splits[0].classes else "no labels"
     counts = f"{len(splits[0])} training and {len(splits[1])} test images"
     streamed = ", read as they are needed" * any(images.pixels is None for images in splits)
@@ -283,7 +297,12 @@ def note_skipped(images, skipped):
     for name, reason in dict.fromkeys(skipped):
         if (name, reason) not in images.skipped:
             images.skipped.append((name, reason))
-            tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
+            tqdm.write(skipped_line(name, reason), file=sys.stderr)
+
+
+def skipped_line(name, reason):
+    """What is said of a file that cannot be read, whatever its name holds."""
+    return f"skipped {plain(str(name))}: {plain(reason)}"
 
 
 def collate(items):
@@ -387,7 +406,7 @@ def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_
     size = whole_patches(size, patch)
     images, skipped, files = [], {}, []
     for path in paths:
-        names, read, _ = find_files(path) if Path(path).is_dir() else ([path], lambda name: Path(name).read_bytes(), {})
+        names, read, _ = find_files(path) if Path(path).is_dir() else ([path], read_bytes, {})
         files += [(name, read) for name in names]
     reader = dict(files)
     scale, notes = survey([name for name, _ in files], lambda name: reader[name](name), scale, max_megapixels)
@@ -403,5 +422,5 @@ def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_
         name, reason = next(iter(skipped.items()), (paths[0], "an empty folder"))
         raise DataError(f"none of the images can be read (the first, {name}: {reason})")
     for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        print(skipped_line(name, reason), file=sys.stderr)
     return images

@@ -135,9 +135,10 @@ def read_list(path):
     the path; a line that ends as an image file does is a path alone.  Relative paths count from the list's folder.
     """
     check_regular(path)
-    text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark before the first line
+    # Editors on Windows put a mark before the first line; a name may be no UTF-8.
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     if path.suffix.lower() == ".txt":
-        rows = [(*split_line(line.strip()), None) for line in text.splitlines()]
+        rows = [(*split_line(line.strip()), None) for line in text.split("\n")]
     else:
         header = text.split("\n", 1)[0]
         rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), skipinitialspace=True)

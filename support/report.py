@@ -55,7 +55,7 @@ def write_selected(path, paths, mode, near, cosines):
     """A line for each selected image: its path, the retrieval that chose it, the nearest curated image, the cosine."""
 
     def write(new):
-        with open(new, "w", newline="") as file:
+        with open(new, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "stage", "nearest_curated", "cosine"])
             writer.writerows((p, mode, n, f"{c:.6f}") for p, n, c in zip(paths, near, cosines))
@@ -69,7 +69,11 @@ def draw_selected(rows, path, scale=None, max_megapixels=MAX_MEGAPIXELS):
     sheet = Image.new("RGB", (step * max(map(len, rows)), step * len(rows)), "white")
     for y, files in enumerate(rows):
         for x, raw in enumerate(files):
-            image = Image.fromarray(rearrange(decode(raw, SHOWN_SIZE, 0.5, scale, max_megapixels), "c h w -> h w c"))
+            try:
+                pixels = decode(raw, SHOWN_SIZE, 0.5, scale, max_megapixels)
+            except Exception:  # it was whole when it was chosen, or in the size that was asked for
+                continue
+            image = Image.fromarray(rearrange(pixels, "c h w -> h w c"))
             sheet.paste(ImageOps.expand(image, MARGIN, "white" if x else "black"), (step * x, step * y))
     write_safely(path, lambda new: sheet.save(new, format="png"))
 

@@ -22,9 +22,18 @@ def digest(*things):
     return hashlib.sha256(json.dumps(things).encode()).hexdigest()[:12]
 
 
+def is_whole(path, shape=None, dtype=None):
+    """Whether there is a .npy file that is not cut short, of this shape and type where they are given."""
+    try:
+        found = np.load(path, mmap_mode="r")
+    except (OSError, EOFError, ValueError):
+        return False
+    return (shape is None or found.shape == shape) and (dtype is None or found.dtype == dtype)
+
+
 def once(path, compute):
     """The array that compute() gives on every rank alike, from the file if there is one."""
-    if not distributed.from_first_rank(path.exists):
+    if not distributed.from_first_rank(lambda: is_whole(path)):
         result = compute()
         if distributed.rank() == 0:
             write_safely(path, lambda new: np.save(open(new, "wb"), result))
@@ -34,7 +43,7 @@ def once(path, compute):
 
 def mapped(path, shape, dtype):
     """A .npy file of this shape, mapped for reading and writing; a new one is zero."""
-    if distributed.rank() == 0 and not path.exists():
+    if distributed.rank() == 0 and not is_whole(path, shape, dtype):
         write_safely(path, lambda new: np.lib.format.open_memmap(new, "w+", dtype, shape).flush())
     distributed.wait()
     return np.lib.format.open_memmap(path, "r+")
@@ -45,7 +54,11 @@ def in_blocks(path, n, shape, dtype, compute, name):
 
     A second file holds a 1 for each block that is whole; ranks take turns, so a run may go on with other ranks.
     """
-    out, done = mapped(path, (n, *shape), dtype), mapped(path.with_suffix(".done.npy"), (-(-n // ROWS),), np.uint8)
+    marks = path.with_suffix(".done.npy")
+    if distributed.rank() == 0 and not is_whole(path, (n, *shape), dtype):
+        marks.unlink(missing_ok=True)  # of another file
+    distributed.wait()
+    out, done = mapped(path, (n, *shape), dtype), mapped(marks, (-(-n // ROWS),), np.uint8)
     mine = range(distributed.rank(), len(done), distributed.world_size())
     left = [block for block in mine if not done[block]]
     for block in tqdm(left, name, unit_scale=ROWS, unit="img", disable=distributed.rank() > 0):
@@ -65,8 +78,8 @@ def rows_of(x, rows, path):
             out[at : at + 2**16] = x[rows[at : at + 2**16]]
         out.flush()
 
-    if not distributed.from_first_rank(path.exists):
-        shape = (len(rows), x.shape[1])
+    shape = (len(rows), x.shape[1])
+    if not distributed.from_first_rank(lambda: is_whole(path, shape, x.dtype)):
         distributed.from_first_rank(lambda: write_safely(
             path, lambda new: compute(np.lib.format.open_memmap(new, "w+", x.dtype, shape))))  # fmt: skip
     return np.load(path, mmap_mode="r")

@@ -155,6 +155,20 @@ def test_a_flat_held_out_split_is_named(tmp_path, capsys):
     assert "the test split has images without a class" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_set_whose_held_out_pictures_are_broken(tmp_path, monkeypatch, capsys, streamed):
+    """Of three classes of two the first is held out each time, and broken: the others can be trained on."""
+    for i, kind in enumerate("abc"):
+        save(tmp_path / "d" / kind / "1.png", i)
+        (tmp_path / "d" / kind / "0.png").write_text("broken")
+    if streamed:
+        monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
+    train, test = data.load_splits(tmp_path / "d", 4, 0)
+    assert train.labels.tolist() == [0, 1, 2] and test.labels is None
+    assert grey_levels(torch.cat(list(in_order(test, 9, workers=0)))) == [0, 1, 2]
+    assert "no k-NN, and pca.png of training images" in capsys.readouterr().out
+
+
 def test_a_split_and_a_class_from_a_list():
     given = {"x/1.png": ("train", "a"), "x/2.png": ("Train", "b"), "y/3.png": ("val", "a"), "y/4.png": (None, "b")}
     train, test, classes = split_of(sorted(given), given)
