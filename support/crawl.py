@@ -170,13 +170,13 @@ def download(addresses, folder, allow_private=False):
     manifest = folder / "manifest.jsonl"
     counts, known = Counter(), set()
     if manifest.exists():
-        for line in manifest.read_text().splitlines():
+        for line in manifest.read_text(errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except ValueError:  # the last line of a killed run
+                known.add(row["address"])
+                counts[row["result"]] += 1
+            except (ValueError, LookupError, TypeError):  # the last line of a killed run
                 continue
-            known.add(row["address"])
-            counts[row["result"]] += 1
     left = [(address, page) for address, page in addresses if address not in known]
 
     def work(address, page):

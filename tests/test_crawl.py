@@ -80,6 +80,99 @@ def test_pages_of_a_folder_and_of_a_crawl(tmp_path):
         collect_addresses(tmp_path / "none.html")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_crawl_cut_short_or_of_another_kind_is_one_line(tmp_path, zipped):
+    """Cut at each seventh byte: only of the blank lines behind a record some may be missing."""
+    path = tmp_path / f"a.warc{'.gz' * zipped}"
+    with open(path, "wb") as file:
+        writer = WARCWriter(file, gzip=zipped)
+        for i in range(2):
+            head = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.0")
+            body = io.BytesIO(b'<img src="/%d.jpg">' % i)
+            writer.write_record(writer.create_warc_record(f"http://w.example/{i}", "response", body, http_headers=head))
+    whole = path.read_bytes()
+    assert len(collect_addresses(path)) == 2
+    for cut in range(1, len(whole), 7):
+        path.write_bytes(whole[:cut])
+        after = whole[cut:].startswith(b"\x1f\x8b\x08") if zipped else whole[:cut].rstrip().endswith(b">")
+        if not after:  # a record's last byte
+            with pytest.raises(crawl.DataError, match="cut short|damaged"):
+                collect_addresses(path)
+        else:
+            assert len(collect_addresses(path)) in (1, 2)
+    for other in (b"", b"text" * 1000, png(), gzip.compress(b"text" * 1000)):
+        path.write_bytes(other)
+        if other:
+            with pytest.raises(crawl.DataError, match="cut short|damaged|no WARC"):
+                collect_addresses(path)
+
+
+def test_a_tag_with_a_hundred_thousand_attributes():
+    """It alone is left out, in a moment; a long address in the page itself is none of these."""
+    endless = b" ".join(b"x%d=1" % i for i in range(100_000))
+    page = b'<img src="/a.jpg"><img ' + endless + b' src="/b.jpg"><img src="/c.jpg">'
+    began = time.monotonic()
+    assert image_addresses(page, "http://h.example/") == ["http://h.example/a.jpg", "http://h.example/c.jpg"]
+    assert time.monotonic() - began < 5
+    data = b'<img src="data:image/png;base64,' + b"A" * 10**6 + b'" data-src="/d.jpg">'
+    assert image_addresses(data, "http://h.example/") == ["http://h.example/d.jpg"]
+
+
+def test_a_host_that_does_not_answer_keeps_no_other_waiting(tmp_path, monkeypatch):
+    """Forty links of it before one of another host, which is there at once; never more than two of it at a time."""
+    silent, good, at_once = threading.Event(), threading.Event(), []
+
+    def fetch_image(address, folder, allow_private):
+        if "good" in address:
+            good.set()
+            return "HTTP 404", None
+        at_once.append(1)
+        silent.wait(0.5)
+        most.append(len(at_once))
+        at_once.pop()
+        return "no answer in time", None
+
+    most = []
+    monkeypatch.setattr(crawl, "fetch_image", fetch_image)
+    wanted = [(f"http://silent.example/{i}", "") for i in range(40)] + [("http://good.example/1", "")]
+    job = threading.Thread(target=lambda: counts.update(download(wanted, tmp_path)))
+    counts = {}
+    job.start()
+    assert good.wait(5) and len(most) <= 4
+    silent.set()
+    job.join()
+    assert counts == {"no answer in time": 40, "HTTP 404": 1} and max(most) <= crawl.AT_ONE_HOST
+
+
+def test_all_addresses_of_a_name_share_the_deadline(monkeypatch):
+    """Of two the first never answers: it has half of two seconds, and the second one is asked then."""
+    asked = []
+
+    class Socket:
+        def __init__(self, *_):
+            self.limit = None
+
+        def settimeout(self, seconds):
+            self.limit = seconds
+
+        def connect(self, address):
+            asked.append((address, round(self.limit)))
+            if address == "silent":
+                raise TimeoutError("timed out")
+
+        def close(self):
+            pass
+
+    found = [(0, 0, 0, "", "silent"), (0, 0, 0, "", "good")]
+    monkeypatch.setattr(crawl, "DEADLINE", 20)
+    monkeypatch.setattr(crawl.socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(crawl.socket, "socket", Socket)
+    assert crawl.Watch(True).connection(("name.example", 80)).limit == 20
+    assert asked == [("silent", 10), ("good", 20)]  # here the first one gave up at once, so all of it is left
+    found.reverse()
+    assert crawl.Watch(True).connection(("name.example", 80)) and len(asked) == 3
+
+
 # --------------------------------------------------------------------------------------------------------
 # A web server
 
@@ -118,7 +211,7 @@ class Handler(BaseHTTPRequestHandler):
         body = odd.get(name, png())
         self.send_response(200)
         self.send_header("Content-Type", "image/png")
-        length = {"huge.jpg": 300 * 2**20, "short.png": len(body) + 100}.get(name, len(body))
+        length = {"huge.jpg": 300 * 2**20, "short.png": len(body) + 100, "negative.png": -5}.get(name, len(body))
         if name != "endless.jpg":
             self.send_header("Content-Length", str(length))
         self.end_headers()
@@ -163,6 +256,7 @@ EXPECTED = {
     "endless.jpg": "too large",
     "slow.jpg": "no answer in time",
     "short.png": "broken off",
+    "negative.png": "broken off",
 }
 
 

@@ -5,8 +5,10 @@
 
 import csv
 import os
+import shutil
 import tarfile
 from contextlib import redirect_stdout
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.image
@@ -219,6 +221,48 @@ def test_clusters_and_exclusion(place, tmp_path, capsys):
     assert "relative de-duplication" in capsys.readouterr().out
     assert run(*flags(place, out), "--exclude", place / "exclude", "--reference-threshold", -1) == 2
     assert "every image is in a component" in capsys.readouterr().err
+
+
+def test_broken_curated_pictures_are_named_and_left_out(place, tmp_path, capsys):
+    """One of five; the picture of the result and its .csv know nothing of it.  All broken: nothing is written."""
+    shutil.copytree(place / "curated", tmp_path / "curated")
+    (tmp_path / "curated/0.png").write_text("broken")
+    out = tmp_path / "selected.txt"
+    assert run(*flags(place, out), "--curated", tmp_path / "curated") == 0
+    assert f"skipped {tmp_path}/curated/0.png: cannot be read" in capsys.readouterr().err
+    with open(tmp_path / "selected.csv") as file:
+        assert not any(row["nearest_curated"].endswith("curated/0.png") for row in csv.DictReader(file))
+    for path in (tmp_path / "curated").iterdir():
+        path.write_text("broken")
+    for flag in ("--curated", "--exclude"):
+        assert run(*flags(place, tmp_path / "none.txt"), flag, tmp_path / "curated") == 2
+        assert f"none of the images of {flag} can be read" in capsys.readouterr().err
+        assert not (tmp_path / "none.txt").exists() and not (tmp_path / "none.csv").exists()
+
+
+def test_names_that_a_list_can_and_cannot_hold(place, tmp_path, capsys):
+    """Not UTF-8, a comma, quotes and a space come back from the list; a line break is named and left out."""
+    names = [b"caf\xe9.png", b'a, "b".png', b"of two words.png", "über.png".encode(), b"line\nbreak.png"]
+    (tmp_path / "pool").mkdir()
+    for i, name in enumerate(names):
+        shutil.copy(place / f"pool/{i:02}.png", os.fsencode(tmp_path / "pool") + b"/" + name)
+    out = tmp_path / "list.txt"
+    assert run(*flags(place, out), "--uncurated", tmp_path / "pool") == 0
+    assert "line\\nbreak.png: a list cannot hold its name" in capsys.readouterr().err
+    images = load_images(str(out), "train", 32)
+    assert images.skipped == [] and {os.fsencode(Path(name).name) for name in images.names} == set(names[:4])
+
+
+def test_work_files_that_are_cut_short_are_made_again(place, whole, tmp_path):
+    """As a machine that crashed may leave them: each of them in turn, of none of its bytes to all but one."""
+    (whole, more), out = whole, tmp_path / "selected.txt"
+    assert run(*flags(place, out, *more)) == 0
+    work = sorted((tmp_path / "selected.txt.work").glob("*.npy"))
+    assert len(work) >= 12
+    for path, left in zip(work, cycle([0, 1, 100, -100, -1])):
+        path.write_bytes(path.read_bytes()[:left])
+        assert run(*flags(place, out, *more)) == 0
+        assert outputs(out) == outputs(whole)
 
 
 class Death(BaseException):
