@@ -58,7 +58,7 @@ from support.flags import (
     positive,
     side,
 )
-from support.pictures import MAX_MEGAPIXELS, decode, picture, whole_patches
+from support.pictures import MAX_MEGAPIXELS, decode, picture, reason_of, whole_patches
 from support.precision import autocast
 from support.report import draw_selected, write_selected
 from support.stages import digest, in_blocks, once, rows_of
@@ -236,10 +236,15 @@ def readable(source, i, size, how):
 # ---------------------------------------------------------------------------- stages
 
 
-def name_broken(source, thumbs):
-    """A line for each picture of which there is no thumbnail."""
+def name_broken(source, thumbs, how):
+    """A line for each picture of which there is no thumbnail: it is tried once more, for the reason."""
     for i in np.flatnonzero(thumbs["pixels"] == 0):
-        print_first(skipped_line(source.name(i), "cannot be read"), file=sys.stderr)
+        try:
+            thumbnail(source.raw(i), *how)
+            reason = "could not be read a moment ago"
+        except Exception as error:  # as above
+            reason = reason_of(error)
+        print_first(skipped_line(source.name(i), reason), file=sys.stderr)
 
 
 def unique_pictures(thumbs, n_bits):
@@ -301,7 +306,7 @@ def curate(args):
     how = look_at([pool_source, *named.values()], args)
     key = digest([pool_source.name(i) for i in range(len(pool_source))], how)
     thumbs = stage("collect", len(pool_source), lambda: thumbnails(pool_source, work / f"thumbnails-{key}.npy", how))
-    name_broken(pool_source, thumbs)
+    name_broken(pool_source, thumbs, how)
     key = digest(key, args.hash_bits)
     unique = stage("PCA hash", (thumbs["pixels"] > 0).sum(), lambda: once(
         work / f"unique-{key}.npy", lambda: unique_pictures(thumbs, args.hash_bits)))  # fmt: skip
@@ -313,7 +318,7 @@ def curate(args):
     for what, source in named.items():
         own = digest([source.name(i) for i in range(len(source))], how)
         shown = thumbnails(source, work / f"{what}-thumbnails-{own}.npy", how)
-        name_broken(source, shown)
+        name_broken(source, shown, how)
         good.append(np.flatnonzero(shown["pixels"] > 0))
         if len(good[-1]) == 0:
             raise UserError(f"none of the images of --{what} can be read")

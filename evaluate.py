@@ -242,35 +242,42 @@ def evaluate(args):
         vit = load_vit(args.weights, args.device)
         native = math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size
         size = whole_patches(args.size or min(native, EVAL_SIZE), vit.patch_size)
-    splits = [load_images(args.data, split, size, scale=args.scale, max_megapixels=args.max_megapixels)
-              for split in ("train", "test")]  # fmt: skip
-    labelled = all(images.labels is not None for images in splits)
+    splits = []
+    for split in ("train", "test"):
+        try:
+            splits.append(load_images(args.data, split, size, scale=args.scale, max_megapixels=args.max_megapixels))
+        except DataError:
+            if not (splits and vit and args.save):  # features of training images alone can be saved
+                raise
+    labelled = len(splits) == 2 and all(images.labels is not None for images in splits)
     if not labelled and not args.save:
         where = f"the test split of {args.data}" if splits[0].classes else args.data
         raise DataError(f"{where} has no labels: put the images of each class into a folder of its own, or list them "
                         "in a .csv with path,label; --save FILE.npz needs none")  # fmt: skip
     start = time.perf_counter()
     if vit:
-        train, test = (frozen_features(vit, images, size, progress=True) for images in splits)  # (N, D), (M, D)
+        features = [frozen_features(vit, images, size, progress=True) for images in splits]  # (N, D), (M, D)
     elif any(images.pixels is None for images in splits):
         raise DataError(f"{args.data} is too large for --weights pixels, which holds all images in memory")
     else:
-        train, test = pixel_features(*(images.pixels for images in splits))  # (N, D), (M, D)
-    good, test_good = (images.readable() for images in splits)  # (N,), (M,); streamed sets know broken files only now
-    train, test = train[good], test[test_good]
+        features = pixel_features(*(images.pixels for images in splits))  # (N, D), (M, D)
+    good = [images.readable() for images in splits]  # (N,), (M,); streamed sets know broken files only now
+    features = [x[readable] for x, readable in zip(features, good)]
     rows = [("features", None, time.perf_counter() - start)]
-    images = f"{len(train)} training and {len(test)} test images"
+    images = " and ".join(f"{len(x)} {split}" for x, split in zip(features, ("training", "test"))) + " images"
     skipped, classes = len(dict(pair for split in splits for pair in split.skipped)), len(splits[0].classes)
-    print(f"{args.weights}: {train.shape[1]} features from {size}×{size} pixels, on {args.device}, {args.threads}")
+    width = features[0].shape[1]
+    print(f"{args.weights}: {width} features from {size}×{size} pixels, on {args.device}, {args.threads}")
     print(f"{args.data}: {images}, {classes} classes, {skipped} files skipped as unreadable")
     for note in dict.fromkeys(note for split in splits for note in split.notes):
         print(f"{args.data}: {note}")
     if args.save:
-        save_features(args.save, splits, (train, test), (good, test_good))
+        save_features(args.save, splits, features, good)
     if not labelled:
         print(f"\nresult: features of {images}, {args.save}")
         return
-    sets = (train.to(args.device), splits[0].labels[good], test, splits[1].labels[test_good])
+    train, test = features
+    sets = (train.to(args.device), splits[0].labels[good[0]], test, splits[1].labels[good[1]])
     ks = possible(args.k, len(train))
     start = time.perf_counter()
     found = dict(zip(ks, knn_accuracies(*sets, ks)))
@@ -292,7 +299,8 @@ def evaluate(args):
 def save_features(path, splits, features, good):
     """A .npz with features (N, D), labels (N,), names (N,) and classes of both splits, under train_… and test_….
 
-    Labels and names only where there are some; good: which images of a split could be read, (N,) bool of each.
+    Without classes every tenth image is in both, as everywhere.  Labels and names only where there are some.
+    good: which images of a split could be read, (N,) bool of each.
     """
     arrays = {"classes": np.array(splits[0].classes, dtype=str)}
     for which, images, x, readable in zip(("train", "test"), splits, features, good):

@@ -39,7 +39,7 @@ import distributed
 from augment import move
 from support import shapes
 from support.cifar10 import read_cifar10
-from support.files import DataError, find_files, plain, read_bytes
+from support.files import HELD_OUT, TRAIN, DataError, find_files, plain, read_bytes, unwrapped
 from support.pictures import MAX_MEGAPIXELS, decode, picture, reason_of, resized, whole_patches
 from support.survey import survey
 
@@ -47,7 +47,6 @@ MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels that may stay in memor
 QUITE_A_FEW = 64  # ours: training images shown where no test image can be
 QUIET_BELOW = 2000  # ours: images; fewer are loaded before a progress bar could be read
 TEST_EVERY = 10  # ours: where a set has no test split, one image in ten is held out
-TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # folders, in any case
 
 
 @dataclass
@@ -96,8 +95,9 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
     scale, seen = survey(names, read, scale, max_megapixels)
     rows, notes = splits[split], notes + seen
     if not rows:
-        found = f"{len(names)} images, but none for the {split} split" if names else "no image"
-        raise DataError(f"{data}: found {found}; give a folder or an archive of .jpg, .png or other images")
+        if names:
+            raise DataError(f"{data}: {len(names)} images, of which none is in the {split} split")
+        raise DataError(f"{data}: found no image; give a folder or an archive of .jpg, .png or other images")
     names = [name for name, _ in rows]
     number = {kind: i for i, kind in enumerate(classes)}
     labels = torch.tensor([number.get(kind, -1) for _, kind in rows]) if classes else None
@@ -168,13 +168,16 @@ def load_splits(data, size, seed, scale=None, max_megapixels=MAX_MEGAPIXELS):
 def choose_splits(names, given):
     """Sorted names -> {"train": [(name, class or None)], "test": the same}, class names, lines to be said.
 
-    given: {name: (split or None, class or None)}, where it is not folders that say it.  Raises ValueError for folders
-    that look like splits and are not.
+    given: {name: (split or None, class or None)}, where it is not folders that say it; a class of "" is none.  Raises
+    ValueError for folders that look like splits and are not.
     """
     has_split, has_class = (any(pair[i] for pair in given.values()) for i in (0, 1))
+    folders_say = all(kind is None for _, kind in given.values())
     parts = unwrapped([name.split("/") for name in names])
     if has_split:
-        parts = unwrapped([[given[name][0] or TRAIN[0], *p] for name, p in zip(names, parts)])
+        said = {name: given[name][0] or TRAIN[0] for name in names}
+        check_splits(set(said.values()))
+        parts = unwrapped([[said[name], *p] for name, p in zip(names, parts)])
     sides = sides_of_folders(parts, classes_are_folders=not given)
     rows, neither = [], Counter()
     for name, p in zip(names, parts):
@@ -182,20 +185,27 @@ def choose_splits(names, given):
         if sides and not side:
             neither[p[0]] += 1
         elif has_class:
-            rows.append((name, side, given[name][1]))
+            rows.append((name, side, given[name][1] or None))
         else:
-            rows.append((name, side, below[0] if len(below) > 1 and (has_split or not given) else None))
-    known = {kind for _, side, kind in rows if side != "test"}
+            rows.append((name, side, below[0] if len(below) > 1 and folders_say else None))
+    known = Counter(kind for _, side, kind in rows if side != "test")
     classes = sorted({kind for *_, kind in rows if kind}) if None not in known and len(known) > 1 else []
-    notes = [f"{sum(neither.values())} images in {', '.join(sorted(neither))} are in neither split"] if neither else []
+    notes = []
+    if neither:
+        notes.append(f"{sum(neither.values())} images are in neither split, as those in {min(neither)}")
+    if None in known and len(known) > 2:
+        first = next(name for name, side, kind in rows if side != "test" and kind is None)
+        notes.append(f"{known[None]} of {sum(known.values())} images have no class (the first: {first}), so there are "
+                     "no labels")
     return hold_out(rows, classes), classes, notes
 
 
-def unwrapped(parts):
-    """Paths in parts, without folders that wrap everything and so say nothing."""
-    while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
-        parts = [p[1:] for p in parts]
-    return parts
+def check_splits(said):
+    """ValueError unless a list's or shards' splits are known ones: one for training alone, or with one held out."""
+    train, held_out = ({name for name in said if name.lower() in names} for names in (TRAIN, HELD_OUT))
+    if not train or (said != train and not held_out):
+        raise ValueError(f"its splits are {', '.join(sorted(said)[:5])}; there must be {TRAIN[0]}, and one of "
+                         f"{', '.join(HELD_OUT)}")
 
 
 def sides_of_folders(parts, classes_are_folders):
@@ -211,6 +221,10 @@ def sides_of_folders(parts, classes_are_folders):
     held_out = sorted(set(depth) & set(HELD_OUT), key=lambda top: (depth[top] < 3, HELD_OUT.index(top)))
     if train and held_out:
         return dict.fromkeys(train, "train") | {held_out[0]: "test"}
+    below = {p[1].lower() for p in parts if len(p) > 2}
+    if classes_are_folders and below & set(TRAIN) and below & set(HELD_OUT):
+        raise ValueError("its classes hold the splits; put the classes into folders train and test, or give a .csv "
+                         "list with the header path,label,split")
     if (train or held_out) and classes_are_folders:
         raise ValueError(f"are its folders {', '.join(sorted(depth)[:5])} splits or classes? a split is a folder train "
                          "beside test, val, valid or validation; or give a .csv list with the header path,label,split")
@@ -406,15 +420,18 @@ def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_
     size = whole_patches(size, patch)
     images, skipped, files = [], {}, []
     for path in paths:
-        names, read, _ = find_files(path) if Path(path).is_dir() else ([path], read_bytes, {})
-        files += [(name, read) for name in names]
+        if Path(path).is_dir():
+            names, read, _ = find_files(path)
+            files += [(os.path.join(path, name), functools.partial(read, name)) for name in names]
+        else:
+            files.append((str(path), functools.partial(read_bytes, path)))
     reader = dict(files)
-    scale, notes = survey([name for name, _ in files], lambda name: reader[name](name), scale, max_megapixels)
+    scale, notes = survey([name for name, _ in files], lambda name: reader[name](), scale, max_megapixels)
     for note in notes:
         print(note, file=sys.stderr)
     for name, read in files:
         try:
-            raw = read(name)
+            raw = read()
             images.append(resized(picture(raw, size, scale, max_megapixels), size, patch, keep_aspect))
         except Exception as error:  # Pillow raises every kind on a broken file
             skipped[name] = reason_of(error)

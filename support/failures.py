@@ -12,7 +12,6 @@ from support.files import DataError, plain
 from support.flags import UserError
 
 FULL = "not enough memory; --micro_batch, --checkpointing, a smaller --batch or --n_prototypes, or more GPUs, need less"
-STOPPED = "stopped"
 UNWRITTEN = ("PytorchStreamWriter", "unexpected pos")  # in what torch.save says of a full disk
 
 
@@ -20,8 +19,6 @@ def explained(error):
     """(a line, exit status), or None for an error that shall be seen whole."""
     if isinstance(error, (UserError, CheckpointError, DataError)):
         return str(error), 2
-    if isinstance(error, KeyboardInterrupt):
-        return STOPPED, 130
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return FULL, 1
     if distributed.world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
@@ -44,7 +41,10 @@ def in_one_line(program, *kinds):
         def explaining(argv=None):
             try:
                 return main(argv)
-            except (Exception, KeyboardInterrupt) as error:
+            except KeyboardInterrupt:
+                print(f"{program}: stopped", file=sys.stderr)
+                return 130  # what a shell expects of Ctrl-C
+            except Exception as error:
                 found = explained(error) or (isinstance(error, kinds) and (str(error), 2))
                 if not found:
                     raise

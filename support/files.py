@@ -28,6 +28,11 @@ from tqdm import tqdm
 from support.pictures import EXTENSIONS, reason_of
 
 LISTS = (".txt", ".csv", ".tsv")
+TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # splits, in any case
+COLUMNS = {  # of a list, as people call them
+    **dict.fromkeys(("filename", "file_name", "file", "image", "image_path", "filepath"), "path"),
+    **dict.fromkeys(("class", "category", "target"), "label"), **dict.fromkeys(("set", "subset"), "split"),
+}  # fmt: skip
 MAX_BYTES = 2**30  # ours: of an image file
 MANY = 20  # ours: shards; fewer are listed before a progress bar could be read
 
@@ -39,6 +44,19 @@ class DataError(Exception):
 def plain(text):
     """A text of which a terminal shows each character, and obeys none."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+@functools.cache
+def say_once(line):
+    """A line on the screen, not again in this process."""
+    print(line, file=sys.stderr)
+
+
+def unwrapped(parts):
+    """Paths in parts, without folders that wrap everything and so say nothing."""
+    while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
+        parts = [p[1:] for p in parts]
+    return parts
 
 
 def read_bytes(path):
@@ -61,20 +79,26 @@ def check_regular(path, limit=math.inf):
 def find_files(data):
     """A path -> (sorted image names, function from a name to the file's bytes, what else is known). Raises DataError.
 
-    What else: {name: (split or None, class or None)} where a list or a shard says it, {} where folders do.
+    What else: {name: (split or None, class or None)} where a list or a shard says it, {} where folders do.  A class of
+    "" is none, whatever the folders are called.
     """
     path = Path(data).expanduser()
     try:
         if path.is_dir():
             files = list(walk(path))
+            shards = sorted(name for name in files if name.lower().endswith(".tar"))
             if names := list(filter(None, map(tidy, files))):
+                if shards:
+                    say_once(f"{data}: {len(shards)} .tar files are not read, since there are images beside them")
                 return sorted(names, key=by_folder), functools.partial(read_from_folder, str(path)), {}
-            return find_in_shards(path, sorted(name for name in files if name.lower().endswith(".tar")))
+            return find_in_shards(path, shards)
         if path.suffix.lower() in LISTS:
             listed = read_list(path)
-            if listed and all(name.lower().endswith(".tar") for name in listed):
-                return find_in_shards(Path(), sorted(listed))
             given = listed if any(map(any, listed.values())) else {}
+            if listed and all(name.lower().endswith(".tar") for name in listed):
+                if given:
+                    raise DataError(f"{data}: a shard has no class; `.cls` files beside its images have them")
+                return find_in_shards(Path(), sorted(listed))
             return sorted(listed, key=by_folder), read_from_list, given
         check_regular(path)
         with open(path, "rb") as f:
@@ -85,7 +109,7 @@ def find_files(data):
         opener = {b"\x1f\x8b\x08": gzip.open, b"BZh": bz2.open, b"\xfd7z": lzma.open}.get(head[:3])
         path = unpacked(path, opener) if opener else path
         members, classes = tar_members(path, path.stat().st_mtime_ns)
-        given = {name: (None, classes.get(name)) for name in members} if classes else {}
+        given = {name: (None, kind) for name, kind in classes.items()} if len(classes) == len(members) else {}
         return sorted(members, key=by_folder), functools.partial(read_from_tar, str(path), members), given
     except FileNotFoundError:
         raise DataError(f"{data}: no such file or folder; give a path, or one of: cifar10, shapes") from None
@@ -114,10 +138,15 @@ def posix(path):
 
 def tidy(name):
     """A name as "a/b/c.jpg", or None if it is no image, is hidden, or leads out of the archive by ".."."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if not parts or any(part[0] == "." or part == "__MACOSX" for part in parts):
+    parts = clean(name).split("/")
+    if not parts[0] or any(part[0] == "." or part == "__MACOSX" for part in parts):
         return None
     return "/".join(parts) if os.path.splitext(name)[1].lower() in EXTENSIONS else None
+
+
+def clean(name):
+    """A member's name without what says nothing in it."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def by_folder(name):
@@ -131,8 +160,9 @@ def by_folder(name):
 def read_list(path):
     """{absolute path: (split or None, class or None)}: of a .csv with a header, or of a .txt, a path a line.
 
-    Header: path, label, split, of which path must be there; commas, semicolons or tabs.  In a .txt a class may follow
-    the path; a line that ends as an image file does is a path alone.  Relative paths count from the list's folder.
+    Header: path, label, split, or what people call them, of which path must be there; commas, semicolons or tabs.  In a
+    .txt a class may follow the path; a line that ends as an image file does is a path alone.  Relative paths count from
+    the list's folder.
     """
     check_regular(path)
     # Editors on Windows put a mark before the first line; a name may be no UTF-8.
@@ -142,15 +172,24 @@ def read_list(path):
     else:
         header = text.split("\n", 1)[0]
         rows = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
-        if "path" not in (names := [name.strip().lower() for name in rows.fieldnames or ()]):
-            raise ValueError(f"its header is {', '.join(names) or 'empty'}, and has no path; path,label,split are read")
-        rows.fieldnames = names
+        names = [name.strip().lower() for name in rows.fieldnames or ()]
+        rows.fieldnames = [COLUMNS.get(name, name) for name in names]
+        if "path" not in rows.fieldnames:
+            raise DataError(f"{path}: its header is {', '.join(names) or 'empty'}; it must have a path, and may have a "
+                            "label and a split")
         rows = [[(row.get(name) or "").strip() for name in ("path", "label", "split")] for row in rows]
-    return {posix(os.path.abspath(path.parent / name)): (split or None, label or None)
-            for name, label, split in rows if name}  # fmt: skip
+    listed, again = {}, set()
+    for name, label, split in rows:
+        if name:
+            name = posix(os.path.abspath(path.parent / name))
+            if listed.setdefault(name, (split or None, label or None)) != (split or None, label or None):
+                again.add(name)
+    if again:
+        say_once(f"{path}: {len(again)} images stand there more than once, as different things; the first counts")
+    return listed
 
 
-IMAGE_THEN_CLASS = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, sorted(EXTENSIONS)))}))\s+(.+)", re.IGNORECASE)
+IMAGE_THEN_CLASS = re.compile(rf"(.*(?:{'|'.join(map(re.escape, sorted(EXTENSIONS)))}))\s+(.+)", re.IGNORECASE)
 
 
 def split_line(line):
@@ -177,7 +216,7 @@ def read_from_list(name):
     return read_bytes(name)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2**14)
 def member_reader(archive, modified):
     """find_files' function from a member's name to its bytes; listed once, until the archive is modified."""
     return find_files(archive)[1]
@@ -188,7 +227,8 @@ def zip_members(path):
     with zipfile.ZipFile(path) as archive:
         if b"PK\3\4" in archive.comment or b"PK\1\2" in archive.comment:
             raise zipfile.BadZipFile("its comment holds an archive, so its end is not where it says")
-        return {tidy(name): name for name in archive.namelist() if tidy(name)}
+        names = {tidy(name.replace("\\", "/")): name for name in archive.namelist()}  # some tools on Windows write \
+        return {name: member for name, member in names.items() if name}
 
 
 def read_from_zip(path, members, name):
@@ -199,7 +239,7 @@ def read_from_zip(path, members, name):
     return archive.read(members[name])
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=128)  # an archive takes a moment to open
 def open_zip(path, pid):
     """One handle a process: ZipFile locks its threads, but forked workers would share one file position."""
     return zipfile.ZipFile(path)
@@ -228,31 +268,50 @@ def tar_members(path, modified):
                 raise tarfile.ReadError(f"{plain(m.name)} would reach beyond the end: cut short, or damaged")
             if m.isreg() and tidy(m.name):
                 members[tidy(m.name)] = (m.offset_data, m.size)
-            elif m.isreg() and m.name.endswith(".cls"):
+            elif m.isreg() and m.name.lower().endswith(".cls"):
                 classes[sample_of(m.name)] = tar.extractfile(m).read(100).decode().strip()
         tar.fileobj.seek(tar.offset)
         end = tar.fileobj.read(512)
         if end.strip(b"\0"):  # tarfile takes a damaged header for the end
             raise tarfile.ReadError(f"damaged at byte {tar.offset}")
         if not end:
-            print(f"{plain(str(path))}: has no end mark, and may be cut short", file=sys.stderr)
-    return members, {name: classes[sample_of(name)] for name in members if sample_of(name) in classes}
+            say_once(f"{plain(str(path))}: has no end mark, and may be cut short")
+    classes = {name: classes[sample_of(name)] for name in members if sample_of(name) in classes}
+    if len(set(map(sample_of, classes))) < len(classes):
+        say_once(f"{plain(str(path))}: samples with several images; each of them counts as an image of the class")
+    return members, classes
 
 
 def sample_of(name):
     """The name of a WebDataset's sample: that of a member up to the first dot after its folders."""
-    folders, slash, last = name.removeprefix("./").rpartition("/")
+    folders, slash, last = clean(name).rpartition("/")
     return folders + slash + last.split(".")[0]
 
 
 def find_in_shards(folder, names):
-    """find_files for tar files of one set, as WebDataset and img2dataset write them; classes as .cls says, or none."""
-    members, given = {}, {}
+    """find_files for tar files of one set, as WebDataset and img2dataset write them.
+
+    Splits as words in the names of the shards say, or folders in them; classes as .cls does, or such folders.
+    """
+    members, inside, classes = {}, {}, {}
     for shard in tqdm(names, "shards", disable=len(names) < MANY):
         path = folder / shard
-        inside, classes = tar_members(path, path.stat().st_mtime_ns)
-        members |= {f"{shard}/{name}": (str(path), *place) for name, place in inside.items()}
-        given |= {f"{shard}/{name}": (None, classes.get(name)) for name in inside}
+        try:
+            places, kinds = tar_members(path, path.stat().st_mtime_ns)
+        except (OSError, ValueError, tarfile.TarError) as error:
+            say_once(f"skipped {plain(str(shard))}: {plain(getattr(error, 'strerror', None) or reason_of(error))}")
+            continue
+        members |= {f"{shard}/{name}": (str(path), *place) for name, place in places.items()}
+        inside |= {f"{shard}/{name}": name for name in places}
+        classes |= {f"{shard}/{name}": kind for name, kind in kinds.items()}
+    if names and not members:
+        raise DataError(f"none of the {len(names)} shards ({names[0]}, ...) holds an image that can be read")
+    given, words = {}, re.compile(rf"(?:^|[^a-z])({'|'.join(TRAIN + HELD_OUT)})(?:[^a-z]|$)", re.IGNORECASE)
+    said = dict(zip(names, map(words.search, map("/".join, unwrapped([name.split("/") for name in names])))))
+    for name, parts in zip(inside, unwrapped([name.split("/") for name in inside.values()])):
+        word = said[name.removesuffix("/" + inside[name])]
+        split = word[1] if word else parts.pop(0) if parts[0].lower() in TRAIN + HELD_OUT else None
+        given[name] = (split, classes.get(name, "") if classes else parts[0] if len(parts) > 1 else "")
     return sorted(members, key=by_folder), functools.partial(read_from_shards, members), given
 
 

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from recipes import RECIPES, SIDE, Recipe, get_recipe
 from support.pictures import MAX_MEGAPIXELS
@@ -82,10 +83,20 @@ def number(low, high):
 
 def add_device(parser):
     """The flags --device and --threads."""
-    here = [name for name in ("cuda", "mps") if getattr(torch, name).is_available()]
-    default = (here or ["cpu"])[0]
+    default = "cuda" if torch.cuda.is_available() else "mps" if mps_works() else "cpu"
     parser.add_argument("--device", default=default, help="cpu, cuda, cuda:1, mps, ... (default: %(default)s)")
     parser.add_argument("--threads", type=positive, help="CPU threads (default: OMP_NUM_THREADS, or the fastest)")
+
+
+def mps_works():
+    """Whether there is a GPU of Apple's, and PyTorch has on it what is most likely to be missing."""
+    if not torch.mps.is_available():
+        return False
+    try:
+        F.interpolate(torch.zeros(1, 1, 4, 4, device="mps"), (2, 2), mode="bicubic", antialias=True)
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def add_pictures(parser):

@@ -27,12 +27,14 @@ def survey(names, read, scale=None, max_megapixels=MAX_MEGAPIXELS):
             paged += image.format == "TIFF" and image.n_frames > 1
             if is_deep(image) and image.width * image.height <= max_megapixels * 1e6:
                 x = deep_values(image).ravel()
-                values.append(x[:: max(1, len(x) // VALUES)])
+                x = x[~np.isnan(x)]
+                if len(x) > VALUES:  # the ends are exact, for bits; what lies between, for percentiles, a sample
+                    x = np.concatenate([[x.min(), x.max()], x[:: len(x) // VALUES]])
+                values.append(x)
         except Exception:  # Pillow raises every kind on a broken file, which is named when it is read
             continue
     notes = [f"{paged} of {len(some)} files looked at have several pages, of which the first is read"] if paged else []
     if values:
-        x = np.concatenate(values)
-        scale = scale or usual_scale(x[~np.isnan(x)])
+        scale = scale or usual_scale(np.concatenate(values))
         notes += [f"deep pictures, their values {scale[0]:g} to {scale[1]:g} shown as 0 to 255 (--scale LOW HIGH)"]
     return scale, notes

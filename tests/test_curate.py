@@ -229,7 +229,7 @@ def test_broken_curated_pictures_are_named_and_left_out(place, tmp_path, capsys)
     (tmp_path / "curated/0.png").write_text("broken")
     out = tmp_path / "selected.txt"
     assert run(*flags(place, out), "--curated", tmp_path / "curated") == 0
-    assert f"skipped {tmp_path}/curated/0.png: cannot be read" in capsys.readouterr().err
+    assert f"skipped {tmp_path}/curated/0.png: not an image" in capsys.readouterr().err
     with open(tmp_path / "selected.csv") as file:
         assert not any(row["nearest_curated"].endswith("curated/0.png") for row in csv.DictReader(file))
     for path in (tmp_path / "curated").iterdir():

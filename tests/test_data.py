@@ -134,7 +134,7 @@ def test_of_two_held_out_splits_the_first_with_classes():
     names = ["test/1.png", "test/2.png", "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
     splits, classes, notes = data.choose_splits(names, {})
     assert [name for name, _ in splits["test"]] == ["val/a/1.png", "val/b/1.png"] and classes == ["a", "b"]
-    assert notes == ["2 images in test are in neither split"]
+    assert notes == ["2 images are in neither split, as those in test"]
 
 
 @pytest.mark.parametrize("tops", [("train", "cats"), ("val", "test"), ("Valid", "dogs"), ("cats", "training")])

@@ -24,6 +24,7 @@ from evaluate import (
     pixel_features,
 )
 from support.data import Images
+from vit import vit_pico
 
 
 def at(*degrees):
@@ -432,6 +433,18 @@ def test_features_for_numpy(tmp_path, labelled, capsys):
     assert out.splitlines()[-1] == f"result: features of 3 training and 1 test images, {tmp_path}/features.npz"
     saved = np.load(tmp_path / "features.npz")
     assert saved["train_names"].tolist() == ["0.png", "1.png", "2.png"] and "train_labels" not in saved
+
+
+def test_features_of_a_set_without_a_test_split(tmp_path, labelled):
+    """One image of each class: none is held out, and none needs to be."""
+    for path in labelled.rglob("[12].png"):
+        path.unlink()
+    torch.save(vit_pico(patch_size=4, img_size=8).state_dict(), tmp_path / "vit.pt")
+    words = ["--weights", tmp_path / "vit.pt", "--data", labelled / "train"]
+    assert main([*map(str, words), "--save", f"{tmp_path}/x.npz", "--device", "cpu"]) == 0
+    saved = np.load(tmp_path / "x.npz")
+    assert saved["train_features"].shape == (2, 96) and "test_features" not in saved
+    assert main(list(map(str, words))) == 2
 
 
 @pytest.mark.parametrize("argv, words", [

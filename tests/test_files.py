@@ -9,6 +9,8 @@ import lzma
 import ntpath
 import os
 import tarfile
+import zipfile
+from itertools import product
 
 import numpy as np
 import pytest
@@ -96,7 +98,9 @@ def test_splits_from_a_list(tmp_path):
 
 @pytest.mark.parametrize("line, expected", [
     ("a b.png", ("a b.png", None)), ("a.png b.png", ("a.png b.png", None)), ("a.JPG 3", ("a.JPG", "3")),
-    ("a.b.jpeg my cat", ("a.b.jpeg", "my cat")), ("a", ("a", None)), ("set.tar/a.png x", ("set.tar/a.png", "x")),
+    ("a.b.jpeg my cat", ("a.b.jpeg", "my cat")),
+    ("my.png pics/1.jpg cat", ("my.png pics/1.jpg", "cat")), ("a", ("a", None)),
+    ("set.tar/a.png x", ("set.tar/a.png", "x")),
 ])  # fmt: skip
 def test_lines_of_a_list(line, expected):
     assert files.split_line(line) == expected
@@ -104,7 +108,7 @@ def test_lines_of_a_list(line, expected):
 
 def test_a_list_without_a_header_is_one_line(tmp_path):
     (tmp_path / "list.csv").write_text("a.png,cat\n")
-    with pytest.raises(DataError, match="its header is a.png, cat, and has no path; path,label,split") as error:
+    with pytest.raises(DataError, match="its header is a.png, cat; it must have a path") as error:
         load_images(tmp_path / "list.csv")
     one_line(error)
 
@@ -150,6 +154,85 @@ def test_shards_without_classes_and_with_splits(shards):
         path.unlink()
     images = load_images(shards, size=4)
     assert images.names == ["train/0.tar/7.jpg"] and images.labels is None
+
+
+@pytest.mark.parametrize("names", [("set-train-0.tar", "set-val-0.tar"), ("Train/0.tar", "VALID/0.tar")])
+def test_splits_in_the_names_of_shards(tmp_path, names):
+    for number, name in enumerate(names):
+        members = {}
+        for i in range(2):
+            members |= {f"s{i}.png": save(tmp_path / "p.png", 10 * number + i).read_bytes(), f"s{i}.CLS": b"%d" % i}
+        shard(tmp_path / "set" / name, members)
+    train, test = (load_images(tmp_path / "set", split, size=4) for split in ("train", "test"))
+    assert grey_levels(train.pixels) == [0, 1] and grey_levels(test.pixels) == [10, 11]
+    assert train.labels.tolist() == test.labels.tolist() == [0, 1]
+
+
+def test_folders_in_shards_are_splits_and_classes(tmp_path):
+    for number in range(2):
+        members = {f"all/{split}/{kind}/{number}.png": save(tmp_path / "p.png", 10 * number + i).read_bytes()
+                   for i, (split, kind) in enumerate(product(("train", "test"), "ab"))}  # fmt: skip
+        shard(tmp_path / "set" / f"{number}.tar", members)
+    train, test = (load_images(tmp_path / "set", split, size=4) for split in ("train", "test"))
+    assert grey_levels(train.pixels) == [0, 1, 10, 11] and grey_levels(test.pixels) == [2, 3, 12, 13]
+    assert train.classes == ["a", "b"] and train.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_damaged_or_missing_shard_is_named_and_left_out(shards, capsys):
+    raw = (shards / "00001.tar").read_bytes()
+    (shards / "00002.tar").write_bytes(raw[:-2000])
+    (shards.parent / "list.txt").write_text("".join(f"shards/0000{i}.tar\n" for i in range(4)))
+    assert len(files.find_files(shards.parent / "list.txt")[0]) == 6
+    err = capsys.readouterr().err
+    assert f"skipped {shards}/00002.tar: " in err and f"skipped {shards}/00003.tar: No such file or directory" in err
+    for path in shards.glob("*.tar"):
+        path.write_bytes(b"x" * 600)
+    with pytest.raises(DataError, match="none of the 3 shards"):
+        files.find_files(shards)
+
+
+@pytest.mark.parametrize("column", [("train", "dev"), ("0", "1"), ("test", "test"), ("training", "private_test")])
+def test_splits_that_are_none_are_refused(tmp_path, column):
+    numbered(tmp_path, 2)
+    (tmp_path / "list.csv").write_text(f"image,class,split\n000.png,a,{column[0]}\n001.png,b,{column[1]}\n")
+    with pytest.raises(DataError, match="its splits are") as error:
+        load_images(tmp_path / "list.csv", size=4)
+    assert set(column) <= set(one_line(error).replace(";", ",").replace("are ", ", ").split(", "))
+
+
+def test_one_split_alone_and_labels_of_some(tmp_path):
+    """All for training: every tenth is held out as ever.  One image without a class: no labels, and that is said."""
+    numbered(tmp_path, 3)
+    (tmp_path / "list.csv").write_text("path,split\n000.png,train\n001.png,train\n002.png,train\n")
+    assert len(load_images(tmp_path / "list.csv", size=4)) == 3
+    (tmp_path / "list.csv").write_text("path,label\n000.png,a\n001.png,b\n002.png,\n")
+    images = load_images(tmp_path / "list.csv", size=4)
+    assert images.labels is None and "1 of 3 images have no class (the first: " in images.notes[0]
+
+
+def test_what_stands_twice_in_a_list_is_said(tmp_path, capsys):
+    numbered(tmp_path, 2)
+    (tmp_path / "list.csv").write_text("path,label\n000.png,a\n001.png,b\n000.png,b\n001.png,b\n")
+    assert files.find_files(tmp_path / "list.csv")[2] == {f"{tmp_path}/000.png": (None, "a"),
+                                                          f"{tmp_path}/001.png": (None, "b")}  # fmt: skip
+    assert "1 images stand there more than once, as different things" in capsys.readouterr().err
+
+
+def test_splits_below_classes_are_refused(tmp_path):
+    for name in ("cats/train/1.png", "cats/test/1.png", "dogs/train/1.png", "dogs/test/1.png"):
+        save(tmp_path / "set" / name)
+    with pytest.raises(DataError, match="its classes hold the splits"):
+        load_images(tmp_path / "set", size=4)
+
+
+def test_a_zip_with_backslashes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("set\\train\\a\\1.png", "set\\train\\b\\1.png"):
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            archive.writestr(info, save(tmp_path / "p.png", 9).read_bytes())
+    names, read, _ = files.find_files(tmp_path / "a.zip")
+    assert names == ["set/train/a/1.png", "set/train/b/1.png"] and read(names[1]) == read(names[0])
 
 
 def test_paths_are_compared_in_one_form(tmp_path, monkeypatch):

@@ -464,7 +464,7 @@ def test_the_program_draws(place, capsys, flags):
 def test_a_folder_and_a_broken_picture(place, capsys):
     status, out, err = run(place, capsys, place, "--size", 16)
     assert status == 0 and out.startswith("3 images, ")
-    assert err == ["skipped broken.png: not an image in a format that Pillow reads"]
+    assert err == [f"skipped {place}/broken.png: not an image in a format that Pillow reads"]
 
 
 def test_two_images_are_matched(place, capsys):

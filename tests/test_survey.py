@@ -38,6 +38,24 @@ def test_a_scale_is_of_all_files(tmp_path, dtype, values, scale):
     assert notes == [f"deep pictures, their values {scale[0]:g} to {scale[1]:g} shown as 0 to 255 (--scale LOW HIGH)"]
 
 
+def test_the_ends_are_exact(tmp_path):
+    """Of a picture of 512², every fourth of its values is looked at, but its highest, in the second column, counts."""
+    x = np.ones((512, 512), np.uint16)
+    x[:, 1] = 4000
+    Image.fromarray(x).save(tmp_path / "a.png")
+    assert looked_at(tmp_path)[0] == (0, 4095)
+
+
+def test_folders_with_the_same_names(tmp_path, capsys):
+    """Both count, in whatever order they are given."""
+    deep(tmp_path / "a/0.png", 1000)
+    deep(tmp_path / "b/0.png", 60000)
+    for order in ("ab", "ba"):
+        images = read_images([tmp_path / kind for kind in order], 2, 1, False)
+        assert sorted(int(image[0, 0, 0]) for image in images) == [4, 233]  # 1000 and 60000 of 65535
+        assert "0 to 65535" in capsys.readouterr().err
+
+
 def test_shallow_and_broken_files_say_nothing(tmp_path):
     save(tmp_path / "a.png", 9)
     save(tmp_path / "b.jpg", 9)

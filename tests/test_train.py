@@ -214,6 +214,75 @@ def test_a_signal_to_another_rank_saves_and_stops_too(folder, tmp_path, monkeypa
     assert not (tmp_path / "vit.pt").exists()
 
 
+def test_killed_in_an_evaluation_its_row_comes_back(folder, tmp_path, monkeypatch):
+    """The checkpoint of step 4 is there when its k-NN begins; killed in it, the run has all rows in the end."""
+    words = {"steps": 6, "eval_every": 2, "save_every": 2, "hires_share": 0}
+    assert main(flags(folder, tmp_path / "whole", **words)) == 0
+    measure_knn, seen = train.measure_knn, []
+
+    def dies(*arguments, **options):
+        seen.append(1)
+        if len(seen) == 2:
+            raise ZeroDivisionError
+        return measure_knn(*arguments, **options)
+
+    monkeypatch.setattr(train, "measure_knn", dies)
+    with pytest.raises(ZeroDivisionError):
+        main(flags(folder, tmp_path / "run", **words))
+    assert main([*flags(folder, tmp_path / "run", **words), "--resume"]) == 0
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "run") if "evaluation_flops" in row] == [2, 4, 6]
+
+
+def test_a_folder_is_one_runs_alone(folder, tmp_path, capsys):
+    """While another process trains in it; it is free as soon as that one has gone, however it went."""
+    script = f"""if True:
+        import sys, time, pathlib
+        sys.path.insert(0, {str(Path(train.__file__).parent)!r})
+        from support.flags import alone_in
+        with alone_in(pathlib.Path({str(tmp_path)!r})):
+            print("held", flush=True)
+            time.sleep(60)
+    """
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    assert main(flags(folder, tmp_path)) == 2
+    assert f"another process trains in {tmp_path}" in capsys.readouterr().err
+    other.kill()
+    other.wait()
+    assert main(flags(folder, tmp_path, steps=1, hires_share=0)) == 0 and not (tmp_path / ".lock").exists()
+
+
+def test_another_recipe_beside_resume_is_refused(whole, capsys):
+    assert main(["--recipe", "cifar10", "--out", str(whole), "--resume"]) == 2
+    assert "has --recipe shapes, not cifar10" in capsys.readouterr().err
+    assert main(["--recipe", "shapes", "--out", str(whole), "--resume", "--device", "cpu"]) == 0
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_with_defaults(folder, tmp_path, capsys):
+    assert main(flags(folder, tmp_path, steps=2, hires_share=0)) == 0
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del saved["recipe"]["workers"], saved["recipe"]["name"]
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    assert main(["--out", str(tmp_path), "--resume", "--device", "cpu"]) == 0
+    assert "is of an older version, and has the defaults of name, workers" in capsys.readouterr().out
+
+
+def test_a_folder_where_a_file_shall_be(folder, tmp_path, capsys):
+    for name in train.FILES:
+        (tmp_path / name / name).mkdir(parents=True)
+        assert main(flags(folder, tmp_path / name)) == 2
+        assert f"{tmp_path / name / name} is a folder, where a file shall be" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_taken_away(folder, tmp_path, monkeypatch, capsys):
+    """One line; there is nothing left to keep."""
+    train_step = train.train_step
+    monkeypatch.setattr(train, "train_step", lambda *a: (shutil.rmtree(tmp_path / "run", True), train_step(*a))[1])
+    assert main(flags(folder, tmp_path / "run")) == 2
+    assert "metrics.jsonl: No such file" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_nan_stops_with_the_last_good_checkpoint(folder, tmp_path, monkeypatch, capsys):
     loss = train.koleo_loss
     calls = []
