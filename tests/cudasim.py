@@ -156,8 +156,8 @@ def loader():
     from support.data import Files, Images, batches
 
     square, names, waits = torch.zeros(3, 4, 4, dtype=torch.uint8), list("abcdefgh"), {}
-    files = Files(names, None, None, 4)
-    files.load = lambda i: (square.numpy(), None)
+    files = Files(names, None, 4, None, None, 1)
+    files.load = lambda i, epoch: (square.numpy(), None)
     for kind, pixels in (("in memory", square.expand(8, -1, -1, -1)), ("streamed", None)):
         sim, images = CudaSim(), Images("eight", pixels, None, [], files=files)
         with sim:

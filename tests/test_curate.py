@@ -254,12 +254,12 @@ def test_names_that_a_list_can_and_cannot_hold(place, tmp_path, capsys):
 
 
 def test_work_files_that_are_cut_short_are_made_again(place, whole, tmp_path):
-    """As a machine that crashed may leave them: each of them in turn, of none of its bytes to all but one."""
+    """As a machine that crashed may leave them: half of them in turn, of none of its bytes to all but one."""
     (whole, more), out = whole, tmp_path / "selected.txt"
     assert run(*flags(place, out, *more)) == 0
     work = sorted((tmp_path / "selected.txt.work").glob("*.npy"))
     assert len(work) >= 12
-    for path, left in zip(work, cycle([0, 1, 100, -100, -1])):
+    for path, left in zip(work[::2], cycle([0, 1, 100, -100, -1])):  # a file and its marks by turns
         path.write_bytes(path.read_bytes()[:left])
         assert run(*flags(place, out, *more)) == 0
         assert outputs(out) == outputs(whole)

@@ -81,7 +81,7 @@ def programs(place, out, data=None, weights=None):
 
 def test_flags(place, tmp_path, request):
     found = {}
-    for words in some(hostile.wrong_flags(), request, 60):
+    for words in some(hostile.wrong_flags(), request, 30):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         all_words = [*SMALL, "--device", "cpu", "--data", place / "good", "--out", tmp_path / "run", *words]
         found[str(words)] = flaws(train.main, all_words, (0, 1, 2))  # 1: a loss that became NaN
@@ -99,7 +99,7 @@ OTHER_FLAGS = {
 def test_flags_of_the_others(place, tmp_path, request):
     cases = [(name, flag, value) for name, flags in OTHER_FLAGS.items() for flag in flags for value in hostile.VALUES]
     found = {}
-    for name, flag, value in some(cases, request, 30):
+    for name, flag, value in some(cases, request, 20):
         word = f"{flag}={value}"
         main, words = programs(place, tmp_path / "out")[name]
         found[f"{name} {word}"] = flaws(main, [*words, word])
@@ -113,7 +113,7 @@ def test_flags_of_the_others(place, tmp_path, request):
 def test_archives(place, tmp_path, request):
     made = hostile.archives(tmp_path)
     found = {}
-    for name, path in some(made.items(), request, 5):
+    for name, path in some(made.items(), request, 4):
         for program, (main, words) in programs(place, tmp_path / "out", path).items():
             if program != "pca_viz":
                 found[f"{program} {name}"] = flaws(main, words)
@@ -180,7 +180,7 @@ def test_checkpoints(place, tmp_path, request):
     """None is gone on from, and none is a teacher."""
     found = {}
     made = hostile.checkpoints(tmp_path, place / "run" / "checkpoint.pt")
-    for name, path in some(made.items(), request, 12):
+    for name, path in some(made.items(), request, 8):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(place / "run", tmp_path / "run")
         shutil.copy(path, tmp_path / "run" / "checkpoint.pt")
