@@ -26,9 +26,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from support.pictures import EXTENSIONS, reason_of
+from support.splits import HELD_OUT, TRAIN, unwrapped
 
 LISTS = (".txt", ".csv", ".tsv")
-TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # splits, in any case
 COLUMNS = {  # of a list, as people call them
     **dict.fromkeys(("filename", "file_name", "file", "image", "image_path", "filepath"), "path"),
     **dict.fromkeys(("class", "category", "target"), "label"), **dict.fromkeys(("set", "subset"), "split"),
@@ -50,13 +50,6 @@ def plain(text):
 def say_once(line):
     """A line on the screen, not again in this process."""
     print(line, file=sys.stderr)
-
-
-def unwrapped(parts):
-    """Paths in parts, without folders that wrap everything and so say nothing."""
-    while parts and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
-        parts = [p[1:] for p in parts]
-    return parts
 
 
 def read_bytes(path):

@@ -218,13 +218,6 @@ def test_what_stands_twice_in_a_list_is_said(tmp_path, capsys):
     assert "1 images stand there more than once, as different things" in capsys.readouterr().err
 
 
-def test_splits_below_classes_are_refused(tmp_path):
-    for name in ("cats/train/1.png", "cats/test/1.png", "dogs/train/1.png", "dogs/test/1.png"):
-        save(tmp_path / "set" / name)
-    with pytest.raises(DataError, match="its classes hold the splits"):
-        load_images(tmp_path / "set", size=4)
-
-
 def test_a_zip_with_backslashes(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in ("set\\train\\a\\1.png", "set\\train\\b\\1.png"):
