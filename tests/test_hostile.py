@@ -177,7 +177,7 @@ def test_weights(place, tmp_path, request, monkeypatch):
 
 
 def test_checkpoints(place, tmp_path, request):
-    """None is gone on from, and none is a teacher."""
+    """None is gone on from; as teachers those may serve whose weights are whole."""
     found = {}
     made = hostile.checkpoints(tmp_path, place / "run" / "checkpoint.pt")
     for name, path in some(made.items(), request, 8):
@@ -186,6 +186,8 @@ def test_checkpoints(place, tmp_path, request):
         shutil.copy(path, tmp_path / "run" / "checkpoint.pt")
         found[f"--resume {name}"] = flaws(train.main, ["--out", tmp_path / "run", "--resume", "--device", "cpu"], (2,))
         assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == path.read_bytes()  # and is left as it is
+        words = programs(place, tmp_path / "out")["train"][1]
+        found[f"--teacher {name}"] = flaws(train.main, [*words, "--teacher", path], (0, 2))
     hold("checkpoints", found)
 
 

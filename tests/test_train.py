@@ -234,6 +234,24 @@ def test_killed_in_an_evaluation_its_row_comes_back(folder, tmp_path, monkeypatc
     assert [row["step"] for row in rows(tmp_path / "run") if "evaluation_flops" in row] == [2, 4, 6]
 
 
+def test_ctrl_c_in_an_evaluation_saves(folder, tmp_path, monkeypatch, capsys):
+    """Step 2's k-NN is cut into; there is no checkpoint yet, and --resume finds one all the same."""
+    measure_knn = train.measure_knn
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return measure_knn(*arguments, **options)
+
+    words = {"steps": 6, "eval_every": 2, "save_every": 100, "hires_share": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "measure_knn", interrupted)
+        assert main(flags(folder, tmp_path / "run", **words)) == 130
+    assert "--resume goes on from" in capsys.readouterr().out
+    assert main([*flags(folder, tmp_path / "run", **words), "--resume"]) == 0
+    assert main(flags(folder, tmp_path / "whole", **words)) == 0
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
 def test_a_folder_is_one_runs_alone(folder, tmp_path, capsys):
     """While another process trains in it; it is free as soon as that one has gone, however it went."""
     script = f"""if True:
@@ -273,6 +291,9 @@ def test_a_folder_where_a_file_shall_be(folder, tmp_path, capsys):
         (tmp_path / name / name).mkdir(parents=True)
         assert main(flags(folder, tmp_path / name)) == 2
         assert f"{tmp_path / name / name} is a folder, where a file shall be" in capsys.readouterr().err
+    (tmp_path / "run/.checkpoint.pt.tmp").mkdir(parents=True)
+    assert main(flags(folder, tmp_path / "run", steps=1, hires_share=0)) == 2
+    assert "run/.checkpoint.pt.tmp: Is a directory" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_folder_that_is_taken_away(folder, tmp_path, monkeypatch, capsys):
