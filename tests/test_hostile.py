@@ -180,7 +180,7 @@ def test_checkpoints(place, tmp_path, request):
     """None is gone on from; as teachers those may serve whose weights are whole."""
     found = {}
     made = hostile.checkpoints(tmp_path, place / "run" / "checkpoint.pt")
-    for name, path in some(made.items(), request, 8):
+    for name, path in some(made.items(), request, 5):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(place / "run", tmp_path / "run")
         shutil.copy(path, tmp_path / "run" / "checkpoint.pt")

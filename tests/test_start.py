@@ -192,8 +192,8 @@ def test_a_student_with_heads_leaves_the_teachers_warm_up_as_it_is(folder, relea
     assert main(start(folder, tmp_path / "run", **words)) == 0
     assert f"heads for the teacher {released}, 2 steps" in capsys.readouterr().out
     words.pop("head_warmup")
-    assert main(start(folder, tmp_path / "tenth", **words | {"steps": 20})) == 0
-    assert f"heads for the teacher {released}, 2 steps" in capsys.readouterr().out  # a tenth of 20
+    assert main(start(folder, tmp_path / "tenth", **words | {"steps": 10})) == 0
+    assert f"heads for the teacher {released}, 1 steps" in capsys.readouterr().out  # a tenth of 10
     assert not any(row.get("frozen_backbone") for row in rows(tmp_path / "tenth"))
 
 

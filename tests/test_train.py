@@ -151,7 +151,7 @@ def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkey
 
 def test_programs_start_where_memory_is_not_counted(tmp_path):
     """As on Windows, which has no module `resource`."""
-    script = "import sys; sys.modules['resource'] = None; import bench, train, evaluate, pca_viz, curate, torch; "
+    script = "import sys; sys.modules['resource'] = None; import bench, train, torch; "
     script += "here = torch.device('cpu'); print(train.peak_memory(here), bench.most_memory(here))"
     place = Path(train.__file__).parent
     done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True)
@@ -214,10 +214,21 @@ def test_a_signal_to_another_rank_saves_and_stops_too(folder, tmp_path, monkeypa
     assert not (tmp_path / "vit.pt").exists()
 
 
-def test_killed_in_an_evaluation_its_row_comes_back(folder, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def evaluated(folder, tmp_path_factory):
+    """An uninterrupted run of six steps with a k-NN every other one."""
+    out = tmp_path_factory.mktemp("evaluated")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stand_in in {"draw_curves": lambda *_: None, "training_flops": lambda run: 1000}.items():
+            patch.setattr(train, name, stand_in)
+        patch.setattr(pca_viz, "draw_pca", lambda *_: None)
+        assert main(flags(folder, out, steps=6, eval_every=2, save_every=2, hires_share=0)) == 0
+    return out
+
+
+def test_killed_in_an_evaluation_its_row_comes_back(folder, evaluated, tmp_path, monkeypatch):
     """The checkpoint of step 4 is there when its k-NN begins; killed in it, the run has all rows in the end."""
     words = {"steps": 6, "eval_every": 2, "save_every": 2, "hires_share": 0}
-    assert main(flags(folder, tmp_path / "whole", **words)) == 0
     measure_knn, seen = train.measure_knn, []
 
     def dies(*arguments, **options):
@@ -230,11 +241,11 @@ def test_killed_in_an_evaluation_its_row_comes_back(folder, tmp_path, monkeypatc
     with pytest.raises(ZeroDivisionError):
         main(flags(folder, tmp_path / "run", **words))
     assert main([*flags(folder, tmp_path / "run", **words), "--resume"]) == 0
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-    assert [row["step"] for row in rows(tmp_path / "run") if "evaluation_flops" in row] == [2, 4, 6]
+    assert rows(tmp_path / "run") == rows(evaluated)
+    assert [row["step"] for row in rows(evaluated) if "evaluation_flops" in row] == [2, 4, 6]
 
 
-def test_ctrl_c_in_an_evaluation_saves(folder, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_in_an_evaluation_saves(folder, evaluated, tmp_path, monkeypatch, capsys):
     """Step 2's k-NN is cut into; there is no checkpoint yet, and --resume finds one all the same."""
     measure_knn = train.measure_knn
 
@@ -248,8 +259,7 @@ def test_ctrl_c_in_an_evaluation_saves(folder, tmp_path, monkeypatch, capsys):
         assert main(flags(folder, tmp_path / "run", **words)) == 130
     assert "--resume goes on from" in capsys.readouterr().out
     assert main([*flags(folder, tmp_path / "run", **words), "--resume"]) == 0
-    assert main(flags(folder, tmp_path / "whole", **words)) == 0
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "run") == rows(evaluated)
 
 
 def test_a_folder_is_one_runs_alone(folder, tmp_path, capsys):
