@@ -90,7 +90,7 @@ def add_device(parser):
 
 def mps_works():
     """Whether there is a GPU of Apple's, and PyTorch has on it what is most likely to be missing."""
-    if not torch.mps.is_available():
+    if not torch.backends.mps.is_available():
         return False
     try:
         F.interpolate(torch.zeros(1, 1, 4, 4, device="mps"), (2, 2), mode="bicubic", antialias=True)
