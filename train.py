@@ -477,9 +477,11 @@ def finish(run, out, rows, began):
     row = {"step": run.recipe.steps, **scores, "flops": flops, "seconds": time.perf_counter() - began, "final": True}
     add_metrics(out / "metrics.jsonl", row)
     draw_curves([*rows, row], run.recipe, out / "curves.png")
-    broken = len({name for images in splits_at(run.step, run.recipe) for name, _ in images.skipped})
-    skipped = f", {broken} broken files skipped" if broken else ""
-    print(f"{scores_in_words(scores)}{skipped}, {flops / 1e12:.1f} TFLOP, {row['seconds']:.0f} s, {out}")
+    splits = splits_at(run.step, run.recipe)
+    broken = len({name for images in splits for name, _ in images.skipped})
+    words = scores_in_words(scores) + (f" by a sample of {len(splits[0].sample)} images" if splits[0].sample else "")
+    words += f", {broken} broken files skipped" if broken else ""
+    print(f"{words}, {flops / 1e12:.1f} TFLOP, {row['seconds']:.0f} s, {out}")
 
 
 @in_one_line("train.py")

@@ -145,7 +145,7 @@ def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkey
     assert "2 classes, 0 broken files skipped, read as they are needed" in out
     assert err.count("skipped dark/3.png: ") == 1 and "step 7: k-NN" in err.replace("\r", "\n")
     last = out.splitlines()[-1]
-    assert "(k = 8), 1 broken files skipped, " in last and "no labels" not in last
+    assert "(k = 8) by a sample of 8 images, 1 broken files skipped, " in last and "no labels" not in last
     assert [row["step"] for row in rows(tmp_path / "run") if "knn_8" in row] == [7, 14]
 
 
