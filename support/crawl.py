@@ -31,7 +31,7 @@ from tqdm import tqdm
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
-from support.files import DataError, check_regular
+from support.files import DataError
 from support.pictures import FORMATS, reason_of
 
 LAZY = ("src", "data-src", "data-original", "data-lazy", "data-lazy-src")  # where pages keep an image's address
@@ -65,17 +65,17 @@ def pages(place):
             yield from pages(path)
     elif not place.exists():
         raise DataError(f"{place}: no such page, folder or WARC file")
+    elif not place.is_file():
+        raise DataError(f"{place} is not a regular file")
     elif place.name.endswith((".warc", ".warc.gz")):
         yield from pages_of_warc(place)
     elif place.suffix.lower() in (".html", ".htm", ".xhtml"):
-        check_regular(place)
         with open(place, "rb") as file:
             yield str(place), "", file.read(MAX_PAGE)
 
 
 def pages_of_warc(place):
     """(address, address, bytes) of each HTML answer of a crawl; DataError for a file that is none, or cut short."""
-    check_regular(place)
     with open(place, "rb") as file:
         archive, offset = ArchiveIterator(file), 0
         try:

@@ -6,6 +6,7 @@
 import gzip
 import io
 import json
+import os
 import socket
 import struct
 import threading
@@ -78,6 +79,10 @@ def test_pages_of_a_folder_and_of_a_crawl(tmp_path):
     ]
     with pytest.raises(crawl.DataError, match="no such page"):
         collect_addresses(tmp_path / "none.html")
+    for name in ("pipe.html", "pipe.warc.gz"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(crawl.DataError, match=f"{name} is not a regular file"):
+            collect_addresses(tmp_path / name)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -146,6 +146,17 @@ def test_shards_are_one_set(shards, monkeypatch):
     assert load_images(shards / "00000.tar", size=4).classes == ["0", "1"]  # one of them alone
 
 
+def test_what_of_shards_is_not_as_it_seems_is_said(shards, capsys):
+    """A mask beside each image is an image too; an image beside the shards makes a folder of images of it."""
+    members = {"1.jpg": b"", "1.seg.png": b"", "1.cls": b"0"}
+    shard(shards / "00002.tar", members)
+    assert len(files.find_files(shards)[0]) == 8
+    assert "00002.tar: samples with several images" in capsys.readouterr().err
+    save(shards / "preview.png")
+    assert files.find_files(shards)[0] == ["preview.png"]
+    assert f"{shards}: 3 .tar files are not read" in capsys.readouterr().err
+
+
 def test_shards_without_classes_and_with_splits(shards):
     """A shard's name is no class; folders of shards are splits."""
     for split in ("train", "val"):
