@@ -108,10 +108,9 @@ def add_pictures(parser):
 
 
 def check_scale(scale):
-    """A pair of numbers, or None, as it is; UserError unless the first one is the lower."""
+    """UserError unless a pair of numbers, where there is one, has the lower one first."""
     if scale and not -math.inf < scale[0] < scale[1] < math.inf:
         raise UserError(f"--scale: LOW must be below HIGH; got {show(tuple(scale))}")
-    return scale
 
 
 def find_device(name):
