@@ -37,6 +37,5 @@ class Head(nn.Module):
     def forward(self, x):
         """Logits (..., K): the cosine of each row's bottleneck and each prototype."""
         y_hat = F.normalize(self.mlp(x).float(), dim=-1, eps=1e-6)  # (..., bottleneck_dim)
-        one = torch.ones_like(self.prototypes[:, :1])  # (K, 1)  the length of each
-        w = torch._weight_norm(self.prototypes, one, 0)  # (K, bottleneck_dim)  F.normalize takes twice the time
+        w = F.normalize(self.prototypes, dim=1)  # (K, bottleneck_dim)
         return F.linear(y_hat, w)  # (..., K)

@@ -4,29 +4,26 @@ The teacher's scores become the transport plan that is nearest to them and that 
 
     Q* = argmax ⟨Q, Z/τ⟩ + H(Q)   over   Q ≥ 0,   Qᵀ1_B = 1_K / K,   Q 1_K = 1_B / B
 
-Its answer is a rescaling of rows and columns, found by turns.  With E = softmax(Z/τ), row by row,
+Its answer is exp(Z/τ) with rows and columns rescaled.  From Q = exp(Z/τ), three times,
 
-    Q = diag(a) E diag(r),        r_k ← 1 / Σ_b a_b E_bk        each prototype gets the same mass
-                                  a_b ← 1 / Σ_k E_bk r_k        each sample's row sums to 1 (B times the plan's)
+    Q_bk ← Q_bk / Σ_b Q_bk        each prototype gets the same mass
+    Q_bk ← Q_bk / Σ_k Q_bk        each row sums to 1 (B times the plan's)
 
-where a_b starts as Σ_k exp(Z_bk/τ), the sum that softmax divided by: diag(a) E = exp(Z/τ).  After three rounds the rows
-are exact and the columns nearly so.
+after which the rows are exact and the columns nearly so.
 
     Z  logits  (B, K)   teacher scores of B samples for K prototypes; Σ_b goes over those of all ranks
     τ  temp             teacher temperature
-    a  (B,), r  (K,)    the two scaling vectors; a common factor of either cancels
     Q  (B, K)           targets
 
-The official code passes over the whole matrix 14 times to divide or multiply it, and gives NaN from logits of 4 at
-τ = 0.04 on, since exp overflows.  Here an iteration only reads it, in two matrix-vector products.
+The first time in logarithms, a softmax over samples and then one over prototypes, since exp(Z/τ) can be too large for
+float32, or too small.  From then on neither happens: a column that sums to 1 has rows that sum to K at most, so it
+keeps a K-th of its mass.  The official code takes exp(Z/τ), which gives NaN from scores of 4 at τ = 0.04 on, and no
+mass to a prototype that is 104 nats below another.
 """
 
 import torch
-from torch.nn import functional as F
 
 from distributed import max_over_ranks, sum_over_ranks
-
-FLOOR = 1e-30  # ours: least mass of a prototype, as a share of the largest; with less (70 nats down) 1/mass overflows
 
 
 @torch.no_grad()
@@ -36,18 +33,20 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
     temp: τ > 0.  n_iters: 3 in the paper (§4).  Prototype sums go over the samples of all ranks.
 
     >>> z = torch.tensor([[1.0, 2.0], [1.0, 1.0]]).log()  # exp(z) = [[1, 2], [1, 1]]
-    >>> (sinkhorn_knopp(z, temp=1.0, n_iters=1) * 35).round()  # r ∝ (1/2, 1/3): rows (1/2, 2/3), (1/2, 1/3)
+    >>> (sinkhorn_knopp(z, temp=1.0, n_iters=1) * 35).round()  # by columns: rows (1/2, 2/3), (1/2, 1/3)
     tensor([[15., 20.],
             [21., 14.]])
     """
-    with torch.autocast(logits.device.type, enabled=False):  # it would make the products bf16
-        E = (logits.float() / temp).softmax(dim=1)  # (B, K)
-        log_a = logits.amax(dim=1).float() / temp - E.amax(dim=1).log()  # (B,)  log Σ_k exp(Z_bk/τ), by the largest
-        top = F.pad(log_a, (0, 1), value=-torch.inf).max()  # also of no rows, where no patch is masked
-        a = (log_a - max_over_ranks(top)).exp()  # (B,)  at most 1
-        for _ in range(n_iters):
-            mass = sum_over_ranks(a @ E)  # (K,)
-            r = 1 / (mass / mass.max()).clamp(min=FLOOR)  # (K,)  at least 1, so that a stays at most 1
-            a = 1 / (E @ r)  # (B,)
-        Q = E.mul_(r).mul_(a[:, None])  # (B, K)
-        return Q
+    log_Q = logits.float() / temp  # (B, K)
+    Q = (log_Q - logsumexp_over_samples(log_Q)).softmax(dim=1)
+    for _ in range(n_iters - 1):
+        Q /= sum_over_ranks(Q.sum(dim=0))  # (K,)
+        Q /= Q.sum(dim=1, keepdim=True)  # (B, 1)
+    return Q
+
+
+def logsumexp_over_samples(x):
+    """log Σ_b exp(x_bk) over the rows of all ranks: (B, K) -> (K,).  A rank may have no rows."""
+    top = x.amax(dim=0) if len(x) else x.new_full(x.shape[1:], -torch.inf)  # (K,)
+    top = max_over_ranks(top)
+    return top + sum_over_ranks((x - top).exp_().sum(dim=0)).log()

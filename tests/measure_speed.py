@@ -12,13 +12,11 @@ import sys
 from pathlib import Path
 
 import torch
-from einops import rearrange
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import bench  # noqa: E402
 import dino_loss  # noqa: E402
 import ibot_loss  # noqa: E402
-import train  # noqa: E402
 import vit  # noqa: E402
 
 FLAGS = {
@@ -79,23 +77,8 @@ def plain_cross_entropy():
     dino_loss.cross_entropy = ibot_loss.cross_entropy = cross_entropy
 
 
-def plain_sinkhorn():
-    """SwAV's: the matrix is divided over and over."""
-
-    @torch.no_grad()
-    def sinkhorn_knopp(logits, temp, n_iters=3):
-        Q = rearrange((logits.float() / temp).exp(), "b k -> k b")
-        Q /= Q.sum()
-        for _ in range(n_iters):
-            Q /= Q.sum(dim=1, keepdim=True) * len(Q)
-            Q /= Q.sum(dim=0, keepdim=True) * Q.shape[1]
-        return rearrange(Q * Q.shape[1], "k b -> b k")
-
-    train.sinkhorn_knopp = sinkhorn_knopp
-
-
 WITHOUT = {f.__name__: f for f in (pages_go_back, fused_attention, everything_computed, one_pass_a_resolution,
-                                   last_mlp_of_all, plain_cross_entropy, plain_sinkhorn)}  # fmt: skip
+                                   last_mlp_of_all, plain_cross_entropy)}  # fmt: skip
 
 # ---------------------------------------------------------------------------- by turns
 

@@ -135,6 +135,30 @@ def test_order_of_samples_and_prototypes_does_not_matter():
 # Extremes
 
 
+def cold_prototypes(temp, span):
+    """(64, 512), eight prototypes `span` nats below the rest at that temperature: their sample is as good as any."""
+    z = 0.1 * scores(64, 512)
+    z[:, :8] -= span * temp
+    return z
+
+
+@pytest.mark.parametrize("temp", [0.005, 0.01, 0.04, 0.07, 0.1])
+@pytest.mark.parametrize("span", [10, 80, 110, 200])
+def test_far_prototypes_get_their_share(temp, span):
+    """64/512 = 0.125 of a sample each; exp(−80) is below float32's usual range beside others, exp(−110) below all."""
+    z = cold_prototypes(temp, span)
+    Q, exact = sinkhorn_knopp(z, temp).double(), slow_sinkhorn_knopp(z, temp)
+    assert exact[:, :8].sum(dim=0).mean() > 0.12
+    torch.testing.assert_close(Q, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("temp", [0.05, 0.07])
+def test_scores_that_are_no_cosines(temp):
+    """A normal distribution of deviation 4, as of a head without unit lengths: ±16, at τ = 0.05 more than 600 nats."""
+    z = 4 * torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sinkhorn_knopp(z, temp).double(), slow_sinkhorn_knopp(z, temp), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [0.0, 1.0, 4.0, 1e4])
 @pytest.mark.parametrize(("B", "K"), [(1, 5), (2, 65_536), (64, 5)])
@@ -179,10 +203,16 @@ def test_autocast_around_it_changes_nothing():
 
 
 def work(rank, folder):
-    """One of two processes: its half of the samples, in unequal shares, saved."""
+    """One of two processes: its part of each batch, in unequal shares or none at all, saved."""
     distributed.start("cpu")
-    torch.save(sinkhorn_knopp(uneven_batch().split([3, 7])[rank], 0.04), folder / f"{rank}.pt")
+    targets = [sinkhorn_knopp(z.split(sizes)[rank], temp) for z, sizes, temp in shared_batches()]
+    torch.save(targets, folder / f"{rank}.pt")
     distributed.stop()
+
+
+def shared_batches():
+    """(the whole batch, its parts, temperature): uneven scores, far prototypes, and a rank without samples."""
+    return [(uneven_batch(), [3, 7], 0.04), (cold_prototypes(0.01, 150), [20, 44], 0.01), (scores(5, 6), [0, 5], 0.04)]
 
 
 def uneven_batch():
@@ -192,7 +222,8 @@ def uneven_batch():
 
 def test_two_ranks_give_the_rows_of_one_process(tmp_path):
     in_ranks(work, 2, tmp_path)
-    rows = torch.cat([torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)])
-    torch.testing.assert_close(rows, sinkhorn_knopp(uneven_batch(), 0.04), rtol=1e-4, atol=1e-6)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for (z, _, temp), rows in zip(shared_batches(), map(torch.cat, zip(*parts)), strict=True):
+        torch.testing.assert_close(rows, sinkhorn_knopp(z, temp), rtol=1e-4, atol=1e-6)
     alone = torch.cat([sinkhorn_knopp(part, 0.04) for part in uneven_batch().split([3, 7])])
-    assert (alone - rows).abs().max() > 0.01  # what ranks that do not talk would give
+    assert (alone - torch.cat([part[0] for part in parts])).abs().max() > 0.01  # what ranks that do not talk would give
