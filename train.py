@@ -18,6 +18,7 @@ import math
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -87,6 +88,7 @@ class Run:
     centering: nn.ModuleDict  # the two moving centres, or empty for Sinkhorn-Knopp
     optimizer: torch.optim.Optimizer
     step: int = 0
+    training_flops: int = 0  # of the steps so far, on all ranks
 
 
 def start_run(recipe, device, start=None, teacher=None):
@@ -212,6 +214,17 @@ def train_step(run, images, crop, values):
     return sums, p_dino, cls_t
 
 
+def counted_step(run, images, crop, values, counts):
+    """train_step; run.training_flops grows by its FLOPs, which are counted once for each kind of step, in `counts`."""
+    kind = values["hires"], values["frozen_backbone"]
+    with nullcontext() if kind in counts else FlopCounterMode(display=False) as counter:
+        result = train_step(run, images, crop, values)
+    if counter:
+        counts[kind] = counter.get_total_flops() * distributed.world_size()
+    run.training_flops += counts[kind]
+    return result
+
+
 def compute_losses(run, views, values):
     """L and its parts for views (2·B, 3, g, g), (L·B, 3, l, l); the teacher's targets (2, B, K) and [CLS] (2·B, D)."""
     r, student, teacher = run.recipe, run.student, run.teacher
@@ -310,10 +323,11 @@ def train(run, out, device):
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in usual:  # the first one is noted, the second does what it always did
         signal.signal(number, lambda n, _: (stopped.append(n), signal.signal(n, usual[n])))
-    healthy = torch.ones((), dtype=torch.bool, device=device)
+    healthy, counts = torch.ones((), dtype=torch.bool, device=device), {}
 
     def record(row):
-        rows.append({"step": run.step, **row, "seconds": before + time.perf_counter() - began})
+        so_far = {"training_flops": run.training_flops, "seconds": before + time.perf_counter() - began}
+        rows.append({"step": run.step, **row, **so_far})
         if rank == 0:
             add_metrics(out / "metrics.jsonl", rows[-1])
 
@@ -333,7 +347,7 @@ def train(run, out, device):
                 share = (rank, world)
                 stream = batches(images, r.batch // world, r.seed, run.step, device, r.workers or None, share)
                 crop = make_crop(r, run.step)
-            losses, p_t, cls = train_step(run, next(stream), crop, values)
+            losses, p_t, cls = counted_step(run, next(stream), crop, values, counts)
             healthy &= losses["grad_norm"].isfinite()
             bar.update(r.batch)
             last = run.step == r.steps
@@ -452,36 +466,25 @@ def evaluate(run, network, out):
     return {**scores, "evaluation_flops": int(distributed.sum_over_ranks(flops))}
 
 
-def training_flops(run):
-    """FLOPs of all steps, as bench.py counts them: one more step of each phase is taken, which changes the run."""
-    r, device = run.recipe, next(run.student.parameters()).device
-    total, batch = 0, min(r.batch, 16)
-    for _, first, end, _ in phases(r):
-        if first < end:
-            images = torch.zeros(batch, 3, *[sizes_at(first, r)[0]] * 2, dtype=torch.uint8, device=device)
-            with FlopCounterMode(display=False) as counter:
-                train_step(run, images, make_crop(r, first), values_at(first, r))
-            total += counter.get_total_flops() * (end - first) * r.batch // batch
-    return total
-
-
 def finish(run, out, rows, began):
     """What a finished run leaves besides its checkpoint; prints the last line."""
     network, rank = whole_vit(run), distributed.rank()
     if rank == 0:
         write_safely(out / "vit.pt", lambda path: torch.save(network.state_dict(), path))
     scores = evaluate(run, network, out)
-    flops = training_flops(run) + sum(row.get("evaluation_flops", 0) for row in [*rows, scores])
+    measuring = sum(row.get("evaluation_flops", 0) for row in [*rows, scores])
     if rank > 0:
         return
-    row = {"step": run.recipe.steps, **scores, "flops": flops, "seconds": time.perf_counter() - began, "final": True}
+    row = {"step": run.recipe.steps, **scores, "training_flops": run.training_flops,
+           "seconds": time.perf_counter() - began, "final": True}  # fmt: skip
     add_metrics(out / "metrics.jsonl", row)
     draw_curves([*rows, row], run.recipe, out / "curves.png")
     splits = splits_at(run.step, run.recipe)
     broken = len({name for images in splits for name, _ in images.skipped})
     words = scores_in_words(scores) + (f" by a sample of {len(splits[0].sample)} images" if splits[0].sample else "")
     words += f", {broken} broken files skipped" if broken else ""
-    print(f"{words}, {flops / 1e12:.1f} TFLOP, {row['seconds']:.0f} s, {out}")
+    words += f", {run.training_flops / 1e12:.1f} TFLOP and {measuring / 1e12:.1f} for measuring"
+    print(f"{words}, {row['seconds']:.0f} s, {out}")
 
 
 @in_one_line("train.py")

@@ -46,6 +46,7 @@ def save_checkpoint(run, out):
     state = {
         "recipe": asdict(run.recipe),
         "step": run.step,
+        "training_flops": run.training_flops,
         "threads": torch.get_num_threads(),  # their number changes the order of sums
         "student": dcp.get_model_state_dict(run.student, options=whole),
         "teacher": dcp.get_model_state_dict(run.ema, options=whole),
@@ -129,4 +130,4 @@ def load_parts(run, saved):
     dcp.set_optimizer_state_dict(run.student, run.optimizer, optimizer, options=whole)
     for p in new.values():
         run.optimizer.state.pop(p)
-    run.step = saved["step"]
+    run.step, run.training_flops = saved["step"], saved.get("training_flops", 0)

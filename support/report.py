@@ -18,7 +18,7 @@ SHOWN_SIZE, MARGIN = 112, 4  # pixels, of an image among the selected ones, and 
 
 
 def draw_curves(rows, recipe, path):
-    """curves.png: losses beside ln K, the collapse meter, and k-NN over the steps."""
+    """curves.png: losses beside ln K and the collapse meter over the steps, k-NN over the arithmetic that they took."""
     figure = Figure(figsize=(15, 4), layout="constrained")
     knn = sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
     panels = {
@@ -27,13 +27,14 @@ def draw_curves(rows, recipe, path):
         "k-NN accuracy of the teacher": knn,
     }
     for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        x, unit = ("training_flops", 1e12) if names is knn else ("step", 1)  # so runs of different shape compare
         for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
+            points = [(row[x] / unit, row[name]) for row in rows if name in row and x in row]
             if points:
                 axes.plot(*zip(*points, strict=True), "o-" if "knn" in name else "-", label=name)
         if title == "losses":
             axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
-        axes.set(title=title, xlabel="step")
+        axes.set(title=title, xlabel="TFLOP of training" if names is knn else "step")
         if axes.lines:
             axes.legend()
     write_safely(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))

@@ -47,7 +47,6 @@ def few(monkeypatch, request):
 def no_waiting(patch):
     patch.setattr(train, "draw_curves", lambda *_: None)
     patch.setattr(train, "draw_split", lambda *_: {})
-    patch.setattr(train, "training_flops", lambda run: 0)
     patch.setattr(evaluate, "STEPS", 2)
 
 

@@ -36,10 +36,9 @@ def released(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Neither pictures nor FLOPs, as in test_train.py."""
+    """None, as in test_train.py."""
     monkeypatch.setattr(train, "draw_curves", lambda *_: None)
     monkeypatch.setattr(train, "draw_split", lambda *_: {})
-    monkeypatch.setattr(train, "training_flops", lambda run: 1000)
 
 
 def weights(path, part="teacher"):

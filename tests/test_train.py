@@ -22,7 +22,7 @@ import pca_viz
 import train
 from recipes import get_recipe
 from support.weights import load_vit
-from train import main, parameter_groups, training_flops
+from train import main, parameter_groups
 
 CLOCK = ("seconds", "images_per_s", "peak_memory")  # of a row of metrics.jsonl: what may differ between equal runs
 CPU = torch.device("cpu")
@@ -71,18 +71,15 @@ def small_run(**changes):
 def whole(folder, tmp_path_factory):
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "training_flops", lambda run: 1000)
-        assert main(flags(folder, out)) == 0
+    assert main(flags(folder, out)) == 0
     return out
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(whole, monkeypatch):
-    """One run draws them; in the others they, and the FLOPs of two more steps, would take half of the time."""
+    """One run draws them; in the others they would take half of the time."""
     monkeypatch.setattr(train, "draw_curves", lambda *_: None)
     monkeypatch.setattr(pca_viz, "draw_pca", lambda *_: None)
-    monkeypatch.setattr(train, "training_flops", lambda run: 1000)
 
 
 # ---------------------------------------------------------------------------- a run from end to end
@@ -120,18 +117,24 @@ def test_last_line_and_finished_run(whole, capsys):
 
 
 def test_the_arithmetic_of_a_run(whole):
-    """Ten steps of which two are at high resolution: eight times the FLOPs of the one, twice those of the other."""
+    """Eight steps of which the last two are at high resolution: the same FLOPs for each step of a phase."""
     run = small_run(hires_share=0.2, hires_size=16, hires_image_size=16, image_size=16)
-    counts = []
-    for step in (0, 9):
+    counts, known = [], {}
+    for step in (0, 1, 9, 9):
         images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
+        arguments = run, images, train.make_crop(run.recipe, step), train.values_at(step, run.recipe)
+        before = run.training_flops
         with FlopCounterMode(display=False) as counter:
-            train.train_step(run, images, train.make_crop(run.recipe, step), train.values_at(step, run.recipe))
+            train.counted_step(*arguments, known)
         counts.append(counter.get_total_flops())
-    assert 0 < 2 * counts[0] < counts[1]  # 4 patches a view, then 16
-    assert training_flops(run) == 8 * counts[0] + 2 * counts[1]
+        assert run.training_flops - before == counts[-1]
+    assert 0 < 2 * counts[0] < counts[2]  # 4 patches a view, then 16
+    assert counts[0] == counts[1] and counts[2] == counts[3]
+    so_far = [row["training_flops"] for row in rows(whole) if "loss" in row]
+    low, high = so_far[0], so_far[-1] - so_far[-2]
+    assert so_far == [low * step for step in range(1, 7)] + [6 * low + high, 6 * low + 2 * high]
     last = rows(whole)[-1]
-    assert last["flops"] == 1000 + last["evaluation_flops"] > 1000
+    assert last["training_flops"] == so_far[-1] and last["evaluation_flops"] > 0
 
 
 def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkeypatch, capsys):
@@ -219,8 +222,7 @@ def evaluated(folder, tmp_path_factory):
     """An uninterrupted run of six steps with a k-NN every other one."""
     out = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch:
-        for name, stand_in in {"draw_curves": lambda *_: None, "training_flops": lambda run: 1000}.items():
-            patch.setattr(train, name, stand_in)
+        patch.setattr(train, "draw_curves", lambda *_: None)
         patch.setattr(pca_viz, "draw_pca", lambda *_: None)
         assert main(flags(folder, out, steps=6, eval_every=2, save_every=2, hires_share=0)) == 0
     return out
@@ -361,7 +363,7 @@ def test_a_step_in_pieces(monkeypatch):
     """Four images in pieces of 2, and of 3 and 1: gradients and losses are the means of the pieces', by their size."""
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     for size in (2, 3):
-        run, seen, found = small_run(drop_path=0.0, micro_batch=size, clip=1e9), [], []
+        run, seen, found = small_run(drop_path=0.0, micro_batch=size, clip=1e9, amp=False), [], []
         compute_losses = train.compute_losses
 
         def watched(run, views, values, seen=seen, compute_losses=compute_losses):
