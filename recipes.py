@@ -49,12 +49,14 @@ class Recipe:
     head_hidden: int = _f(2048, "hidden width of the heads", WIDTH)  # official ssl_default_config.yaml
     dino_bottleneck: int = _f(256, "bottleneck of the image head", WIDTH)  # official ssl_default_config.yaml
     ibot_bottleneck: int = _f(256, "bottleneck of the patch head", WIDTH)  # official ssl_default_config.yaml
+    tied_heads: bool = _f(False, "one head for both losses, as in iBOT (§4: untied ones do better at scale)")
     # losses
     centering: str = _f("sinkhorn", "sinkhorn or softmax")  # §4
     student_temp: float = _f(0.1, "student temperature", POSITIVE)  # DINO
     teacher_temp_start: float = _f(0.04, "teacher temperature at step 0", POSITIVE)  # B.1
     teacher_temp: float = _f(0.07, "teacher temperature after its warm-up", POSITIVE)  # B.1
     teacher_temp_warmup: float = _f(0.3, "share of the steps over which the teacher temperature rises", SHARE)
+    dino_weight: float = _f(1.0, "weight of the image loss", WEIGHT)  # official ssl_default_config.yaml
     ibot_weight: float = _f(1.0, "weight of the patch loss", WEIGHT)  # official ssl_default_config.yaml
     koleo_weight: float = _f(0.1, "weight of KoLeo", WEIGHT)  # §4
     mask_ratio: tuple[float, float] = _f((0.1, 0.5), "share of the patches masked in a masked view", SHARE)  # B.1

@@ -74,6 +74,8 @@ def build_network(r, img_size=None):
         "dino_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.dino_bottleneck),
         "ibot_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.ibot_bottleneck),
     }
+    if r.tied_heads:
+        heads["ibot_head"] = heads["dino_head"]
     return nn.ModuleDict({"backbone": backbone, **heads})
 
 
@@ -254,7 +256,7 @@ def compute_losses(run, views, values):
         "koleo": sum(koleo_loss(view) for view in cls[: 2 * B].chunk(2)),  # two views of an image need not repel
     }
     del z_dino, z_ibot, p_ibot  # large, and the losses have what the backward pass needs
-    losses["loss"] = losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
+    losses["loss"] = r.dino_weight * losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
     return losses, p_dino, cls_t
 
 

@@ -40,6 +40,54 @@ def draw_curves(rows, recipe, path):
     write_safely(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
 
 
+MEASURES = {  # of an ablation: name, in words, times what
+    "knn_20": ("k-NN, %", 100), "linear": ("linear, %", 100), "iou": ("foreground IoU", 1),
+    "agreement": ("part agreement", 1), "tflop": ("TFLOP", 1),
+}  # fmt: skip
+
+
+def by_arm(rows, arms):
+    """The rows of an ablation -> {arm: {measure: its values, one a seed}}, in the order of `arms`."""
+    found = {arm: [row for row in rows if row["arm"] == arm] for arm in arms}
+    measures = [name for name in MEASURES if any(name in row for row in rows)]
+    return {arm: {m: [MEASURES[m][1] * row[m] for row in some if m in row] for m in measures}
+            for arm, some in found.items() if some}  # fmt: skip
+
+
+def ablation_table(rows, arms):
+    """Markdown: a line for each arm, with the mean of its seeds and from the least to the most."""
+
+    def cell(values):
+        digits = 1 if max(values) > 1.5 else 2
+        mean, *ends = (f"{v:.{digits}f}" for v in (sum(values) / len(values), min(values), max(values)))
+        return mean if len(values) == 1 else f"{mean} ({ends[0]} to {ends[1]})"
+
+    found = by_arm(rows, arms)
+    measures = list(next(iter(found.values())))
+    lines = [["arm", "seeds", *(MEASURES[m][0] for m in measures)], ["---"] * (2 + len(measures))]
+    for arm, values in found.items():
+        seeds = max(map(len, values.values()))
+        lines.append([arm, str(seeds), *(cell(values[m]) if values[m] else "" for m in measures)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def draw_ablation(rows, arms, path):
+    """A PNG with a panel for each measure: a dot for each seed, a line at the mean."""
+    found = by_arm(rows, arms)
+    measures = [m for m in next(iter(found.values())) if m != "tflop"]
+    figure = Figure(figsize=(1.5 + 2.6 * len(measures), 1 + 0.3 * len(found)), layout="constrained")
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    for axes, measure in zip(panels, measures, strict=True):
+        for y, values in enumerate(found[arm][measure] for arm in found):
+            axes.plot(values, [y] * len(values), "o", color="tab:blue", alpha=0.5)
+            if values:
+                axes.plot([sum(values) / len(values)], [y], "|", color="black", markersize=14)
+        axes.set(title=MEASURES[measure][0], yticks=range(len(found)), yticklabels=list(found))
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    write_safely(path, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
+
+
 def scores_in_words(scores):
     """The scores of an evaluation, for its line."""
     words = ["no labels"]
