@@ -2,13 +2,15 @@
 
 Half of the views are masked, each by rectangles until a share of 10 to 50 % of its patches is covered.
 
-    area   s ~ U(4, what is still to cover)         in patches
-    aspect log r ~ U(log 0.3, log 1/0.3)            height √(s·r), width √(s/r)
-    place  uniform, over the edge too, so that every patch is covered about equally often
+    s ~ U(4, what is still to cover)         area, in patches
+    log r ~ U(log 0.3, log 1/0.3)            aspect: height h = √(s·r), width w = √(s/r)
+    place uniform, over the edge too, so that every patch is covered about equally often
 
 The shares of a batch are the middles of equal strata of `ratio`, so the number of masked patches M depends on
-the arguments alone: no shape in a step ever changes.  The official generator falls short of its target, its M
-varies, and it covers corners 4 % of the time against 52 % in the centre.
+the arguments alone: no shape in a step ever changes.  The official M varies: each share is drawn within its stratum,
+and on 16×16 patches 8 % of the masks end short, for all masks together by 0.1 %.  Its rectangles stay inside, so that
+corners are masked 4 % of the time against 52 % in the centre.  An even spread has its price: rectangles meet less
+often, and a mask of ours has 4.5 connected pieces on average, one of theirs 2.6.
 """
 
 import math
@@ -17,7 +19,7 @@ import torch
 
 MIN_AREA = 4  # patches, BEiT
 ASPECT = (0.3, 1 / 0.3)  # BEiT
-ROUNDS = 24  # rectangles tried for each image, ours; what then lacks is filled up patch by patch
+ROUNDS = 24  # rectangles tried for each image, ours; what then lacks, in 1 mask of 500, is filled up patch by patch
 
 
 def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, generator=None):
@@ -52,11 +54,11 @@ def _random_rectangles(left, height, width, generator):
     """One rectangle for each image, of at most about `left` (n,) patches: (n, height, width) bool."""
     u_area, u_aspect, u_top, u_side = torch.rand(4, len(left), generator=generator)
     smallest = left.clamp(max=MIN_AREA)
-    area = smallest + u_area * (left - smallest)
+    s = smallest + u_area * (left - smallest)
     low, high = map(math.log, ASPECT)
-    aspect = (low + u_aspect * (high - low)).exp()
-    h = (area * aspect).sqrt().round().clamp(1, height)[:, None]  # (n, 1)
-    w = (area / aspect).sqrt().round().clamp(1, width)[:, None]  # (n, 1)
+    r = (low + u_aspect * (high - low)).exp()
+    h = (s * r).sqrt().round().clamp(1, height)[:, None]  # (n, 1)
+    w = (s / r).sqrt().round().clamp(1, width)[:, None]  # (n, 1)
     top = (u_top[:, None] * (height + h - 1)).floor() - h + 1  # (n, 1)  from 1 − h to height − 1
     side = (u_side[:, None] * (width + w - 1)).floor() - w + 1  # (n, 1)
     y, x = torch.arange(height), torch.arange(width)
