@@ -1,10 +1,10 @@
-"""Projection head (§4 "Untying head weights", B.1; DINO's head).
+"""Projection head (§4 "Untying head weights"; DINO's head).
 
-    y = MLP(x),    ŷ = y / ‖y‖,    z_k = ⟨ŷ, w_k⟩,    ‖w_k‖ = 1
+    y = MLP(x),    ŷ = y / ‖y‖,    z_k = ⟨ŷ, ŵ_k⟩,    ŵ_k = w_k / ‖w_k‖
 
     x  (..., in_dim)          [CLS] or patch tokens
     y  (..., bottleneck_dim)  the bottleneck
-    w  (K, bottleneck_dim)    prototypes, held as free vectors and normalised when used
+    w  (K, bottleneck_dim)    prototypes, normalised when used
     z  (..., K)               logits: cosines, in [−1, 1]; under autocast in bf16, so to ±2⁻⁹ near 1
 
 The two losses have a head each.  The official code keeps a trained (and decayed) length for each prototype;
@@ -37,5 +37,5 @@ class Head(nn.Module):
     def forward(self, x):
         """Logits (..., K): the cosine of each row's bottleneck and each prototype."""
         y_hat = F.normalize(self.mlp(x).float(), dim=-1, eps=1e-6)  # (..., bottleneck_dim)
-        w = F.normalize(self.prototypes, dim=1)  # (K, bottleneck_dim)
-        return F.linear(y_hat, w)  # (..., K)
+        w_hat = F.normalize(self.prototypes, dim=1)  # (K, bottleneck_dim)
+        return F.linear(y_hat, w_hat)  # z (..., K)

@@ -28,9 +28,9 @@ def ibot_loss(student_logits, teacher_probs, mask, student_temp=0.1):
     >>> round(ibot_loss(z, p, mask, student_temp=1.0).exp().item(), 4)
     2.0
     """
-    M = len(student_logits)
-    assert len(teacher_probs) == M, f"{M} student rows, but {len(teacher_probs)} teacher rows"
+    z_s, p_t, M = student_logits, teacher_probs, len(student_logits)
+    assert len(p_t) == M, f"{M} student rows, but {len(p_t)} teacher rows"
     M_b = mask.sum(dim=1)  # (B',)
     # with output_size given, repeat_interleave need not ask the device how many rows come out
     weight = (1 / M_b.clamp(min=1)).repeat_interleave(M_b, output_size=M)  # (M,)
-    return (weight * cross_entropy(student_logits, teacher_probs, student_temp)).sum() / len(mask)
+    return (weight * cross_entropy(z_s, p_t, student_temp)).sum() / len(mask)

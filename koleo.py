@@ -9,7 +9,7 @@ minus the Kozachenko-Leonenko estimate of entropy, but for constants: lowering i
 
 The paper takes the first global crop, the official code and we both, each by itself, within a GPU.  Here
 log d = ½ log(d² + ε), and a zero row has no direction, so it stays at the origin and gets no gradient.
-The official code takes log(d + ε) of a distance whose gradient blows up: a few equal rows or a zero row give
+The official code takes log(d + ε) of a distance whose gradient blows up: three or more equal rows or a zero row give
 10⁶ times the usual gradient (inf or NaN in half precision), and clipping then hands the whole step to KoLeo.
 """
 
@@ -33,5 +33,5 @@ def koleo_loss(x, eps=1e-8):
     x = x / norm.masked_fill(norm <= eps, torch.inf)  # (B, D)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         nearest = (x @ x.T).fill_diagonal_(-torch.inf).argmax(dim=1)  # (B,)
-    squared_distance = (x - x[nearest]).square().sum(dim=1)  # (B,)
-    return -0.5 * (squared_distance + eps).log().mean()
+    d_squared = (x - x[nearest]).square().sum(dim=1)  # (B,)
+    return -0.5 * (d_squared + eps).log().mean()

@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_slow_loop():
 
 
 def test_parameters_of_the_papers_head():
-    """384 → 2048 → 2048 → 256, each with a bias, and 65 536 prototypes of 256 (B.1)."""
+    """384 → 2048 → 2048 → 256, each with a bias, and 65 536 prototypes of 256."""
     with torch.device("meta"):
         head = Head(384, 65_536)
     expected = (384 + 1) * 2048 + (2048 + 1) * 2048 + (2048 + 1) * 256 + 65_536 * 256
