@@ -3,8 +3,8 @@
 `torchrun --nproc-per-node N train.py ...` starts N ranks, each with its share of the batch and, by PyTorch's FSDP2, of
 every parameter, gradient and moment: a block's weights are gathered when it is computed and let go again, and its
 gradients are averaged while the backward pass goes on.  Of several nodes each holds the whole model among its GPUs.
-Besides, these cross in a step: the prototype sums of Sinkhorn-Knopp, three times, and the largest scores before (or
-the centre), and the norms of the gradients.
+Besides, these cross in a step: for each loss the largest score of each prototype and three times its sum, in
+Sinkhorn-Knopp (or the centre); the norms of the gradients; in a logged step its numbers, and who was told to stop.
 """
 
 import os

@@ -173,7 +173,8 @@ def phases(r):
 
 
 def values_at(step, r):
-    """What the schedules say at a step: a dict.  Each phase has all of them once more, compressed."""
+    """What the schedules say at a step: a dict.  Each phase has all of them once more, compressed; but
+    prototypes are frozen in the first phase alone, and not at high resolution."""
     phase, first, end, rate = next(phase for phase in phases(r) if step < phase[2])
     s, total, hires = step - first, end - first, phase == "hires"
     temp_warmup = round(total * r.teacher_temp_warmup)

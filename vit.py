@@ -11,7 +11,7 @@ Packing (§5): batches of different resolution go through together, their tokens
 branch for a random subset of the samples and no other.  In training, the last MLP is computed only for the tokens that
 the losses see, and drops some of these tokens, not samples (ours).
 
-Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing and for subsets.
+Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing.
 """
 
 import math
@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-NATIVE = 518  # pixels: the official models' position grid is 518/14 = 37 patches wide (B.2)
+NATIVE = 518  # pixels: the official models' position grid is 518/14 = 37 patches wide (§4)
 OFFSET = 0.1  # the official models without registers resize positions by the factor (height + 0.1)/37
 PLAIN_ATTENTION = 512  # tokens, ours: up to here a CPU computes the plain equation
 
@@ -68,11 +68,11 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(w1 x) ⊙ w2 x), with the parameters of an MLP of 4·D (Table 17; Shazeer 2020): (T, D) -> (T, D)."""
+    """w3(silu(w1 x) ⊙ w2 x) (Shazeer 2020), as wide as in the official code: (T, D) -> (T, D)."""
 
     def __init__(self, dim):
         super().__init__()
-        hidden = (int(4 * dim * 2 / 3) + 7) // 8 * 8  # rounded up to a multiple of 8
+        hidden = (int(4 * dim * 2 / 3) + 7) // 8 * 8  # the parameters of an MLP of 4·D, up to a multiple of 8
         self.w12 = nn.Linear(dim, 2 * hidden)
         self.w3 = nn.Linear(hidden, dim)
 
@@ -292,7 +292,7 @@ class ViT(nn.Module):
 
 # width, depth and heads of Table 17; options as in ViT
 vit_small = partial(ViT, 384, 12, 6)
-vit_base = partial(ViT, 768, 12, 12)
+vit_base = partial(ViT, 768, 12, 12)  # the table prints a depth of 18; 12 is the official code's and its weights'
 vit_large = partial(ViT, 1024, 24, 16)
 vit_giant2 = partial(ViT, 1536, 40, 24, ffn="swiglu")
 vit_tiny = partial(ViT, 192, 12, 3)  # DeiT-Ti (Touvron et al. 2021)
