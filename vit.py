@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 NATIVE = 518  # pixels: the official models' position grid is 518/14 = 37 patches wide (§4)
-OFFSET = 0.1  # the official models without registers resize positions by the factor (height + 0.1)/37
+OFFSET = 0.1  # without antialias, positions are resized by the factor (height + 0.1)/37
 PLAIN_ATTENTION = 512  # tokens, ours: up to here a CPU computes the plain equation
 
 # ---------------------------------------------------------------------------- a block
@@ -171,13 +171,16 @@ class ViT(nn.Module):
 
     ffn: "mlp" or "swiglu".  drop_path: stochastic depth's rate, the same in each block.  layer_scale: λ at the
     start.  checkpointing: keep only the input of each block for the backward pass, and compute the rest again.
+    The attribute `antialias` says how `positions` resizes; set it to False for registers of the official training.
     """
 
     def __init__(self, dim, depth, n_heads, patch_size=14, img_size=NATIVE, n_registers=0, ffn="mlp",
                  drop_path=0.0, layer_scale=1e-5, checkpointing=False):  # fmt: skip
         super().__init__()
         self.embed_dim, self.patch_size, self.n_registers = dim, patch_size, n_registers
-        self.drop_path, self.checkpointing = drop_path, checkpointing
+        # what the official models call these
+        self.num_features, self.n_blocks, self.num_heads, self.num_register_tokens = dim, depth, n_heads, n_registers
+        self.drop_path, self.checkpointing, self.antialias = drop_path, checkpointing, n_registers > 0
         self.patch_embed = PatchEmbed(patch_size, dim)
         self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
         places = 0.5 * sincos(img_size // patch_size, dim)  # official: noise, which says not where one is
@@ -195,15 +198,16 @@ class ViT(nn.Module):
     def positions(self, height, width):
         """pos_embed resized to a grid of height×width patches: (1, 1 + height·width, D).
 
-        Bicubic as in the official models: those with registers to the size, with antialias, those without by factors
-        (height + 0.1)/n and (width + 0.1)/n, without; there n = 37.  The native grid is used as it is.
+        Bicubic as in torch.hub's models: those with registers to the size, with antialias, those without by factors
+        (height + 0.1)/n and (width + 0.1)/n, without; there n = 37.  Official training does the latter with registers,
+        too, unless it is told otherwise; so do we if `antialias` is False.  The native grid is used as it is.
         """
         n = math.isqrt(self.pos_embed.shape[1] - 1)
         if height == width == n:
             return self.pos_embed
         grid = rearrange(self.pos_embed[:, 1:].float(), "1 (h w) d -> 1 d h w", h=n)
         factor = {"scale_factor": ((height + OFFSET) / n, (width + OFFSET) / n)}
-        to = {"size": (height, width), "antialias": True} if self.n_registers else factor
+        to = {"size": (height, width), "antialias": True} if self.antialias else factor
         grid = rearrange(F.interpolate(grid, **to, mode="bicubic"), "1 d h w -> 1 (h w) d")
         return torch.cat([self.pos_embed[:, :1], grid.to(self.pos_embed.dtype)], dim=1)
 
@@ -265,9 +269,10 @@ class ViT(nn.Module):
         used = torch.cat([*(row[:, 0] for row in rows), patches])  # (ΣB + M,)
         return self.norm(self.run_blocks(packed, shapes, used)).split([len(used) - len(at), len(at)])
 
-    def forward(self, x):
-        """Images (B, 3, H, W) -> [CLS] features (B, D)."""
-        return self.forward_features(x)["x_norm_clstoken"]
+    def forward(self, x, masks=None, *, is_training=False):
+        """Images (B, 3, H, W) -> [CLS] features (B, D), or with is_training all that forward_features gives."""
+        out = self.forward_features(x, masks)
+        return out if is_training else out["x_norm_clstoken"]
 
     def get_intermediate_layers(self, x, n=1, reshape=False, return_class_token=False, norm=True):
         """Patch tokens of the last n blocks, or of the blocks numbered in the list n, in block order.

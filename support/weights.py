@@ -38,8 +38,9 @@ def load_vit(name_or_path, device="cpu"):
     Names: dinov2_vits14, dinov2_vitb14, dinov2_vitl14, dinov2_vitg14, and each with _reg; fetched once into
     torch's hub cache.  Files: official weights of DINOv2 and DINO, training checkpoints (their teacher), Hugging
     Face's and timm's .safetensors, a folder of Hugging Face's.  The architecture is read off the tensors, with heads
-    of 64, or a little less where that does not divide the width (vit_pico: 48).  Raises FileNotFoundError or
-    ValueError, each with one line that says what is wrong.
+    of 64, or a little less where that does not divide the width (vit_pico: 48).  Positions are resized as in the hub's
+    models, since no file says how: set `.antialias = False` for registers out of the official training, whose default
+    that is.  Raises FileNotFoundError or ValueError, each with one line that says what is wrong.
     """
     state, n_heads = read_state(str(name_or_path))
     try:
@@ -180,7 +181,7 @@ class Tokens(nn.Module):
 
 def save_onnx(vit, out, image_size=None):
     """An ONNX file for batches of any size, of pictures of any size in whole patches, or of image_size alone."""
-    if image_size is None and not vit.n_registers:
+    if image_size is None and not vit.antialias:
         raise UserError("ONNX has no resize by a factor, as networks without registers do with positions; "
                         "give --image_size HEIGHT WIDTH")  # fmt: skip
     if sum(x.nbytes for x in vit.state_dict().values()) > 2**31:

@@ -361,13 +361,13 @@ def test_a_masked_patch_is_not_seen():
 # Positions
 
 
-def official_positions(pos_embed, height, width, n_registers):
-    """The reference implementation's arithmetic: a scale factor of (n + 0.1)/M without antialias for the models
-    without registers, a size with antialias for those with."""
+def official_positions(pos_embed, height, width, antialias):
+    """The reference implementation's arithmetic: a scale factor of (n + 0.1)/M without antialias for torch.hub's
+    models without registers and for all training, a size with antialias for torch.hub's with registers."""
     M = int(math.sqrt(pos_embed.shape[1] - 1))
     dim = pos_embed.shape[-1]
     grid = pos_embed[:, 1:].reshape(1, M, M, dim).permute(0, 3, 1, 2)
-    if n_registers:
+    if antialias:
         grid = F.interpolate(grid, mode="bicubic", antialias=True, size=(height, width))
     else:
         sx, sy = float(height + 0.1) / M, float(width + 0.1) / M
@@ -382,6 +382,18 @@ def test_resized_positions_are_the_official_ones(n_registers, height, width):
     network = toy(img_size=37 * P, n_registers=n_registers)
     expected = official_positions(network.pos_embed, height, width, n_registers)
     torch.testing.assert_close(network.positions(height, width), expected)
+
+
+def test_both_families_of_positions_can_be_chosen():
+    """Registers of the official training are resized without antialias, and that is another network."""
+    network, images = toy(img_size=37 * P, n_registers=4), pictures(1, 16 * P, 16 * P)
+    found = {}
+    for network.antialias in (True, False):
+        expected = official_positions(network.pos_embed, 16, 16, network.antialias)
+        torch.testing.assert_close(network.positions(16, 16), expected)
+        found[network.antialias] = network(images)
+    assert (found[True] - found[False]).abs().max() > 0.01
+    assert toy(n_registers=4).antialias and not toy().antialias
 
 
 def test_native_positions_are_untouched():
@@ -591,6 +603,29 @@ def test_reshaped_to_a_grid_that_is_not_square():
 def test_a_block_that_does_not_exist_is_named(n):
     with pytest.raises(AssertionError, match="there are blocks 0 to 2"):
         toy().get_intermediate_layers(pictures(1, 16, 16), n=n)
+
+
+# --------------------------------------------------------------------------------------------------------
+# As people call torch.hub's models
+
+
+def test_forward_takes_masks_and_gives_all_features_in_training():
+    network, images, masks = toy(n_registers=4), pictures(2, 16, 16), some_masks(2, 16)
+    for given in (None, masks):
+        expected = network.forward_features(images, given)
+        out = network(images, masks=given, is_training=True)
+        assert set(out) == {"x_norm_clstoken", "x_norm_regtokens", "x_norm_patchtokens", "x_prenorm", "masks"}
+        assert out["masks"] is given
+        torch.testing.assert_close(out["x_prenorm"], expected["x_prenorm"])
+        torch.testing.assert_close(network(images, given), expected["x_norm_clstoken"])
+    packed = network([images, pictures(3, 8, 8)], masks=[masks, None], is_training=True)
+    torch.testing.assert_close(packed[0]["x_norm_clstoken"], out["x_norm_clstoken"])
+
+
+def test_sizes_have_the_official_names():
+    network = toy(n_registers=4)
+    names = ("embed_dim", "num_features", "patch_size", "n_blocks", "num_heads", "num_register_tokens")
+    assert [getattr(network, name) for name in names] == [64, 64, P, 3, 2, 4]
 
 
 # --------------------------------------------------------------------------------------------------------
