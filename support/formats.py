@@ -41,6 +41,8 @@ def unwrap(state):
     found = [key for key in state if re.search(r"(^|\.)cls_token$", key)]
     if not found:
         raise LookupError("there is no cls_token in it")
+    if not any(key.endswith(("pos_embed", "position_embeddings")) for key in state):
+        raise LookupError("there are no positions in it; RoPE, as in DINOv3, is not supported")
     key = min(found, key=lambda key: ("teacher" not in key, len(key)))
     prefix = key.removesuffix("cls_token").removesuffix("embeddings.")
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

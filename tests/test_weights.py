@@ -130,6 +130,29 @@ def test_dinos_first_networks_have_no_layer_scale(tmp_path):
     assert_same_network(load_vit(tmp_path / "d.pth"), network)
 
 
+@pytest.mark.parametrize("names", ["official", "Hugging Face", "timm"])
+def test_dinov3_is_named(tmp_path, names):
+    """Its networks have no stored positions, whatever else a library calls things."""
+    D = 64
+    states = {
+        "official": {"cls_token": torch.zeros(1, 1, D), "storage_tokens": torch.zeros(1, 4, D),
+                     "rope_embed.periods": torch.ones(16), "blocks.0.attn.qkv.bias_mask": torch.full((D,), math.nan)},
+        "Hugging Face": {"embeddings.cls_token": torch.zeros(1, 1, D), "layer.0.norm1.weight": torch.zeros(D),
+                         "embeddings.register_tokens": torch.zeros(1, 4, D)},
+        "timm": {"cls_token": torch.zeros(1, 1, D), "reg_token": torch.zeros(1, 4, D)},
+    }  # fmt: skip
+    torch.save(states[names], tmp_path / "v3.pth")
+    with pytest.raises(ValueError, match="no positions in it; RoPE, as in DINOv3, is not supported") as error:
+        load_vit(tmp_path / "v3.pth")
+    one_line(error)
+
+
+def test_positions_of_a_file_are_the_hubs_until_told_otherwise(tmp_path):
+    for n_registers in (0, 4):
+        torch.save(toy(n_registers=n_registers).state_dict(), tmp_path / "vit.pt")
+        assert load_vit(tmp_path / "vit.pt").antialias == (n_registers > 0)
+
+
 @pytest.mark.parametrize("flaw, words", [
     ({"norm.weight": torch.full((64,), math.nan)}, "norm.weight holds NaN"),
     ({"norm.weight": torch.zeros(64, dtype=torch.complex64)}, "norm.weight is no tensor of real numbers"),
