@@ -41,11 +41,10 @@ import distributed
 import pca_hash
 from augment import normalize
 from neighbours import nearest, nearest_in_blocks
-from support.checkpoint import write_safely
 from support.crawl import collect_addresses, download
 from support.data import skipped_line
 from support.failures import in_one_line
-from support.files import find_files
+from support.files import find_files, write_safely
 from support.flags import (
     Parser,
     UserError,

@@ -31,10 +31,9 @@ import vit as networks
 from augment import normalize
 from distributed import in_shares, rank
 from schedule import cosine_schedule
-from support.checkpoint import write_safely
 from support.data import Images, in_order, load_images
 from support.failures import in_one_line
-from support.files import DataError
+from support.files import DataError, write_safely
 from support.flags import (
     CHOICES,
     Parser,

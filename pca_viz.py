@@ -35,9 +35,9 @@ from tqdm import tqdm
 from attention import cls_attention
 from augment import normalize
 from matching import mutual_matches, part_agreement, spread_out
-from support.checkpoint import write_safely
 from support.data import read_images
 from support.failures import in_one_line
+from support.files import write_safely
 from support.flags import (
     Parser,
     UserError,

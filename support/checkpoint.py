@@ -4,16 +4,14 @@ Random states need no place in a checkpoint: all that is random in step s is dra
 """
 
 import argparse
-import os
 import warnings
 import zipfile
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 import distributed
-from support.files import check_regular
+from support.files import check_regular, write_safely
 
 
 class Damaged(ValueError):
@@ -22,19 +20,6 @@ class Damaged(ValueError):
 
 class CheckpointError(Exception):
     """A file that is not a checkpoint of train.py: one line for the person, exit status 2."""
-
-
-def write_safely(path, write):
-    """Call write(temporary path), then rename: a crash leaves the old file or the new one, never half of one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # a machine that crashes has the bytes before the name
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # of an error on the way
 
 
 def save_checkpoint(run, out):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from support.files import DataError, cache_folder, replacing
+from support.files import DataError, cache_folder, write_safely
 from support.pictures import reason_of, resize
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # the other version is pickles: code
@@ -47,16 +47,19 @@ def read_cifar10(split, size):
 def download(url, path):
     """`url` into `path`, whole and with the right checksum, or not at all. Raises DataError."""
     by_hand = f"download {url} yourself and put it at {path}"
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer, replacing(path) as f, \
+
+    def fetch(new):
+        with urllib.request.urlopen(url, timeout=30) as answer, open(new, "wb") as f, \
                 tqdm(total=int(answer.headers.get("Content-Length") or 0), desc=path.name, unit="B",
                      unit_scale=True) as bar:
             while piece := answer.read(2**20):
                 f.write(piece)
                 bar.update(len(piece))
-            f.flush()
-            if md5_of(f.name) != CIFAR10_MD5:
-                raise DataError(f"what {url} sent is damaged (wrong checksum); run again, or {by_hand}")
+        if md5_of(new) != CIFAR10_MD5:
+            raise DataError(f"what {url} sent is damaged (wrong checksum); run again, or {by_hand}")
+
+    try:
+        write_safely(path, fetch, shared=True)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(f"cifar10 cannot be downloaded ({reason_of(error)}); {by_hand}") from None
 

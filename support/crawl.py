@@ -31,7 +31,7 @@ from tqdm import tqdm
 from warcio.archiveiterator import ArchiveIterator
 from warcio.exceptions import ArchiveLoadFailed
 
-from support.files import DataError
+from support.files import DataError, write_safely
 from support.pictures import FORMATS, reason_of
 
 LAZY = ("src", "data-src", "data-original", "data-lazy", "data-lazy-src")  # where pages keep an image's address
@@ -230,9 +230,7 @@ def fetch_image(address, folder, allow_private):
     name = hashlib.sha256(address.encode()).hexdigest()[:24]
     path = folder / name[:2] / f"{name}.{end}"
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(raw)
-    os.replace(temporary, path)
+    write_safely(path, lambda new: new.write_bytes(raw), shared=True)
     return "saved", str(path.relative_to(folder))
 
 

@@ -5,7 +5,6 @@ folders on every system.
 """
 
 import bz2
-import contextlib
 import csv
 import functools
 import gzip
@@ -321,11 +320,15 @@ def unpacked(path, opener):
     target = cache_folder() / f"{path.name}.{key}.tar"
     if not target.exists():
         print(f"decompressing {path} to {target}, once", file=sys.stderr)
-        with replacing(target) as f, opener(path) as packed:
-            shutil.copyfileobj(packed, f, 2**20)
-            f.flush()
-            tarfile.open(f.name, "r:").close()  # no archive, no file in the cache
+        write_safely(target, functools.partial(unpack, path, opener), shared=True)
     return target
+
+
+def unpack(path, opener, target):
+    """A compressed tar to a plain one; tarfile.TarError if there is none in it."""
+    with opener(path) as packed, open(target, "wb") as f:
+        shutil.copyfileobj(packed, f, 2**20)
+    tarfile.open(target, "r:").close()  # no archive, no file in the cache
 
 
 def cache_folder():
@@ -335,13 +338,17 @@ def cache_folder():
     return folder
 
 
-@contextlib.contextmanager
-def replacing(target):
-    """A new binary file that takes the place of `target` at the end; on an error nothing is left of it."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
+def write_safely(path, write, shared=False):
+    """Call write(temporary path), then rename: a crash leaves the old file or the new one, never half of one.
+
+    shared: several processes may write this file at once, each by a temporary name of its own.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as f:
-            yield f
-        temporary.replace(target)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # a machine that crashes has the bytes before the name
+        os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # of an error on the way

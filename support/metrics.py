@@ -5,7 +5,7 @@ import json
 import torch
 
 from distributed import sum_over_ranks, world_size
-from support.checkpoint import write_safely
+from support.files import write_safely
 
 
 def means(values):

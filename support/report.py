@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from PIL import Image, ImageOps
 
-from support.checkpoint import write_safely
+from support.files import write_safely
 from support.pictures import MAX_MEGAPIXELS, decode
 
 PAIRS_PER_ROW = 4  # image and colours side by side, four times in a row

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import vit
-from support.checkpoint import write_safely
+from support.files import write_safely
 
 SWEEPS = {  # flag, values: one is changed, the rest stays as the command line says; depth is no flag
     "batch": (4, 8, 16, 32, 64, 128),

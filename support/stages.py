@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 import distributed
-from support.checkpoint import write_safely
+from support.files import write_safely
 
 ROWS = 64  # of a growing file, that are computed and written at once
 

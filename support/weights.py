@@ -20,9 +20,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from support.checkpoint import Damaged, read_tensors, write_safely
+from support.checkpoint import Damaged, read_tensors
 from support.failures import in_one_line
-from support.files import check_regular
+from support.files import check_regular, write_safely
 from support.flags import Parser, UserError, check_out, make_folder, positive
 from support.formats import official, to_hugging_face, to_timm, unwrap
 from vit import ViT

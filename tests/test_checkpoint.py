@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from recipes import RECIPES
-from support.checkpoint import CheckpointError, read_checkpoint, restore, save_checkpoint, write_safely
+from support.checkpoint import CheckpointError, read_checkpoint, restore, save_checkpoint
+from support.files import write_safely
 
 
 def tiny_run(step=0):

@@ -30,7 +30,7 @@ def test_archive_equals_folder(labelled, suffix):
         folder, archive = (load_images(d, split, size=4) for d in (labelled, pack(labelled, suffix)))
         assert torch.equal(folder.pixels, archive.pixels) and torch.equal(folder.labels, archive.labels)
         assert archive.classes == ["a", "b"] and archive.labels.tolist() == [0] * 3 + [1] * 3
-    assert not list(labelled.parent.rglob("*.part"))
+    assert not list(labelled.parent.rglob("*.tmp"))
 
 
 def test_compressed_tar_is_decoded_once(labelled, monkeypatch):
