@@ -18,7 +18,7 @@ def tiny_run(step=0):
     optimizer = torch.optim.AdamW(networks["student"].parameters())
     networks["student"](torch.ones(1)).sum().backward()
     optimizer.step()
-    return SimpleNamespace(recipe=RECIPES["shapes"], step=step, optimizer=optimizer, **networks)
+    return SimpleNamespace(recipe=RECIPES["shapes"], step=step, training_flops=0, optimizer=optimizer, **networks)
 
 
 def test_what_was_saved_comes_back(tmp_path):
