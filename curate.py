@@ -80,7 +80,7 @@ def deduplicate(embeddings, threshold=0.6, k=64, seed=0):
     Components are those of the graph of each row's k nearest others with a cosine above threshold.
     """
     n = len(embeddings)
-    return np.unique(components(n, edges_above(embeddings, threshold, k, seed)), return_index=True)[1]
+    return np.unique(component_of(n, edges_above(embeddings, threshold, k, seed)), return_index=True)[1]
 
 
 def remove_near(embeddings, reference, threshold=0.45, k=64, seed=0):
@@ -92,7 +92,7 @@ def remove_near(embeddings, reference, threshold=0.45, k=64, seed=0):
     cosines, ids = nearest(embeddings, reference, 1, seed, "nearest reference")
     near = np.flatnonzero(cosines[:, 0] > threshold)
     edges = np.concatenate([edges_above(embeddings, threshold, k, seed), np.stack([near, n + ids[near, 0]], axis=1)])
-    label = components(n + len(reference), edges)
+    label = component_of(n + len(reference), edges)
     return np.flatnonzero(~np.isin(label[:n], label[n:]))
 
 
@@ -105,7 +105,7 @@ def edges_above(x, threshold, k, seed):
     return np.concatenate(edges)
 
 
-def components(n, edges):
+def component_of(n, edges):
     """n nodes and (E, 2) edges -> (n,) the number of each node's connected component."""
     graph = coo_array((np.ones(len(edges), dtype=bool), tuple(edges.T)), shape=(n, n))
     return connected_components(graph, directed=False)[1]
@@ -216,7 +216,7 @@ def embed(vit, source, chosen, size, path, name, how):
 
     @torch.inference_mode()
     def compute(rows):
-        pixels = np.stack([readable(source, chosen[row], size, how) for row in rows])
+        pixels = np.stack([picture_or_grey(source, chosen[row], size, how) for row in rows])
         with autocast(device, device.type == "cuda"):
             features = vit(normalize(torch.from_numpy(pixels).to(device)))
         return torch.nn.functional.normalize(features.float(), dim=1).cpu().numpy()
@@ -224,7 +224,7 @@ def embed(vit, source, chosen, size, path, name, how):
     return in_blocks(path, len(chosen), (vit.embed_dim,), np.float32, compute, name)
 
 
-def readable(source, i, size, how):
+def picture_or_grey(source, i, size, how):
     """(3, size, size) uint8; grey if the picture breaks only here, past the thumbnail."""
     try:
         return decode(source.raw(i), size, 0.5, *how)
@@ -253,7 +253,7 @@ def unique_pictures(thumbs, n_bits):
     if len(readable) == 0:
         raise UserError("none of the uncurated images can be read")
     h = pca_hash.hashes(grey, pca_hash.principal_components(grey[:: max(1, len(grey) // 10_000)]))
-    label = components(len(readable), pca_hash.copies(h, n_bits))
+    label = component_of(len(readable), pca_hash.copies(h, n_bits))
     order = np.lexsort((np.arange(len(readable)), -pixels, label))  # by group, most pixels first
     return np.sort(readable[order[np.unique(label[order], return_index=True)[1]]])
 

@@ -85,7 +85,7 @@ def pca_rgb(patch_tokens, threshold=0.5, grid=None, invert=False, mask=True, whi
     assert x.isfinite().all(), "patch_tokens hold NaN or infinite values: the network has diverged"
     inside = torch.ones(len(x), dtype=torch.bool)
     if mask:
-        inside = foreground_mask(scale(components(x, 1)[:, 0]), border_patches(grid), threshold, invert)
+        inside = foreground_mask(scale(pca(x, 1)[:, 0]), border_patches(grid), threshold, invert)
     rgb = foreground_rgb(x, inside, whiten)  # (P, 3)
     counts, device = [len(tokens) for tokens in patch_tokens], patch_tokens[0].device
     return rgb.to(device).split(counts), inside.to(device).split(counts)
@@ -95,13 +95,13 @@ def foreground_rgb(x, inside, whiten=False):
     """Patches (P, D) float64, which are foreground (P,) bool -> (P, 3) float32: the second PCA, 0 in the background."""
     rgb = torch.zeros(len(x), 3)
     if inside.any():
-        y = components(x[inside], 3)  # (P', 3)
+        y = pca(x[inside], 3)  # (P', 3)
         colours = torch.sigmoid(2 * y / y.std(0, correction=0)) if whiten else scale(y)
         rgb[inside] = torch.where(colours.isnan(), 0.5, colours).float()
     return rgb
 
 
-def components(x, k):
+def pca(x, k):
     """The first k principal components of the rows of x: (n, D) -> (n, k) float64, of mean 0.
 
     A component without variance, or beyond the D-th, is NaN: nothing can be scaled by it. Each eigenvector is

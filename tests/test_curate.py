@@ -18,7 +18,7 @@ import torch
 from conftest import in_ranks
 from PIL import Image
 
-from curate import components, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
+from curate import component_of, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
 from support import stages
 from support.data import load_images
 from vit import vit_nano
@@ -36,9 +36,9 @@ def at(*degrees):
 
 def test_components_by_hand():
     """0–2–4, 1–3, 5 alone."""
-    label = components(6, np.array([[0, 2], [4, 2], [3, 1]]))
+    label = component_of(6, np.array([[0, 2], [4, 2], [3, 1]]))
     assert label[0] == label[2] == label[4] and label[1] == label[3] and len(set(label)) == 3
-    assert len(set(components(3, np.zeros((0, 2), dtype=np.int64)))) == 3
+    assert len(set(component_of(3, np.zeros((0, 2), dtype=np.int64)))) == 3
 
 
 def test_a_chain_is_one_component():

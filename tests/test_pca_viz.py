@@ -14,13 +14,13 @@ from PIL import Image
 from augment import normalize
 from pca_viz import (
     border_patches,
-    components,
     draw_split,
     fine_tokens,
     foreground_iou,
     foreground_mask,
     main,
     patch_parts,
+    pca,
     pca_rgb,
     scale,
     tokens_of,
@@ -40,7 +40,7 @@ def test_components_of_points_on_paper():
     There is no third.
     """
     x = torch.tensor([[4.0, 0], [-4, 0], [0, 1], [0, -1]], dtype=torch.float64) + torch.tensor([2.0, 3.0])
-    y = scale(components(x, 3))
+    y = scale(pca(x, 3))
     torch.testing.assert_close(y[:, 0], torch.tensor([1, 0, 1 / 2, 1 / 2], dtype=torch.float64))
     torch.testing.assert_close(y[:, 1], torch.tensor([1 / 2, 1 / 2, 1, 0], dtype=torch.float64))
     assert y[:, 2].isnan().all()
@@ -50,7 +50,7 @@ def test_component_along_a_diagonal_and_its_sign():
     """Points t·(1, −2), t = 0, 1, 4: v₁ = (−1, 2)/√5, for the larger entry is made positive. Along it they
     lie at −√5·t, so scaled at 1, 3/4, 0."""
     t = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
-    y = scale(components(t[:, None] * torch.tensor([1.0, -2.0]), 2))
+    y = scale(pca(t[:, None] * torch.tensor([1.0, -2.0]), 2))
     torch.testing.assert_close(y[:, 0], 1 - t / 4)
     assert y[:, 1].isnan().all()  # a line has one component; the second is rounding
 
@@ -63,7 +63,7 @@ def test_components_are_those_of_the_svd():
         v = torch.stack([row if row.max() > -row.min() else -row for row in v[:3]])  # (3, 8)
         expected = (x - x.mean(0)) @ v.T  # (50, 3)
         expected = (expected - expected.amin(0)) / (expected.amax(0) - expected.amin(0))
-        torch.testing.assert_close(scale(components(x, 3)), expected)
+        torch.testing.assert_close(scale(pca(x, 3)), expected)
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -387,7 +387,7 @@ def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
 def test_without_a_mask_there_is_one_pca_of_all_patches():
     tokens, _ = scenes()
     rgb, foreground = pca_rgb(tokens, mask=False)
-    expected = scale(components(tokens.flatten(0, 1).double(), 3))
+    expected = scale(pca(tokens.flatten(0, 1).double(), 3))
     assert foreground.all()
     torch.testing.assert_close(rgb.flatten(0, 1), expected.float())
 
