@@ -60,7 +60,7 @@ from support.flags import (
 from support.pictures import MAX_MEGAPIXELS, decode, picture, reason_of, whole_patches
 from support.precision import autocast
 from support.report import draw_selected, write_selected
-from support.stages import digest, in_blocks, once, rows_of
+from support.stages import Stages, digest, in_blocks, once, rows_of
 from support.survey import survey
 from support.threads import choose_threads
 from support.weights import load_vit
@@ -173,6 +173,10 @@ class Source:
         place, name, _ = self.files[i]
         return name if os.path.isabs(name) else os.path.abspath(os.path.join(place, name))
 
+    def names(self):
+        """All names, in order."""
+        return [self.name(i) for i in range(len(self))]
+
     def raw(self, i):
         _, name, read = self.files[i]
         return read(name)
@@ -258,30 +262,8 @@ def unique_pictures(thumbs, n_bits):
     return np.sort(readable[order[np.unique(label[order], return_index=True)[1]]])
 
 
-def retrieve(args, curated, pool):
-    """Sorted indices of the pool, and the mode that made them."""
-    mode = args.mode if args.mode != "auto" else "clusters" if len(curated) < SMALL else "samples"
-    if mode == "samples":
-        if args.per_image > len(pool):
-            raise UserError(f"--per-image {args.per_image} is more than the pool has: {len(pool)} images")
-        return retrieve_samples(curated, pool, args.per_image, args.seed), mode
-    n_clusters = args.clusters or min(CLUSTERS, max(1, len(pool) // CLUSTER_SIZE))
-    return retrieve_clusters(curated, pool, n_clusters, args.per_cluster, MIN_HITS, args.max_total, args.seed), mode
-
-
-def curate(args):
-    """All stages; the last line."""
-    began = time.perf_counter()
-    work = args.out.with_name(args.out.name + ".work")
-    distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
-    table = []
-
-    def stage(name, before, compute):
-        started = time.perf_counter()
-        result = compute()
-        table.append((name, before, len(result), time.perf_counter() - started))
-        return result
-
+def find_sources(args, work):
+    """What is chosen from, a Source, and what that is held against: {"curated": Source}, and "exclude" if asked for."""
     places = [args.uncurated] if args.uncurated else []
     if args.html:
         addresses = collect_addresses(args.html)
@@ -294,70 +276,124 @@ def curate(args):
             places.append(work / "images")
     if not places:
         raise UserError("nothing to choose from: give --uncurated, or --html with --download")
-    pool_source, curated_source = Source(places), Source([args.curated])
-    named = {"curated": curated_source} | ({"exclude": Source([args.exclude])} if args.exclude else {})
+    references = {"curated": args.curated} | ({"exclude": args.exclude} if args.exclude else {})
+    return Source(places), {what: Source([place]) for what, place in references.items()}
+
+
+def load_network(args):
+    """The ViT, the side of its images, and a digest of its weights."""
     vit = load_vit(args.weights, args.device)
     size = args.size or whole_patches(224, vit.patch_size)
     if size % vit.patch_size:
         raise UserError(f"--size {size} does not divide into patches of {vit.patch_size}")
-    weights = digest(*[p.cpu().double().abs().sum().item() for p in vit.parameters()])
+    return vit, size, digest(*[p.cpu().double().abs().sum().item() for p in vit.parameters()])
 
-    how = look_at([pool_source, *named.values()], args)
-    key = digest([pool_source.name(i) for i in range(len(pool_source))], how)
-    thumbs = stage("collect", len(pool_source), lambda: thumbnails(pool_source, work / f"thumbnails-{key}.npy", how))
-    name_broken(pool_source, thumbs, how)
-    key = digest(key, args.hash_bits)
-    unique = stage("PCA hash", (thumbs["pixels"] > 0).sum(), lambda: once(
-        work / f"unique-{key}.npy", lambda: unique_pictures(thumbs, args.hash_bits)))  # fmt: skip
 
-    key = digest(key, weights, size)
-    e = stage("embed", len(unique), lambda: embed(
-        vit, pool_source, unique, size, work / f"pool-{key}.npy", "embed", how))  # fmt: skip
-    references, good = [], []
-    for what, source in named.items():
-        own = digest([source.name(i) for i in range(len(source))], how)
-        shown = thumbnails(source, work / f"{what}-thumbnails-{own}.npy", how)
-        name_broken(source, shown, how)
-        good.append(np.flatnonzero(shown["pixels"] > 0))
-        if len(good[-1]) == 0:
+def without_copied_files(stages, pool, how, n_bits):
+    """Indices of the pool's pictures (U,): one of each group whose PCA hashes are near."""
+    thumbs = stages.run("collect", len(pool), lambda: thumbnails(pool, stages.file("thumbnails"), how))
+    name_broken(pool, thumbs, how)
+    stages.decided_by(n_bits)
+    return stages.run("PCA hash", (thumbs["pixels"] > 0).sum(), lambda: once(
+        stages.file("unique"), lambda: unique_pictures(thumbs, n_bits)))  # fmt: skip
+
+
+def embed_all(stages, pool, unique, sources, network, how):
+    """Features of the pool's pictures (U, D), and of the others: {name: (indices of what can be read, (M, D))}."""
+    vit, size, weights = network
+    stages.decided_by(weights, size)
+    e = stages.run("embed", len(unique), lambda: embed(
+        vit, pool, unique, size, stages.file("pool"), "embed", how))  # fmt: skip
+    references = {}
+    for what, source in sources.items():
+        own = digest(source.names(), how)
+        thumbs = thumbnails(source, stages.folder / f"{what}-thumbnails-{own}.npy", how)
+        name_broken(source, thumbs, how)
+        good = np.flatnonzero(thumbs["pixels"] > 0)
+        if len(good) == 0:
             raise UserError(f"none of the images of --{what} can be read")
-        own = digest(own, weights, size, good[-1].tolist())
-        references.append(embed(vit, source, good[-1], size, work / f"{what}-{own}.npy", f"embed {what}", how))
-        key = digest(key, own)
-    key = digest(key, args.self_threshold, args.neighbours, args.seed)
-    kept = stage("self-de-duplication", len(e), lambda: once(
-        work / f"kept-{key}.npy", lambda: deduplicate(e, args.self_threshold, args.neighbours, args.seed)))  # fmt: skip
-    e, unique = rows_of(e, kept, work / f"rows-{key}.npy"), unique[kept]
-    if args.exclude:
-        key = digest(key, args.reference_threshold)
-        kept = stage("relative de-duplication", len(e), lambda: once(work / f"apart-{key}.npy", lambda: remove_near(
-            e, references[1], args.reference_threshold, args.neighbours, args.seed)))  # fmt: skip
-        if len(kept) == 0:
-            raise UserError("every image is in a component of an excluded one; raise --reference-threshold")
-        e, unique = rows_of(e, kept, work / f"rows-{key}.npy"), unique[kept]
-    started = time.perf_counter()
-    chosen, mode = retrieve(args, references[0], e)
-    table.append((f"retrieval, {mode}", len(e), len(chosen), time.perf_counter() - started))
+        own = digest(own, weights, size, good.tolist())
+        file = stages.folder / f"{what}-{own}.npy"
+        references[what] = good, embed(vit, source, good, size, file, f"embed {what}", how)
+        stages.decided_by(own)
+    return e, references
+
+
+def without_near_copies(stages, e, unique, excluded, args):
+    """Features (U, D) and indices (U,) of the pictures left by both de-duplications; excluded: features, or None."""
+    stages.decided_by(args.self_threshold, args.neighbours, args.seed)
+    kept = stages.run("self-de-duplication", len(e), lambda: once(
+        stages.file("kept"), lambda: deduplicate(e, args.self_threshold, args.neighbours, args.seed)))  # fmt: skip
+    e, unique = rows_of(e, kept, stages.file("rows")), unique[kept]
+    if excluded is None:
+        return e, unique
+    stages.decided_by(args.reference_threshold)
+    kept = stages.run("relative de-duplication", len(e), lambda: once(stages.file("apart"), lambda: remove_near(
+        e, excluded, args.reference_threshold, args.neighbours, args.seed)))  # fmt: skip
+    if len(kept) == 0:
+        raise UserError("every image is in a component of an excluded one; raise --reference-threshold")
+    return rows_of(e, kept, stages.file("rows")), unique[kept]
+
+
+def retrieve(stages, curated, pool, args):
+    """Sorted indices of the pool, and the mode that made them."""
+    mode = args.mode if args.mode != "auto" else "clusters" if len(curated) < SMALL else "samples"
+    if mode == "samples" and args.per_image > len(pool):
+        raise UserError(f"--per-image {args.per_image} is more than the pool has: {len(pool)} images")
+    n_clusters = args.clusters or min(CLUSTERS, max(1, len(pool) // CLUSTER_SIZE))
+    ways = {
+        "samples": lambda: retrieve_samples(curated, pool, args.per_image, args.seed),
+        "clusters": lambda: retrieve_clusters(curated, pool, n_clusters, args.per_cluster, MIN_HITS, args.max_total,
+                                              args.seed),
+    }  # fmt: skip
+    chosen = stages.run(f"retrieval, {mode}", len(pool), ways[mode])
     if len(chosen) == 0:
         raise UserError(f"no cluster holds more than {MIN_HITS} curated images; fewer --clusters, or --mode samples")
-    e = e[chosen]
-    closest = nearest(e, references[0], 1, args.seed)
-    shown = np.linspace(0, len(references[0]) - 1, min(len(references[0]), SHOWN_ROWS)).astype(int)
-    found = nearest(references[0][shown], e, SHOWN, args.seed)[1]  # (rows, SHOWN)
-    if distributed.rank() == 0:
-        paths = [pool_source.name(i) for i in unique[chosen]]
-        write_safely(args.out, lambda new: new.write_text(
-            "".join(f"{path}\n" for path in paths), encoding="utf-8", errors="surrogateescape"))  # fmt: skip
-        near = [curated_source.name(good[0][i]) for i in closest[1][:, 0]]
-        write_selected(args.out.with_suffix(".csv"), paths, mode, near, closest[0][:, 0])
-        rows = [[curated_source.raw(good[0][c]), *(pool_source.raw(unique[chosen[i]]) for i in ids if i >= 0)]
-                for c, ids in zip(shown, found)]  # fmt: skip
-        draw_selected(rows, args.out.with_suffix(".png"), *how)
-        print(f"{'stage':25} {'images in':>10} {'out':>10} {'seconds':>8}")
-        for name, before, after, seconds in table:
-            print(f"{name:25} {before:10} {after:10} {seconds:8.1f}")
-        print(f"{len(chosen)} of {len(thumbs)} images selected, {time.perf_counter() - began:.0f} s: {args.out}, and "
-              f"{args.out.stem}.csv and .png beside it")  # fmt: skip
+    return chosen, mode
+
+
+def write_selection(args, pool, chosen, e, curated, reference, mode, how):
+    """The list, the .csv with the nearest curated image of each, and the picture.
+
+    chosen: indices of the pool (S,), with features e (S, D); reference: as embed_all gives it for the Source curated.
+    """
+    good, features = reference
+    cosines, closest = nearest(e, features, 1, args.seed)
+    shown = np.linspace(0, len(features) - 1, min(len(features), SHOWN_ROWS)).astype(int)
+    found = nearest(features[shown], e, SHOWN, args.seed)[1]  # (rows, SHOWN)
+    if distributed.rank() > 0:
+        return
+    paths = [pool.name(i) for i in chosen]
+    write_safely(args.out, lambda new: new.write_text(
+        "".join(f"{path}\n" for path in paths), encoding="utf-8", errors="surrogateescape"))  # fmt: skip
+    near = [curated.name(good[i]) for i in closest[:, 0]]
+    write_selected(args.out.with_suffix(".csv"), paths, mode, near, cosines[:, 0])
+    rows = [[curated.raw(good[c]), *(pool.raw(chosen[i]) for i in ids if i >= 0)] for c, ids in zip(shown, found)]
+    draw_selected(rows, args.out.with_suffix(".png"), *how)
+
+
+def curate(args):
+    """All stages; the last line."""
+    began = time.perf_counter()
+    work = args.out.with_name(args.out.name + ".work")
+    distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
+    pool, sources = find_sources(args, work)
+    network = load_network(args)
+    how = look_at([pool, *sources.values()], args)
+    stages = Stages(work, digest(pool.names(), how))
+
+    unique = without_copied_files(stages, pool, how, args.hash_bits)
+    e, references = embed_all(stages, pool, unique, sources, network, how)
+    excluded = references["exclude"][1] if args.exclude else None
+    e, unique = without_near_copies(stages, e, unique, excluded, args)
+    chosen, mode = retrieve(stages, references["curated"][1], e, args)
+    write_selection(args, pool, unique[chosen], e[chosen], sources["curated"], references["curated"], mode, how)
+
+    print_first(f"{'stage':25} {'images in':>10} {'out':>10} {'seconds':>8}")
+    for name, before, after, seconds in stages.table:
+        print_first(f"{name:25} {before:10} {after:10} {seconds:8.1f}")
+    print_first(f"{len(chosen)} of {len(pool)} images selected, {time.perf_counter() - began:.0f} s: {args.out}, and "
+                f"{args.out.stem}.csv and .png beside it")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- the program

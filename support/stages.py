@@ -7,6 +7,7 @@ mapped file, beside a second one that says which blocks are done, and so need no
 
 import hashlib
 import json
+import time
 
 import numpy as np
 from tqdm import tqdm
@@ -83,3 +84,25 @@ def rows_of(x, rows, path):
         distributed.from_first_rank(lambda: write_safely(
             path, lambda new: compute(np.lib.format.open_memmap(new, "w+", x.dtype, shape))))  # fmt: skip
     return np.load(path, mmap_mode="r")
+
+
+class Stages:
+    """The stages so far: the folder of their results, a digest of all that decided them, and a table of them."""
+
+    def __init__(self, folder, key):
+        self.folder, self.key, self.table = folder, key, []
+
+    def decided_by(self, *things):
+        """What the results from here on depend on, too."""
+        self.key = digest(self.key, *things)
+
+    def file(self, name):
+        """Where a result is kept."""
+        return self.folder / f"{name}-{self.key}.npy"
+
+    def run(self, name, before, compute):
+        """compute(), and a line of the table: images before and after, seconds."""
+        started = time.perf_counter()
+        result = compute()
+        self.table.append((name, before, len(result), time.perf_counter() - started))
+        return result

@@ -3,10 +3,12 @@
     pytest tests/test_stages.py
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from support.stages import ROWS, digest, in_blocks, once, rows_of
+from support.stages import ROWS, Stages, digest, in_blocks, once, rows_of
 
 
 def test_digest_tells_things_apart():
@@ -51,3 +53,16 @@ def test_rows_of_a_file(tmp_path):
     rows = rows_of(x, np.array([7, 0]), tmp_path / "rows.npy")
     assert rows.tolist() == [[14, 15], [0, 1]] and isinstance(rows, np.memmap)
     assert rows_of(x * 0, np.array([7, 0]), tmp_path / "rows.npy").tolist() == [[14, 15], [0, 1]]  # from the file
+
+
+def test_stages_keep_their_files_apart_and_their_times():
+    """The file of a stage depends on all that was decided before it, and on nothing else."""
+    first, second = Stages(Path("w"), "a"), Stages(Path("w"), "a")
+    assert first.file("kept") == second.file("kept") == Path("w/kept-a.npy")
+    first.decided_by(0.6, 64), second.decided_by(0.6, 64)
+    assert first.file("kept") == second.file("kept") != Path("w/kept-a.npy")
+    second.decided_by(1)
+    assert first.file("kept") != second.file("kept")
+    assert first.run("half", 4, lambda: [1, 2]) == [1, 2]
+    [(name, before, after, seconds)] = first.table
+    assert (name, before, after) == ("half", 4, 2) and seconds >= 0
