@@ -15,7 +15,6 @@ bit; a GPU sums in no fixed order.
 
 import copy
 import math
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -26,7 +25,6 @@ import torch
 from einops import rearrange
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 import distributed
 import vit
@@ -43,13 +41,14 @@ from recipes import Recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 from support.checkpoint import read_checkpoint, restore, save_checkpoint, write_safely
-from support.collapse import check_health, collapse_meter, collapse_warning
+from support.collapse import check_health
 from support.data import batches, in_memory, load_splits
 from support.failures import in_one_line
 from support.flags import UserError, alone_in, find_device, make_folder, parse_args, recipe_of
-from support.memory import check_memory, keep_pages, peak_memory
-from support.metrics import add_metrics, means, read_metrics, write_metrics
+from support.memory import check_memory, keep_pages
+from support.metrics import add_metrics
 from support.precision import autocast
+from support.record import Recorder, signals_noted
 from support.report import draw_curves, scores_in_words
 from support.start import adopt, heads_of, recipe_to_go_on
 from support.threads import choose_threads
@@ -301,6 +300,12 @@ def splits_at(step, r):
     return load_splits(r.data, sizes_at(step, r)[0], r.seed, r.scale if any(r.scale) else None, r.max_megapixels)
 
 
+def images_from(step, r, device):
+    """This rank's share of the batches of a step's phase, from that step on."""
+    rank, world = distributed.rank(), distributed.world_size()
+    return batches(splits_at(step, r)[0], r.batch // world, r.seed, step, device, r.workers or None, (rank, world))
+
+
 def make_crop(r, step=0):
     """The crops of a step's phase."""
     size = sizes_at(step, r)[1]
@@ -315,69 +320,25 @@ def train(run, out, device):
 
     Ctrl-C lets the step end and saves a checkpoint; a second one kills.
     """
-    r, rank, world = run.recipe, distributed.rank(), distributed.world_size()
-    rows = read_metrics(out / "metrics.jsonl", run.step)
-    if rank == 0:
-        write_metrics(out / "metrics.jsonl", rows)
+    r, world = run.recipe, distributed.world_size()
     splits_at(run.step, r)  # before the bar, so that a wrong --data is one line
-    before = rows[-1].get("seconds", 0.0) if rows else 0.0
-    began = logged = time.perf_counter()
-    stopped, stop, hires = [], False, None
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in usual:  # the first one is noted, the second does what it always did
-        signal.signal(number, lambda n, _: (stopped.append(n), signal.signal(n, usual[n])))
-    healthy, counts = torch.ones((), dtype=torch.bool, device=device), {}
-
-    def record(row):
-        so_far = {"training_flops": run.training_flops, "seconds": before + time.perf_counter() - began}
-        rows.append({"step": run.step, **row, **so_far})
-        if rank == 0:
-            add_metrics(out / "metrics.jsonl", rows[-1])
-
-    with tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=rank > 0, mininterval=1) as bar:
+    record, hires, stop, counts = Recorder(run, out, device), None, False, {}
+    with signals_noted() as signals, record.bar:
         while run.step < r.steps and not stop:
-            if r.eval_every and run.step and run.step % r.eval_every == 0 and not measured(rows, run.step):
-                scores = evaluate(run, whole_vit(run), out)
-                record(scores)
-                if rank == 0:
-                    draw_curves(rows, r, out / "curves.png")
-                    bar.write(f"step {run.step}: {scores_in_words(scores)}", file=sys.stderr)
-                logged = time.perf_counter()
+            if r.eval_every and run.step and run.step % r.eval_every == 0 and not record.evaluated():
+                record.evaluation(evaluate(run, whole_vit(run), out))
             values = values_at(run.step, r)
             if values["hires"] != hires:  # a phase begins, or a resumed run joins it
                 hires = values["hires"]
-                images = splits_at(run.step, r)[0]
-                share = (rank, world)
-                stream = batches(images, r.batch // world, r.seed, run.step, device, r.workers or None, share)
-                crop = make_crop(r, run.step)
+                stream, crop = images_from(run.step, r, device), make_crop(r, run.step)
             losses, p_t, cls = counted_step(run, next(stream), crop, values, counts)
-            healthy &= losses["grad_norm"].isfinite()
-            bar.update(r.batch)
-            last = run.step == r.steps
-            if run.step % r.log_every == 0 or last:
-                meter = collapse_meter(p_t, losses["dino"], cls)
-                numbers = means({"healthy": healthy, **losses, **meter})  # the step waits for the device here alone
-                check_health(numbers.pop("healthy") == 1, run.step, out)
-                rate = (run.step % r.log_every or r.log_every) * r.batch / (time.perf_counter() - logged)
-                record({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(device)})
-                bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {numbers['entropy_image']:.2f} of ln K")
-                warning = collapse_warning(numbers)
-                if warning and rank == 0 and run.step > 0.1 * r.steps:  # at first all features are alike
-                    bar.write(f"step {run.step}: {warning}", file=sys.stderr)
-                logged = time.perf_counter()
-            if world == 1 or run.step % r.log_every == 0 or last:  # several ask, and wait for the device, less often
-                stop = distributed.any_rank(stopped)
-            if run.step % r.save_every == 0 or last or stop:
-                check_health(healthy, run.step, out)
+            record.step(losses, p_t, cls, values)
+            if world == 1 or record.due():  # several ask, and wait for the device, less often
+                stop = distributed.any_rank(signals)
+            if run.step % r.save_every == 0 or run.step == r.steps or stop:
+                check_health(record.healthy, run.step, out)
                 save_checkpoint(run, out)
-    for number, handler in usual.items():
-        signal.signal(number, handler)
-    return rows, stop
-
-
-def measured(rows, step):
-    """Whether the rows hold the evaluation at a step: not if the run was killed or stopped before it."""
-    return any(row["step"] == step and "evaluation_flops" in row for row in rows)
+    return record.rows, stop
 
 
 # ---------------------------------------------------------------------------- the program

@@ -14,6 +14,7 @@ from test_train import CPU, flags, folder, rows, small_run  # noqa: F401  folder
 
 import train
 from recipes import get_recipe
+from support import record
 from support.flags import UserError
 from support.start import adopt, heads_of
 from support.weights import save_vit
@@ -37,7 +38,8 @@ def released(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """None, as in test_train.py."""
-    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
+    for place in (train, record):
+        monkeypatch.setattr(place, "draw_curves", lambda *_: None)
     monkeypatch.setattr(train, "draw_split", lambda *_: {})
 
 

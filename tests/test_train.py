@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pca_viz
 import train
 from recipes import get_recipe
+from support import record
 from support.weights import load_vit
 from train import main, parameter_groups
 
@@ -78,7 +79,8 @@ def whole(folder, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(whole, monkeypatch):
     """One run draws them; in the others they would take half of the time."""
-    monkeypatch.setattr(train, "draw_curves", lambda *_: None)
+    for place in (train, record):
+        monkeypatch.setattr(place, "draw_curves", lambda *_: None)
     monkeypatch.setattr(pca_viz, "draw_pca", lambda *_: None)
 
 
@@ -154,8 +156,8 @@ def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkey
 
 def test_programs_start_where_memory_is_not_counted(tmp_path):
     """As on Windows, which has no module `resource`."""
-    script = "import sys; sys.modules['resource'] = None; import bench, train, torch; "
-    script += "here = torch.device('cpu'); print(train.peak_memory(here), bench.most_memory(here))"
+    script = "import sys; sys.modules['resource'] = None; import bench, train, torch; from support import record; "
+    script += "here = torch.device('cpu'); print(record.peak_memory(here), bench.most_memory(here))"
     place = Path(train.__file__).parent
     done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, text=True)
     assert done.stdout == "None nan\n", done.stderr
@@ -222,7 +224,8 @@ def evaluated(folder, tmp_path_factory):
     """An uninterrupted run of six steps with a k-NN every other one."""
     out = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_curves", lambda *_: None)
+        for place in (train, record):
+            patch.setattr(place, "draw_curves", lambda *_: None)
         patch.setattr(pca_viz, "draw_pca", lambda *_: None)
         assert main(flags(folder, out, steps=6, eval_every=2, save_every=2, hires_share=0)) == 0
     return out
