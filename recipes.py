@@ -1,4 +1,4 @@
-"""Every hyper-parameter, by named recipe (Table 16 and 17, B.1, B.2; the official YAML files where they say more).
+"""Every hyper-parameter, by named recipe (Tables 16 and 17, §4, §5, B.1, B.2; the official YAML files for the rest).
 
 A recipe is one `Recipe`; `train.py --recipe NAME --any_field value` changes any of it.  Spans of time are shares of
 the steps of a phase, so that fewer steps, or the high-resolution phase, compress every schedule (B.2).
@@ -26,16 +26,17 @@ class Recipe:
 
     name: str = _f("", "the recipe that this one started from; no flag of its own, but --recipe")
     # data and crops
-    data: str = _f("shapes", "folder, .zip, .tar or .tar.xz of images, cifar10, or shapes")
+    data: str = _f("shapes", "folder, archive, list or shards of images, cifar10, or shapes")
     image_size: int = _f(64, "side of the decoded square of an image, in pixels", SIDE)
     scale: tuple[float, float] = _f((0.0, 0.0), "values of deep pictures shown black and white; 0 0: as files suggest",
                                      (-1e30, 1e30))  # fmt: skip
     max_megapixels: int = _f(178, "larger pictures are skipped", (1, 10**6))
-    global_size: int = _f(224, "side of the two global crops", SIDE)  # B.1
-    local_size: int = _f(98, "side of the local crops", SIDE)  # B.1
-    n_local: int = _f(8, "local crops of an image", (0, 100))  # B.1
-    global_scale: tuple[float, float] = _f((0.32, 1.0), "share of the image's area in a global crop", SHARE)  # B.1
-    local_scale: tuple[float, float] = _f((0.05, 0.32), "share of the image's area in a local crop", SHARE)  # B.1
+    global_size: int = _f(224, "side of the two global crops", SIDE)  # §5
+    local_size: int = _f(98, "side of the local crops", SIDE)  # §5
+    n_local: int = _f(8, "local crops of an image", (0, 100))  # official ssl_default_config.yaml
+    # the two scales: official ssl_default_config.yaml
+    global_scale: tuple[float, float] = _f((0.32, 1.0), "share of the image's area in a global crop", SHARE)
+    local_scale: tuple[float, float] = _f((0.05, 0.32), "share of the image's area in a local crop", SHARE)
     blur_sigma: tuple[float, float] = _f((0.1, 2.0), "range of the blur's sigma, in pixels", (0.0, 100.0))  # DINO
     jitter: float = _f(1.0, "strength of the colour jitter, as a multiple of DINO's", (0.0, 1.66))  # DINO
     # network
@@ -45,7 +46,7 @@ class Recipe:
     n_registers: int = _f(0, "register tokens", (0, 1000))  # Darcet et al. 2024
     layer_scale: float = _f(1e-5, "LayerScale at the start", WEIGHT)  # official ssl_default_config.yaml
     drop_path: float = _f(0.0, "rate of stochastic depth", SHARE)
-    n_prototypes: int = _f(65536, "K, the prototypes of each head", (2, 10**7))  # B.1
+    n_prototypes: int = _f(65536, "K, the prototypes of each head", (2, 10**7))  # official ssl_default_config.yaml
     head_hidden: int = _f(2048, "hidden width of the heads", WIDTH)  # official ssl_default_config.yaml
     dino_bottleneck: int = _f(256, "bottleneck of the image head", WIDTH)  # official ssl_default_config.yaml
     ibot_bottleneck: int = _f(256, "bottleneck of the patch head", WIDTH)  # official ssl_default_config.yaml
@@ -53,14 +54,15 @@ class Recipe:
     # losses
     centering: str = _f("sinkhorn", "sinkhorn or softmax")  # §4
     student_temp: float = _f(0.1, "student temperature", POSITIVE)  # DINO
-    teacher_temp_start: float = _f(0.04, "teacher temperature at step 0", POSITIVE)  # B.1
-    teacher_temp: float = _f(0.07, "teacher temperature after its warm-up", POSITIVE)  # B.1
+    teacher_temp_start: float = _f(0.04, "teacher temperature at step 0", POSITIVE)  # official ssl_default_config.yaml
+    teacher_temp: float = _f(0.07, "teacher temperature after its warm-up", POSITIVE)  # official default config
     teacher_temp_warmup: float = _f(0.3, "share of the steps over which the teacher temperature rises", SHARE)
     dino_weight: float = _f(1.0, "weight of the image loss", WEIGHT)  # official ssl_default_config.yaml
     ibot_weight: float = _f(1.0, "weight of the patch loss", WEIGHT)  # official ssl_default_config.yaml
-    koleo_weight: float = _f(0.1, "weight of KoLeo", WEIGHT)  # §4
-    mask_ratio: tuple[float, float] = _f((0.1, 0.5), "share of the patches masked in a masked view", SHARE)  # B.1
-    mask_probability: float = _f(0.5, "share of the global views that are masked", SHARE)  # B.1
+    koleo_weight: float = _f(0.1, "weight of KoLeo", WEIGHT)  # B.1
+    # both of the masks: official ssl_default_config.yaml
+    mask_ratio: tuple[float, float] = _f((0.1, 0.5), "share of the patches masked in a masked view", SHARE)
+    mask_probability: float = _f(0.5, "share of the global views that are masked", SHARE)
     # optimization
     batch: int = _f(64, "images in a step, on all GPUs together", COUNT)
     steps: int = _f(1000, "steps of the run, the high-resolution phase included", COUNT)
@@ -81,7 +83,7 @@ class Recipe:
     head_warmup: float = _f(0.1, "share of the steps in which new heads learn alone (init, teacher)", SHARE)  # ours
     # high-resolution phase (B.2)
     hires_share: float = _f(0.0, "share of the steps at high resolution, at the end", SHARE)
-    hires_size: int = _f(518, "side of the global crops at high resolution", SIDE)  # B.2
+    hires_size: int = _f(518, "side of the global crops at high resolution", SIDE)  # §4
     hires_image_size: int = _f(592, "side of the decoded square at high resolution", SIDE)  # ours
     hires_lr: float = _f(1e-4, "base learning rate at high resolution", POSITIVE)  # B.2: "reduced"; the value is ours
     # distillation (§5)
@@ -126,9 +128,9 @@ cifar10 = Recipe(
 )  # fmt: skip
 
 # The official short recipe, for ImageNet-1k in 100 epochs of 1250 steps (official vitl16_short.yaml and
-# ssl_default_config.yaml).  It shares the heads; ours are untied as in the paper.
+# ssl_default_config.yaml).  It shares the heads; ours are untied as in the paper.  Where your ImageNet is, --data says.
 vitl16_short = Recipe(
-    data="imagenet", image_size=320,  # ours
+    data="", image_size=320,  # ours
     global_size=224, local_size=96,  # official ssl_default_config.yaml
     arch="vit_large", patch_size=16,  # official ssl_default_config.yaml
     drop_path=0.3,  # official ssl_default_config.yaml
@@ -142,11 +144,14 @@ vitl16_short = Recipe(
     save_every=1250, eval_every=12_500,
 )  # fmt: skip
 
-# The paper's own: ViT-L/14 from scratch on LVD-142M, 500 epochs of 1250 steps, then 10 000 steps at 518².
+# The paper's own: ViT-L/14 from scratch on LVD-142M, 500 epochs of 1250 steps, then 10 000 steps at 518².  That set was
+# never released; --data says what you have instead.
 vitl14 = Recipe(
-    data="lvd142m", image_size=320,  # ours
-    arch="vit_large", patch_size=14, ffn="swiglu", drop_path=0.4,  # Table 17
-    n_prototypes=131_072, dino_bottleneck=384,  # official vitl14.yaml
+    data="", image_size=320,  # ours
+    arch="vit_large", patch_size=14, ffn="swiglu",  # Table 17
+    drop_path=0.4,  # Table 16
+    n_prototypes=131_072,  # Table 1 (128k); official vitl14.yaml
+    dino_bottleneck=384,  # official vitl14.yaml
     batch=3072,  # Table 16 (3k); official README: 12 nodes of 8 GPUs, 32 each
     steps=635_000, hires_share=10 / 635,  # 625 000 (Table 16) + 10 000 (B.2)
     lr=2e-4, lr_warmup=0.16,  # 80 of 500 epochs, official vitl14.yaml; the peak is Table 16's 3.5e-4

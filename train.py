@@ -355,6 +355,8 @@ def prepare(options, recipe, changes, device):
         raise UserError(f"{out} holds the heads of a teacher alone; --resume beside all flags of that run goes on")
     elif checkpoint.exists() or (warmed.exists() and not options.resume):
         raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")
+    if not recipe.data:
+        raise UserError(f"--recipe {recipe.name} has no pictures: --data says where yours are, a folder or archive")
     device = distributed.start(device)
     if recipe.batch % distributed.world_size():
         raise UserError(f"--batch {recipe.batch} does not divide among {distributed.world_size()} processes")

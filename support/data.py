@@ -79,6 +79,8 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
     that cannot be read are left out and listed in `skipped`. Raises DataError.
     """
     assert split in ("train", "test"), f'split is {split!r}, and must be "train" or "test"'
+    if not data:
+        raise DataError("there is no --data: give a folder, an archive or a list of images, or one of: cifar10, shapes")
     if data == "shapes":
         pixels, labels, parts = shapes.draw_shapes(split, size, seed)
         return Images("shapes", pixels, labels, list(shapes.KINDS), parts)

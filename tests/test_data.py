@@ -6,7 +6,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import grey_levels, numbered, pack, png_that_claims, save
+from conftest import grey_levels, numbered, one_line, pack, png_that_claims, save
 from PIL import Image
 
 from support import data
@@ -215,3 +215,9 @@ def test_streaming_a_set_without_a_readable_image_fails_at_once(tmp_path, monkey
     monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
     with pytest.raises(DataError, match="none of the 2 images"):
         load_images(tmp_path / "d", size=4)
+
+
+def test_no_data_is_not_the_folder_one_is_in():
+    with pytest.raises(DataError, match="there is no --data: give a folder") as error:
+        load_images("")
+    one_line(error)

@@ -219,6 +219,13 @@ def test_a_signal_to_another_rank_saves_and_stops_too(folder, tmp_path, monkeypa
     assert not (tmp_path / "vit.pt").exists()
 
 
+@pytest.mark.parametrize("recipe", ["vitl16_short", "vitl14"])
+def test_a_recipe_without_pictures_asks_for_them(recipe, tmp_path, capsys):
+    """ImageNet and LVD-142M are no names that anything here knows."""
+    assert main(["--recipe", recipe, "--out", str(tmp_path)]) == 2
+    assert f"--recipe {recipe} has no pictures: --data says where yours are" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def evaluated(folder, tmp_path_factory):
     """An uninterrupted run of six steps with a k-NN every other one."""
