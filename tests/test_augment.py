@@ -11,6 +11,7 @@ that of a correct program with another seed.
 import colorsys
 import math
 import random
+from itertools import product
 
 import numpy as np
 import pytest
@@ -136,6 +137,103 @@ def test_two_pixels_to_four_by_hand():
     matrix = torch.zeros(4, 2).scatter_add_(1, rows[0], weights[0])
     expected = [[111 / 102, -9 / 102], [111 / 140, 29 / 140], [29 / 140, 111 / 140], [-9 / 102, 111 / 102]]
     torch.testing.assert_close(matrix, torch.tensor(expected))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A slow reference: one view of one image, as DINO's recipe says it
+
+
+def slow_crop(x, first, length, size):
+    """Rows first to first + length of x (3, H, W) as `size` rows: each is a mean of the rows around its place in the
+    box, weighted by Keys' cubic, which is stretched where the box shrinks, and cut where the box ends."""
+
+    def cubic(t):
+        t = abs(t)
+        return 1.5 * t**3 - 2.5 * t**2 + 1 if t < 1 else -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2 if t < 2 else 0.0
+
+    scale, rows = length / size, []
+    for i in range(size):
+        weights = [cubic((j + 0.5 - (i + 0.5) * scale) / max(scale, 1)) for j in range(length)]
+        rows.append(sum(w * x[:, first + j] for j, w in enumerate(weights) if w) / sum(weights))
+    return torch.stack(rows, dim=1).clamp(0, 1)
+
+
+def slow_hue(x, turn):
+    """The hue of each pixel moved by `turn` of the circle."""
+    out = x.clone()
+    for row in range(x.shape[1]):
+        for column in range(x.shape[2]):
+            h, s, v = colorsys.rgb_to_hsv(*x[:, row, column].tolist())
+            out[:, row, column] = torch.tensor(colorsys.hsv_to_rgb((h + turn) % 1, s, v), dtype=x.dtype)
+    return out
+
+
+def slow_grey(x):
+    return (0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]).expand(3, -1, -1)
+
+
+def slow_blur(x, sigma, radius):
+    """Each pixel a mean of those around it with weights exp(−distance²/2σ²), the picture mirrored at its edges."""
+    out, weights, n = torch.zeros_like(x), 0.0, x.shape[1]
+    for dy, dx in product(range(-radius, radius + 1), repeat=2):
+        mirrored = [[n - 1 - abs(n - 1 - abs(i + d)) for i in range(n)] for d in (dy, dx)]
+        weight = math.exp(-(dy**2 + dx**2) / (2 * sigma**2))
+        out, weights = out + weight * x[:, mirrored[0]][:, :, mirrored[1]], weights + weight
+    return out / weights
+
+
+def slow_view(image, size, p, radius):
+    """An image (3, S, S) uint8 -> one view (3, size, size) in [0, 1], with the random numbers p of this view.
+
+        crop to a random box         of a random share of the area, and an aspect from 3/4 to 4/3
+        flip                         chance 1/2
+        jitter, in random order      chance 0.8; brightness and contrast ±0.4, saturation ±0.2, hue ±0.1
+        grey                         chance 0.2
+        blur, σ from 0.1 to 2        chance 1 in the first global view, 0.1 in the second, 1/2 in the local ones
+        solarise                     chance 0.2 in the second global view
+    """
+    (left, top), (width, height) = p["corner"].tolist(), p["shape"].tolist()
+    flip, jitter, grey, blur, solarise = p["chosen"].tolist()
+    x = image.double() / 255
+    x = slow_crop(x.mT, left, width, size).mT  # columns first, as Pillow
+    x = slow_crop(x, top, height, size)
+    x = x.flip(2) if flip else x
+    s = p["strength"].tolist()
+    changes = [
+        lambda x: s[0] * x,  # brightness: towards black
+        lambda x: s[1] * x + (1 - s[1]) * slow_grey(x).mean(),  # contrast: towards the mean grey
+        lambda x: s[2] * x + (1 - s[2]) * slow_grey(x),  # saturation: towards each pixel's grey
+        lambda x: slow_hue(x, s[3]),
+    ]
+    for number in p["order"].tolist() if jitter else []:
+        x = changes[number](x).clamp(0, 1)
+    x = slow_grey(x) if grey else x
+    x = slow_blur(x, p["sigma"].item(), radius) if blur else x
+    return torch.where(x > 0.5, 1 - x, x) if solarise else x
+
+
+@pytest.mark.parametrize("side", [40, 90])
+def test_each_view_is_the_slow_one(side):
+    """Both global and three local views of each of 4 images; a view that differs has another box, order or change.
+
+    All that is random is drawn by the crop, and taken from it; its chances and ranges are tested by themselves below.
+    """
+    crop, images = MultiCrop(18, 12, 3), torch.stack([picture(side, i) for i in range(4)])
+    draw, drawn, seen = crop.draw, [], torch.zeros(5)
+
+    def kept(*arguments):
+        drawn.append(draw(*arguments))
+        return drawn[-1]
+
+    crop.draw = kept
+    for out, size in zip(crop(images, 3), (18, 12)):
+        p = drawn.pop(0)
+        for n, view in enumerate(as_picture(out)):  # view-major
+            of_view = {name: values[n] for name, values in p.items()}
+            slow = slow_view(images[n % 4], size, of_view, crop.radius)
+            torch.testing.assert_close(view.double(), slow, atol=2e-5, rtol=0)
+            seen += of_view["chosen"]
+    assert (seen > 0).all()  # each change was made at least once
 
 
 # ------------------------------------------------------------------------------------------------------------
