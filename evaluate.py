@@ -10,7 +10,7 @@
     τ      ()      temperature of the vote: a neighbour counts more the nearer it is
     W, b   (D, C)  and (C,): the only weights trained here
 
-The reference code probes with the [CLS] tokens of 1 or 4 blocks, with and without the mean patch token, on
+The paper (B.3) probes with the [CLS] tokens of 1 or 4 blocks, with and without the mean patch token, on
 augmented images, for 13 learning rates, and reports whichever did best ON THE VALIDATION SET. We use the last
 [CLS] token of each image as it is, computed once, and choose the learning rate on a tenth of the TRAINING
 set: the test labels are read once, for the final number. In k-NN the reference divides each image's weights
@@ -52,7 +52,7 @@ from support.weights import load_vit
 
 KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the far end of its sweep (10, 20, 100, 200)
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ours: for standardised features; the paper sweeps 13
-STEPS = 2000  # ours; the official probe takes 12 500
+STEPS = 2000  # ours; the paper takes 12 500 (B.3)
 BATCH = 512  # ours
 MOMENTUM = 0.9  # official probe: SGD, momentum 0.9, no weight decay, cosine to 0
 SIMILARITIES = 2**24  # ours: cosines held at once by k-NN, 64 MiB
