@@ -1,4 +1,4 @@
-"""Warm-up and cosine (B.1, Table 16): the one shape of every schedule, for rate, weight decay, momentum and temperature.
+"""Warm-up and cosine (B.1, Table 16): the one shape of all schedules, for rate, weight decay, momentum and temperature.
 
     v(s) = v_w + (v_0 − v_w)·s/w                                 for s < w            linear warm-up
     v(s) = v_1 + (v_0 − v_1)·½(1 + cos π (s − w)/(T − 1 − w))    for w ≤ s ≤ T − 1    cosine
