@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from evaluate import frozen_features, linear_accuracy, measure_knn
 from pca_viz import draw_split
-from support.checkpoint import write_safely
 from support.data import in_memory
 from support.failures import in_one_line
+from support.files import write_safely
 from support.flags import Parser, UserError, alone_in, find_device, make_folder, parse_args, positive
 from support.metrics import add_metrics, read_metrics
 from support.report import ablation_table, draw_ablation

@@ -108,7 +108,7 @@ def start_run(recipe, device, start=None, teacher=None):
     if recipe.centering == "softmax":
         centering = nn.ModuleDict({name: SoftmaxCentering(recipe.n_prototypes) for name in ("dino", "ibot")})
     groups = parameter_groups(student, recipe)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)  # Table 16
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)  # official ssl_default_config.yaml
     if recipe.compile:
         for vit_ in (student.backbone, teacher.backbone):  # sizes are those of the phase: one graph for each phase
             vit_.training_features = torch.compile(vit_.training_features, fullgraph=True, dynamic=False)
