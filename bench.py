@@ -238,8 +238,9 @@ def count_memory(r, device_type):
         with around("AdamW's moments"):
             for p in run.student.parameters():
                 p.grad = torch.zeros_like(p)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
+            for optimizer in run.optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
         images = torch.empty(r.batch, 0)  # crops are made of nothing
         alive.forget()
         in_parts(lambda crop: train.train_step(run, images, crop, train.values_at(0, r)), crop, run, around)

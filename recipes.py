@@ -43,6 +43,7 @@ class Recipe:
     arch: str = _f("vit_large", "vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
     patch_size: int = _f(14, "side of a patch, in pixels", SIDE)  # Table 17
     ffn: str = _f("mlp", "mlp or swiglu")  # Table 17
+    stem: bool = _f(False, "convolutions before the patches become tokens; for small networks")  # ours
     n_registers: int = _f(0, "register tokens", (0, 1000))  # Darcet et al. 2024
     layer_scale: float = _f(1e-5, "LayerScale at the start", WEIGHT)  # official ssl_default_config.yaml
     drop_path: float = _f(0.0, "rate of stochastic depth", SHARE)
@@ -64,6 +65,7 @@ class Recipe:
     mask_ratio: tuple[float, float] = _f((0.1, 0.5), "share of the patches masked in a masked view", SHARE)
     mask_probability: float = _f(0.5, "share of the global views that are masked", SHARE)
     # optimization
+    optimizer: str = _f("adamw", "adamw, or muon for the matrices of the ViT's blocks (PyTorch 2.9)")  # Table 16
     batch: int = _f(64, "images in a step, on all GPUs together", COUNT)
     steps: int = _f(1000, "steps of the run, the high-resolution phase included", COUNT)
     lr: float = _f(4e-3, "base learning rate; peak: lr·√(batch/1024)", POSITIVE)  # official ssl_default_config.yaml

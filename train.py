@@ -68,6 +68,7 @@ def build_network(r, img_size=None):
         drop_path=0.0 if r.teacher else r.drop_path,  # §5: no stochastic depth in distillation
         layer_scale=r.layer_scale,
         checkpointing=r.checkpointing,
+        stem=r.stem,
     )
     heads = {
         "dino_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.dino_bottleneck),
@@ -87,7 +88,7 @@ class Run:
     teacher: nn.ModuleDict  # gives the targets: the EMA, or in distillation a frozen larger network
     ema: nn.ModuleDict  # follows the student: what the run is for
     centering: nn.ModuleDict  # the two moving centres, or empty for Sinkhorn-Knopp
-    optimizer: torch.optim.Optimizer
+    optimizers: list  # AdamW, and Muon where the recipe says so
     step: int = 0
     training_flops: int = 0  # of the steps so far, on all ranks
 
@@ -107,12 +108,11 @@ def start_run(recipe, device, start=None, teacher=None):
     centering = nn.ModuleDict()
     if recipe.centering == "softmax":
         centering = nn.ModuleDict({name: SoftmaxCentering(recipe.n_prototypes) for name in ("dino", "ibot")})
-    groups = parameter_groups(student, recipe)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)  # official ssl_default_config.yaml
+    optimizers = make_optimizers(parameter_groups(student, recipe))
     if recipe.compile:
         for vit_ in (student.backbone, teacher.backbone):  # sizes are those of the phase: one graph for each phase
             vit_.training_features = torch.compile(vit_.training_features, fullgraph=True, dynamic=False)
-    return Run(recipe, student, teacher, ema, centering.to(device), optimizer)
+    return Run(recipe, student, teacher, ema, centering.to(device), optimizers)
 
 
 def load_teacher(recipe, path, device):
@@ -135,11 +135,20 @@ def stored_size(state, r):
     return math.isqrt(state["backbone.pos_embed"].shape[1] - 1) * r.patch_size
 
 
+def make_optimizers(groups):
+    """AdamW for all parameters but those of the groups marked "muon"."""
+    muon, adamw = ([g for g in groups if g["muon"] is marked] for marked in (True, False))
+    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.999), fused=True)]  # official ssl_default_config.yaml
+    if muon:  # ours: steps are orthogonal matrices, as long as AdamW's (Jordan et al. 2024; Liu et al. 2025)
+        optimizers.append(torch.optim.Muon(muon, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
 def parameter_groups(student, r):
-    """AdamW's groups: each parameter's learning rate and weight decay as multiples of the schedule's.
+    """The optimizers' groups: each parameter's learning rate and weight decay as multiples of the schedule's.
 
     No decay on biases, norms and LayerScale; a block's rate is layer_decay times the next one's; the patch
-    embedding's has a factor of its own; prototypes are marked, since they start frozen.
+    embedding's has a factor of its own; prototypes are marked, since they start frozen, and so is what Muon trains.
     """
     depth = len(student.backbone.blocks)
     groups = {}
@@ -152,11 +161,12 @@ def parameter_groups(student, r):
         if ".patch_embed." in name:
             rate *= r.patch_embed_lr
         decay = 0.0 if name.endswith(("bias", "gamma")) or ".norm" in name else 1.0
-        key = (rate, decay, name.endswith("prototypes"))
+        muon = r.optimizer == "muon" and ".blocks." in name and p.ndim == 2
+        key = (rate, decay, name.endswith("prototypes"), muon)
         groups.setdefault(key, []).append(p)
     return [
-        {"params": params, "lr_factor": rate, "decay_factor": decay, "prototypes": prototypes}
-        for (rate, decay, prototypes), params in groups.items()
+        {"params": params, "lr_factor": rate, "decay_factor": decay, "prototypes": prototypes, "muon": muon}
+        for (rate, decay, prototypes, muon), params in groups.items()
     ]
 
 
@@ -267,15 +277,16 @@ def center(run, name, logits, values):
 
 
 def update_student(run, values):
-    """Clip the gradients, of the backbone and of each head by itself, and take AdamW's step; their norm before that."""
+    """Clip the gradients, of the backbone and each head by itself, and take a step; their norm before that."""
     parts = [part for name, part in run.student.items() if not (name == "backbone" and values["frozen_backbone"])]
     norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in parts]
-    for group in run.optimizer.param_groups:
-        frozen = group["prototypes"] and values["frozen_prototypes"]
-        group["lr"] = 0.0 if frozen else values["lr"] * group["lr_factor"]
-        group["weight_decay"] = values["weight_decay"] * group["decay_factor"]
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups:
+            frozen = group["prototypes"] and values["frozen_prototypes"]
+            group["lr"] = 0.0 if frozen else values["lr"] * group["lr_factor"]
+            group["weight_decay"] = values["weight_decay"] * group["decay_factor"]
+        optimizer.step()
+        optimizer.zero_grad()
     return torch.stack([distributed.whole(norm) for norm in norms]).norm()
 
 
@@ -360,6 +371,8 @@ def prepare(options, recipe, changes, device):
     device = distributed.start(device)
     if recipe.batch % distributed.world_size():
         raise UserError(f"--batch {recipe.batch} does not divide among {distributed.world_size()} processes")
+    if recipe.optimizer == "muon" and distributed.world_size() > 1:
+        raise UserError("--optimizer muon takes matrices whole, and several GPUs hold parts of them; --optimizer adamw")
     if recipe.compile and distributed.world_size() > 1:
         raise UserError("--compile takes a ViT whole, and several GPUs take it in blocks; one of the two")
     if distributed.world_size() > 1 and device.type == "cpu" and torch.__version__ < (2, 9):

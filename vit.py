@@ -15,7 +15,9 @@ Keys are the official ones, so weights travel both ways.  The official code need
 """
 
 import math
+from collections import OrderedDict
 from functools import partial
+from itertools import pairwise
 
 import torch
 from einops import rearrange, repeat
@@ -149,14 +151,31 @@ def add_branch(x, branch, shapes, subset):
 
 
 class PatchEmbed(nn.Module):
-    """Each P×P patch of pixels to one token, by one linear map: (B, 3, H, W) -> (B, N, D)."""
+    """Each P×P patch of pixels to one token, by one linear map, or after a stem: (B, 3, H, W) -> (B, N, D)."""
 
-    def __init__(self, patch_size, dim):
+    def __init__(self, patch_size, dim, stem):
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.stem = conv_stem(patch_size, dim) if stem else nn.Identity()
+        self.proj = nn.Conv2d(dim // 2, dim, 1) if stem else nn.Conv2d(3, dim, patch_size, stride=patch_size)
 
     def forward(self, images):
-        return rearrange(self.proj(images), "b d h w -> b (h w) d")
+        return rearrange(self.proj(self.stem(images)), "b d h w -> b (h w) d")
+
+
+def conv_stem(patch_size, dim):
+    """Convolutions of 3×3, the first of stride 1, the others of 2: (B, 3, H, W) -> (B, D/2, H/P, W/P), P a power of 2.
+
+    Small networks learn more from a FLOP so than with one map of whole patches (cf. Xiao et al. 2021); not the paper's.
+    """
+    n = patch_size.bit_length() - 1
+    assert patch_size == 2**n > 1 and dim % 2 ** (n + 1) == 0, f"no stem for patches of {patch_size} and width {dim}"
+    widths = [3, *(dim >> i for i in range(n + 1, 0, -1))]
+    layers = []
+    for i, (c, d) in enumerate(pairwise(widths)):
+        conv = nn.Conv2d(c, d, 3, stride=2 if i else 1, padding=1, bias=False)
+        nn.init.trunc_normal_(conv.weight, std=(9 * c) ** -0.5)
+        layers.append(nn.Sequential(OrderedDict(conv=conv, norm=nn.GroupNorm(1, d), act=nn.GELU())))
+    return nn.Sequential(*layers)
 
 
 def sincos(n, dim):
@@ -171,17 +190,18 @@ class ViT(nn.Module):
 
     ffn: "mlp" or "swiglu".  drop_path: stochastic depth's rate, the same in each block.  layer_scale: λ at the
     start.  checkpointing: keep only the input of each block for the backward pass, and compute the rest again.
+    stem: convolutions before the patches become tokens.
     The attribute `antialias` says how `positions` resizes; set it to False for registers of the official training.
     """
 
     def __init__(self, dim, depth, n_heads, patch_size=14, img_size=NATIVE, n_registers=0, ffn="mlp",
-                 drop_path=0.0, layer_scale=1e-5, checkpointing=False):  # fmt: skip
+                 drop_path=0.0, layer_scale=1e-5, checkpointing=False, stem=False):  # fmt: skip
         super().__init__()
-        self.embed_dim, self.patch_size, self.n_registers = dim, patch_size, n_registers
+        self.embed_dim, self.patch_size, self.n_registers, self.stem = dim, patch_size, n_registers, stem
         # what the official models call these
         self.num_features, self.n_blocks, self.num_heads, self.num_register_tokens = dim, depth, n_heads, n_registers
         self.drop_path, self.checkpointing, self.antialias = drop_path, checkpointing, n_registers > 0
-        self.patch_embed = PatchEmbed(patch_size, dim)
+        self.patch_embed = PatchEmbed(patch_size, dim, stem)
         self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
         places = 0.5 * sincos(img_size // patch_size, dim)  # official: noise, which says not where one is
         self.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, dim), places])[None])  # (1, 1 + N, D)

@@ -27,7 +27,7 @@ def save_checkpoint(run, out):
     from torch.distributed.checkpoint import state_dict as dcp  # takes a second to import
 
     whole = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True)  # of what is sharded, on rank 0 alone
-    optimizer = dcp.get_optimizer_state_dict(run.student, run.optimizer, options=whole)
+    optimizer = dcp.get_optimizer_state_dict(run.student, run.optimizers, options=whole)
     state = {
         "recipe": asdict(run.recipe),
         "step": run.step,
@@ -43,9 +43,10 @@ def save_checkpoint(run, out):
 
 
 def names(run):
-    """Of the student's parameters, in the order of the optimizer, which numbers them."""
+    """Of the student's parameters, in the order of the optimizers, by which a file numbers them."""
     name_of = {parameter: name for name, parameter in run.student.named_parameters()}
-    return [name_of[parameter] for group in run.optimizer.param_groups for parameter in group["params"]]
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+    return [name_of[parameter] for group in groups for parameter in group["params"]]
 
 
 def renamed(optimizer, new):
@@ -110,9 +111,10 @@ def load_parts(run, saved):
     optimizer = renamed(saved["optimizer"], dict(enumerate(names(run))))
     new = {name: p for name, p in run.student.named_parameters() if name not in optimizer["state"]}
     for name, p in new.items():  # they had no gradient yet, and PyTorch wants moments of all
-        moments = {moment: torch.zeros(p.shape) for moment in ("exp_avg", "exp_avg_sq")}
-        optimizer["state"][name] = {"step": torch.zeros(()), **moments}
-    dcp.set_optimizer_state_dict(run.student, run.optimizer, optimizer, options=whole)
+        zeros = {moment: torch.zeros(p.shape) for moment in ("exp_avg", "exp_avg_sq", "momentum_buffer")}
+        optimizer["state"][name] = {"step": torch.zeros(()), **zeros}
+    dcp.set_optimizer_state_dict(run.student, run.optimizers, optimizer, options=whole)
     for p in new.values():
-        run.optimizer.state.pop(p)
+        for one in run.optimizers:
+            one.state.pop(p, None)
     run.step, run.training_flops = saved["step"], saved.get("training_flops", 0)

@@ -23,6 +23,7 @@ CHOICES = {
     "arch": ("vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
     "centering": ("sinkhorn", "softmax"),
+    "optimizer": ("adamw", "muon"),
 }
 
 
@@ -218,6 +219,10 @@ def check_recipe(r, sizes=True):
         check_field(f, getattr(r, f.name))
     if any(r.scale):
         check_scale(r.scale)
+    if r.stem and r.patch_size not in (2, 4, 8, 16):
+        raise UserError(f"--stem wants --patch_size 2, 4, 8 or 16; got {r.patch_size}")
+    if r.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise UserError("--optimizer muon needs PyTorch 2.9; --optimizer adamw does not")
     if r.arch == "vit_giant2" and r.ffn != "swiglu":
         raise UserError("--arch vit_giant2 is a network with --ffn swiglu (Table 17)")
     names = ("global_size",) + ("local_size",) * bool(r.n_local) + ("hires_size",) * bool(r.hires_share)

@@ -24,7 +24,8 @@ def adopt(recipe, changes, build, resize=True):
     network = given_vit(recipe.init)
     block = network.blocks[0]
     found = {"arch": arch_of(network, recipe.init), "patch_size": network.patch_size,
-             "n_registers": network.n_registers, "ffn": "swiglu" if hasattr(block.mlp, "w12") else "mlp"}  # fmt: skip
+             "n_registers": network.n_registers, "ffn": "swiglu" if hasattr(block.mlp, "w12") else "mlp",
+             "stem": network.stem}  # fmt: skip
     for name, value in found.items():
         if changes.get(name, value) != value:
             raise UserError(f"--{name} {changes[name]}, but {recipe.init} has {value}")
@@ -40,7 +41,7 @@ def adopt(recipe, changes, build, resize=True):
     if recipe.head_warmup + recipe.hires_share > 1:
         raise UserError(f"--head_warmup {recipe.head_warmup}, --hires_share {recipe.hires_share}: more than all steps")
     alone = round(recipe.steps * recipe.head_warmup)
-    words = [f"{value}" if name in ("arch", "ffn") else f"{name} {value}" for name, value in found.items()]
+    words = [f"{value}" if name in ("arch", "ffn") else f"{name} {value}" for name, value in found.items() if value]
     words = f"{', '.join(words)}, {'its' if heads else 'new'} heads, alone for {alone} steps"
     n = (recipe.hires_size if recipe.hires_share else recipe.global_size) // recipe.patch_size
     state = network.state_dict()

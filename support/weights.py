@@ -46,14 +46,15 @@ def load_vit(name_or_path, device="cpu"):
     try:
         dim, grid = state["cls_token"].shape[-1], math.isqrt(state["pos_embed"].shape[1] - 1)
         depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
-        patch_size = state["patch_embed.proj.weight"].shape[-1]
+        stem = [key for key in state if re.fullmatch(r"patch_embed\.stem\.\d+\.conv\.weight", key)]
+        patch_size = 2 ** (len(stem) - 1) if stem else state["patch_embed.proj.weight"].shape[-1]
         n_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
         ffn = "swiglu" if "blocks.0.mlp.w12.weight" in state else "mlp"
         n_heads = math.ceil(dim / 64) if n_heads is None else n_heads
         if not dim * depth * patch_size * grid or n_heads < 1 or dim % n_heads:
             raise ValueError(f"{depth} blocks of width {dim} with {n_heads} heads, grid {grid}, patch {patch_size}")
         with torch.device("meta"):  # no memory: the tensors of the file take their places
-            vit = ViT(dim, depth, n_heads, patch_size, grid * patch_size, n_registers, ffn)
+            vit = ViT(dim, depth, n_heads, patch_size, grid * patch_size, n_registers, ffn, stem=bool(stem))
         vit.load_state_dict(state, assign=True)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise not_a_vit(name_or_path, error) from None
@@ -131,6 +132,8 @@ def save_vit(vit, out, image_size=None):
     image_size: (height, width) of an .onnx for that size alone.
     """
     out, state = Path(out), {key: x.contiguous() for key, x in vit.state_dict().items()}
+    if out.suffix in ("", ".safetensors") and vit.stem:
+        raise UserError(f"{out}: neither timm nor Hugging Face has a ViT with a convolutional stem")
     if out.suffix in (".pth", ".pt"):
         write_safely(out, lambda path: torch.save(state, path))
     elif out.suffix == ".safetensors":

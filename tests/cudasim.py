@@ -136,8 +136,9 @@ def step(recipe, depth, **changes):
         images = torch.empty(r.batch, 3, r.image_size, r.image_size, dtype=torch.uint8, device=CUDA)
         for p in run.student.parameters():
             p.grad = torch.zeros_like(p)
-        run.optimizer.step()  # the first one makes the moments
-        run.optimizer.zero_grad()
+        for optimizer in run.optimizers:
+            optimizer.step()  # the first one makes the moments
+            optimizer.zero_grad()
         sim.waits.clear()
         sim.alive.forget()
         found = []

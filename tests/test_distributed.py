@@ -151,7 +151,7 @@ def go_on(rank, folder, last, seed=0):
         restore(run, read_checkpoint(folder / "checkpoint.pt"))
     losses = some_steps(run, last)
     save_checkpoint(run, folder)
-    moments = [x for state in run.optimizer.state.values() for name, x in state.items() if name != "step"]
+    moments = [x for state in run.optimizers[0].state.values() for name, x in state.items() if name != "step"]
     with torch.no_grad():
         features = train.whole_vit(run)(torch.linspace(-2, 2, 4 * 3 * 64).view(4, 3, 8, 8))
     held = sum((x.to_local() if hasattr(x, "to_local") else x).nbytes for x in moments)

@@ -460,13 +460,64 @@ def test_untied_heads():
     assert not torch.equal(student.dino_head.prototypes, student.ibot_head.prototypes)
 
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
+
+
+@needs_muon
+def test_muon_takes_the_matrices_of_the_blocks():
+    """Four of each block: qkv, proj, fc1, fc2; all else, the heads' and the patch embedding's too, is AdamW's."""
+    run = small_run(optimizer="muon")
+    adamw, muon = run.optimizers
+    found = {id(p) for group in muon.param_groups for p in group["params"]}
+    blocks = run.student.backbone.blocks
+    assert found == {id(layer.weight) for b in blocks for layer in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)}
+    others = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert not found & others and len(found) + len(others) == len(list(run.student.parameters()))
+
+
+@needs_muon
+def test_a_step_of_muon_is_an_orthogonal_matrix():
+    """With momentum 0 before, the step is lr · 0.2 · √(larger side) · UVᵀ of the gradient's UΣVᵀ: here Σ of the step is
+    5e-3 · 0.2 · √96 = 9.8e-3 in all directions, to the 30 % that five iterations of Newton and Schulz leave."""
+    run = small_run(optimizer="muon", clip=1e9, weight_decay=0.0, weight_decay_end=0.0)
+    weight = run.student.backbone.blocks[0].attn.proj.weight  # (96, 96)
+    for p in run.student.parameters():
+        p.grad = torch.randn_like(p)
+    before = weight.detach().clone()
+    train.update_student(run, {**train.values_at(0, run.recipe), "lr": 5e-3})
+    sizes = torch.linalg.svdvals(before - weight.detach())
+    assert weight.shape == (96, 96) and (sizes / (5e-3 * 0.2 * 96**0.5) - 1).abs()[:90].max() < 0.35
+
+
+@needs_muon
+def test_muon_goes_on_from_a_checkpoint_to_the_bit(folder, tmp_path, monkeypatch):
+    """Also out of the time in which the backbone is frozen, and has no momentum yet."""
+    main(flags(folder, tmp_path / "init", steps=1))
+    words = {"optimizer": "muon", "init": tmp_path / "init/vit.pt", "head_warmup": 0.4, "save_every": 1}
+    main(flags(folder, tmp_path / "whole", **words))
+    step, ends = train.train_step, [5, 2]
+
+    def dies(run, *rest):
+        if ends and run.step == ends[-1]:
+            ends.pop()
+            raise ZeroDivisionError
+        return step(run, *rest)
+
+    monkeypatch.setattr(train, "train_step", dies)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            main([*flags(folder, tmp_path / "run", **words), "--resume"])
+    main([*flags(folder, tmp_path / "run", **words), "--resume"])
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
 def test_gradients_are_clipped_part_by_part():
     """Every gradient 1: each part's norm is √n, clipped to 0.5; the returned norm is over all, √(Σ n)."""
     run = small_run(clip=0.5, lr=1e-9)
     for p in run.student.parameters():
         p.grad = torch.ones_like(p)
     norms = {}
-    run.optimizer.register_step_pre_hook(
+    run.optimizers[0].register_step_pre_hook(
         lambda *_: norms.update({k: torch.stack([p.grad.norm() for p in m.parameters()]).norm().item()
                                  for k, m in run.student.items()})
     )  # fmt: skip

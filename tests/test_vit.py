@@ -649,6 +649,34 @@ def test_keys_are_the_official_ones(ffn, n_registers):
     assert not n_registers or state["register_tokens"].shape == (1, 4, 64)
 
 
+@pytest.mark.parametrize("P", [2, 4, 16])
+def test_a_stem_gives_a_token_for_each_patch(P):
+    """One convolution of stride 1 and log₂ P of stride 2, widths doubling up to half of D: P = 4, D = 64: 8, 16, 32.
+
+    A 3×3 convolution of stride 2 reaches one pixel to the left and none to the right: with P = 2 a token sees columns
+    2x − 2 to 2x + 2 of the image, so a pixel in column 7 is in the tokens 3 and 4 of its row and no other.
+    """
+    network = vit.vit_pico(patch_size=P, img_size=4 * P, stem=True).eval()
+    n = network.patch_embed.stem
+    assert [layer.conv.stride[0] for layer in n] == [1] + [2] * (P.bit_length() - 1)
+    assert [layer.conv.out_channels for layer in n][-1] == 48 == network.patch_embed.proj.in_channels
+    assert network.forward_features(torch.zeros(2, 3, 2 * P, 3 * P))["x_norm_patchtokens"].shape == (2, 6, 96)
+    for layer in n:
+        layer.norm = torch.nn.Identity()  # it sees the whole image
+    images = torch.zeros(1, 3, 8 * P, 8 * P)
+    before = network.patch_embed(images)
+    images[:, :, 7, 7] = 1.0
+    changed = (network.patch_embed(images) != before).any(dim=-1).view(8, 8).nonzero().tolist()
+    if P == 2:
+        assert changed == [[3, 3], [3, 4], [4, 3], [4, 4]]
+    assert 0 < len(changed) <= 9
+
+
+def test_a_stem_wants_a_power_of_two():
+    with pytest.raises(AssertionError, match="no stem for patches of 14"):
+        vit_small(patch_size=14, stem=True)
+
+
 @pytest.mark.parametrize(("build", "D", "depth", "heads", "millions"), [
     (vit_small, 384, 12, 6, 22.06), (vit_base, 768, 12, 12, 86.58),
     (vit_large, 1024, 24, 16, 304.37), (vit_giant2, 1536, 40, 24, 1136.48),

@@ -108,6 +108,18 @@ def test_heads_that_do_not_divide_the_width(tmp_path, n):
     one_line(error)
 
 
+def test_a_stem_is_read_off_the_tensors_and_has_no_place_elsewhere(tmp_path, capsys):
+    network = vit_pico(patch_size=4, img_size=16, stem=True).eval()
+    save_vit(network, tmp_path / "vit.pt")
+    again = load_vit(tmp_path / "vit.pt")
+    assert again.stem and again.patch_size == 4
+    assert torch.equal(again(pictures(2, 8, 12)), network(pictures(2, 8, 12)))
+    for name in ("timm.safetensors", "hugging_face"):
+        assert main([str(tmp_path / "vit.pt"), str(tmp_path / name)]) == 2
+        assert "neither timm nor Hugging Face has a ViT with a convolutional stem" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+
+
 def test_one_layer_scale_that_is_missing_is_a_flaw(tmp_path):
     """Unlike all of them, as in DINO's networks."""
     state = toy().state_dict()
