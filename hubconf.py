@@ -29,6 +29,7 @@ def _build(arch, weights=None, **options):
 
 
 vit_pico = _partial(_build, "vit_pico")
+vit_mini = _partial(_build, "vit_mini")
 vit_nano = _partial(_build, "vit_nano")
 vit_tiny = _partial(_build, "vit_tiny")
 vit_small = _partial(_build, "vit_small")

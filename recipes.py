@@ -40,7 +40,7 @@ class Recipe:
     blur_sigma: tuple[float, float] = _f((0.1, 2.0), "range of the blur's sigma, in pixels", (0.0, 100.0))  # DINO
     jitter: float = _f(1.0, "strength of the colour jitter, as a multiple of DINO's", (0.0, 1.66))  # DINO
     # network
-    arch: str = _f("vit_large", "vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
+    arch: str = _f("vit_large", "vit_pico, vit_mini, vit_nano, vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
     patch_size: int = _f(14, "side of a patch, in pixels", SIDE)  # Table 17
     ffn: str = _f("mlp", "mlp or swiglu")  # Table 17
     stem: bool = _f(False, "convolutions before the patches become tokens; for small networks")  # ours
@@ -122,10 +122,10 @@ shapes = Recipe(
 cifar10 = Recipe(
     data="cifar10", image_size=32, global_size=24, local_size=12, n_local=4,
     global_scale=(0.4, 1.0), local_scale=(0.15, 0.5), blur_sigma=(0.1, 0.5),
-    arch="vit_nano", patch_size=4, layer_scale=0.1, patch_embed_lr=1.0,
+    arch="vit_mini", patch_size=4, stem=True, layer_scale=0.1, patch_embed_lr=1.0,
     n_prototypes=512, head_hidden=512, dino_bottleneck=128, ibot_bottleneck=128,
     teacher_temp_start=0.01, teacher_temp=0.01, ibot_weight=0.3, momentum=0.95,
-    batch=32, steps=4200, lr=6e-3, eval_every=500,
+    optimizer="muon", batch=64, steps=6000, lr=6e-3, eval_every=1000,
     hires_share=0.05, hires_size=32, hires_image_size=32, hires_lr=1e-3, init_lr=1e-3,
 )  # fmt: skip
 

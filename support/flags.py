@@ -20,7 +20,7 @@ from support.pictures import MAX_MEGAPIXELS
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}  # in errors
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 CHOICES = {
-    "arch": ("vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
+    "arch": ("vit_pico", "vit_mini", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
     "centering": ("sinkhorn", "softmax"),
     "optimizer": ("adamw", "muon"),
