@@ -116,7 +116,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def arguments(folder, tmp_path, monkeypatch):
     """Flags of a small ablation; the probe takes two steps."""
-    monkeypatch.setattr("evaluate.STEPS", 2)
+    monkeypatch.setattr("linear_probe.STEPS", 2)
     return [*SMALL, "--data", str(folder), "--out", str(tmp_path / "out")]
 
 

@@ -1,4 +1,4 @@
-"""Frozen features: the k-NN vote by hand, the linear probe on what it must and what it cannot learn.
+"""Frozen features: the k-NN vote by hand, and the program.
 
     pytest tests/test_evaluate.py
 """
@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import MeanColour, split_of
 from torch import nn
 
 import evaluate
+import linear_probe
 from augment import normalize
 from evaluate import (
     frozen_features,
@@ -23,6 +23,7 @@ from evaluate import (
     measure_knn,
     pixel_features,
 )
+from support import shapes
 from support.data import Images
 from vit import vit_pico
 
@@ -155,137 +156,6 @@ def test_no_labels_no_knn():
 
 
 # --------------------------------------------------------------------------------------------------------
-# Linear probe
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """A tenth of the steps: enough for a few hundred points."""
-    monkeypatch.setattr(evaluate, "STEPS", 200)
-
-
-def clouds(n, scale=1.0, seed=2):
-    """Three classes at the corners of a triangle of side 5·√2, with deviation 0.3: planes part them."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(3, (n,), generator=generator)
-    return scale * (5 * torch.eye(3)[y] + 0.3 * torch.randn(n, 3, generator=generator) + 7), y
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_probe_separates_clouds_of_any_scale(short, scale):
-    assert linear_accuracy(*clouds(300, scale), *clouds(200, scale, seed=3)) == 1.0
-
-
-def test_probe_survives_constant_columns_and_keeps_its_inputs(short):
-    """0.1 is not a float32: by rounding, a column of it has a deviation, which must not be scaled to 1."""
-    (x, y), (test_x, test_y) = clouds(300), clouds(200, seed=3)
-    x, test_x = (torch.cat([f, torch.full((len(f), 1), 0.1), torch.zeros(len(f), 1)], 1) for f in (x, test_x))
-    test_x[:, 3] += 1e-7  # a rounding error on the other side of the column
-    copies = [f.clone() for f in (x, y, test_x, test_y)]
-    assert linear_accuracy(x, y, test_x, test_y) == 1.0
-    assert all(torch.equal(f, copy) for f, copy in zip((x, y, test_x, test_y), copies, strict=True))
-
-
-def test_probe_needs_its_bias(short):
-    """4 points about −1, 396 about 1: less their mean of 0.98, half of the latter are negative too, and only
-    a bias tells 0.85 from −1."""
-    x = torch.cat([torch.linspace(-1.2, -0.8, 4), torch.linspace(0.8, 1.2, 396)])[:, None]
-    y = (x[:, 0] > 0).long()
-    shuffle = torch.randperm(400, generator=torch.Generator().manual_seed(0))
-    test = torch.tensor([[-1.0], [0.85]]), torch.tensor([0, 1])
-    assert linear_accuracy(x[shuffle], y[shuffle], *test) == 1.0
-
-
-def test_probe_learns_nothing_from_random_labels(short):
-    """Labels are fair coins: 2000 test images, so the accuracy has deviation √(¼/2000) = 0.0112 and leaves
-    0.5 ± 0.05 (4.5 deviations) with probability 7e-6; the seed is fixed besides."""
-    generator = torch.Generator().manual_seed(4)
-    x, test_x = (torch.randn(n, 5, generator=generator) for n in (500, 2000))
-    y, test_y = (torch.randint(2, (n,), generator=generator) for n in (500, 2000))
-    assert abs(linear_accuracy(x, y, test_x, test_y) - 0.5) < 0.05
-
-
-def test_probe_chooses_the_rate_that_works(short, monkeypatch):
-    """A rate of 0 leaves W = 0, which says class 0 for all: the sweep must take the other."""
-    sets = *clouds(300), *clouds(200, seed=3)
-    for rates in ((0.0, 0.1), (0.1, 0.0)):
-        monkeypatch.setattr(evaluate, "RATES", rates)
-        assert linear_accuracy(*sets) == 1.0
-    monkeypatch.setattr(evaluate, "RATES", (0.0,))
-    assert linear_accuracy(*sets) == (sets[3] == 0).float().mean().item()
-
-
-@pytest.mark.parametrize("rate", [0.3, 30.0])
-def test_probe_is_sgd_on_the_mean_cross_entropy(monkeypatch, rate):
-    """25 steps of ours are 25 steps of torch.optim.SGD and autograd on the same batches; noise in the labels
-    makes the accuracy depend on each. Rounding may turn over one of the 1000 test images."""
-    monkeypatch.setattr(evaluate, "STEPS", 25)
-    monkeypatch.setattr(evaluate, "BATCH", 8)
-    monkeypatch.setattr(evaluate, "RATES", (rate,))
-    generator = torch.Generator().manual_seed(8)
-    x, test_x = (torch.randn(n, 6, generator=generator) for n in (200, 1000))
-    y, test_y = ((f[:, :4] + torch.randn(len(f), 4, generator=generator)).argmax(1) for f in (x, test_x))
-
-    deviation, mean = torch.std_mean(x, dim=0, correction=0)
-    linear = nn.Linear(6, 4)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    optimizer = torch.optim.SGD(linear.parameters(), momentum=0.9)
-    generator = torch.Generator().manual_seed(0)
-    fit = torch.randperm(200, generator=generator)[20:]
-    for step in range(25):
-        batch = fit[torch.randint(180, (8,), generator=generator)]
-        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / 24)) / 2
-        optimizer.zero_grad()
-        F.cross_entropy(linear((x[batch] - mean) / deviation), y[batch]).backward()
-        optimizer.step()
-    expected = (linear((test_x - mean) / deviation).argmax(1) == test_y).float().mean().item()
-    assert linear_accuracy(x, y, test_x, test_y) == pytest.approx(expected, abs=0.0011)
-
-
-def test_heads_trained_at_once_do_not_touch_each_other(short, monkeypatch):
-    """Noisy labels, so that rates differ: the sweep of two is the one that it chose, to the digit."""
-    generator = torch.Generator().manual_seed(5)
-    x, test_x = (torch.randn(n, 5, generator=generator) for n in (200, 400))
-    y, test_y = ((f[:, 0] + torch.randn(len(f), generator=generator) > 0).long() for f in (x, test_x))
-    scores = {}
-    for rates in ((0.003,), (100.0,), (0.003, 100.0)):
-        monkeypatch.setattr(evaluate, "RATES", rates)
-        scores[rates] = linear_accuracy(x, y, test_x, test_y)
-    assert scores[(0.003,)] != scores[(100.0,)]
-    assert scores[(0.003, 100.0)] in (scores[(0.003,)], scores[(100.0,)])
-
-
-def test_probe_never_sees_the_test_labels(short, monkeypatch):
-    """With two classes, the accuracies on the test labels and on their opposites add up to 1. A sweep that
-    peeked would choose the better of two heads each time, and the sum would exceed 1."""
-    generator = torch.Generator().manual_seed(6)
-    x, test_x = (torch.randn(n, 3, generator=generator) for n in (200, 500))
-    y, test_y = ((f[:, 0] + torch.randn(len(f), generator=generator) > 0).long() for f in (x, test_x))
-    monkeypatch.setattr(evaluate, "RATES", (0.0, 0.1))
-    opposite = linear_accuracy(x, y, test_x, 1 - test_y)
-    assert linear_accuracy(x, y, test_x, test_y) + opposite == pytest.approx(1)
-
-
-def test_probe_is_the_same_under_any_global_seed(short):
-    generator = torch.Generator().manual_seed(7)
-    x, y = torch.randn(120, 5, generator=generator), torch.randint(3, (120,), generator=generator)
-    torch.manual_seed(0)
-    first = linear_accuracy(x, y, x, y)
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    assert linear_accuracy(x, y, x, y) == first
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_probe_of_two_images_and_of_one(short):
-    x, y = at(0.0, 90.0), torch.tensor([0, 1])
-    assert linear_accuracy(x, y, x, y) in (0.0, 0.5, 1.0)  # one to train on, one held out: no crash is all
-    with pytest.raises(ValueError, match="needs 2 training images"):
-        linear_accuracy(x[:1], y[:1], x, y)
-
-
-# --------------------------------------------------------------------------------------------------------
 # Features
 
 
@@ -385,8 +255,10 @@ def test_pixels_lose_the_mean_training_image():
 
 
 @pytest.fixture
-def few_shapes(monkeypatch, short):
-    """The built-in set, cut to 200 + 100 images."""
+def few_shapes(monkeypatch):
+    """The built-in set, cut to 200 + 100 images, and a tenth of the steps."""
+    monkeypatch.setattr(linear_probe, "STEPS", 200)
+
     def load(data, split, size, **_):
         assert data == "shapes"
         n = 200 if split == "train" else 100
@@ -404,8 +276,9 @@ def test_the_table_ends_in_one_line_with_the_result(few_shapes, capsys, weights,
     assert lines[0].startswith(f"{weights}: {width} features from {size}×{size} pixels, on cpu, ")
     assert " thread" in lines[0]
     assert "200 training and 100 test images, 10 classes" in lines[1]
-    names = [line[:13].strip() for line in lines[4:8]]
-    assert names == ["features", "k-NN, k = 20", "k-NN, k = 200", "linear probe"]
+    names = [line[:13].strip() for line in lines[4:9]]
+    assert names == ["features", "k-NN, k = 20", "k-NN, k = 200", "linear probe", "logistic"]
+    assert ("(pixels, rate " if weights == "pixels" else "([CLS] of ") in lines[-1] and "% (λ = " in lines[-1]
     assert lines[-1].startswith(f"result: {weights} on shapes: k-NN ") and lines[-1].endswith("chance 10.00%")
 
 
@@ -415,6 +288,31 @@ def test_other_numbers_of_neighbours(few_shapes, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line[:13].strip() for line in lines[4:8]] == ["features", "k-NN, k = 3", "k-NN, k = 50", "linear probe"]
     assert "(k = 3), " in lines[-1] and "(k = 50), linear" in lines[-1]
+
+
+def test_linear_classifiers_by_name(monkeypatch, capsys):
+    """Drawn pictures, whose parts are known; --linear alone is the default."""
+    monkeypatch.setattr(linear_probe, "STEPS", 20)
+    monkeypatch.setitem(shapes.N_IMAGES, "train", 60)
+    monkeypatch.setitem(shapes.N_IMAGES, "test", 20)
+    common = "--weights random --arch vit_pico --data shapes --size 16 --device cpu --k 5".split()
+    for flags, names in ((["--linear"], ["linear probe", "logistic", "mIoU of parts"]),
+                         (["--linear", "cls", "parts", "cls"], ["linear of [CLS]", "mIoU of parts"])):
+        assert main([*common, *flags]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line[:16].strip() for line in lines[6:-2]] == names
+        assert 0 < float(lines[-3].split()[3]) < 1 and f"mIoU of parts {lines[-3].split()[3]} (rate " in lines[-1]
+
+
+def test_k_nn_of_the_sweeps_features_is_that_of_cls(few_shapes, monkeypatch, capsys):
+    """[CLS] among B.3's features is the one that forward_features gives: the same k-NN, to the digit."""
+    monkeypatch.setattr(linear_probe, "STEPS", 2)
+    found = []
+    for kind in ("grid", "cls"):
+        torch.manual_seed(1)  # of the pictures
+        assert main(f"--weights random --data shapes --size 16 --device cpu --linear {kind}".split()) == 0
+        found.append(capsys.readouterr().out.splitlines()[-1].split(", linear")[0])
+    assert found[0] == found[1]
 
 
 def test_features_for_numpy(tmp_path, labelled, capsys):
@@ -453,6 +351,8 @@ def test_features_of_a_set_without_a_test_split(tmp_path, labelled):
     ("--weights pixels --data shapes --scale 3 2", "--scale: LOW must be below HIGH; got 3.0 2.0"),
     ("--weights pixels --data shapes --save nowhere/a.npz", "there is no folder nowhere for --save"),
     ("--data shapes", "required: --weights"),
+    ("--weights pixels --data shapes --linear depth", "invalid choice: 'depth'"),
+    ("--weights pixels --data shapes --linear parts", "--linear parts wants a network, and --data shapes"),
     ("--weights pixels --data shapes --colour 3", "unknown argument --colour"),
     ("--weights pixels --data shapes --size 0", "'0' is not a whole number from 1"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),

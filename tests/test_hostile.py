@@ -17,6 +17,7 @@ from hostile import SMALL, flaws
 import bench
 import curate
 import evaluate
+import linear_probe
 import pca_viz
 import train
 from support import weights as weights_program
@@ -47,7 +48,7 @@ def few(monkeypatch, request):
 def no_waiting(patch):
     patch.setattr(train, "draw_curves", lambda *_: None)
     patch.setattr(train, "draw_split", lambda *_: {})
-    patch.setattr(evaluate, "STEPS", 2)
+    patch.setattr(linear_probe, "STEPS", 2)
 
 
 def some(cases, request, n):
