@@ -37,7 +37,7 @@ from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
 from pca_viz import draw_split
-from recipes import Recipe
+from recipes import TO_BE_GIVEN, Recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 from support.checkpoint import read_checkpoint, restore, save_checkpoint, write_safely
@@ -115,8 +115,16 @@ def start_run(recipe, device, start=None, teacher=None):
     return Run(recipe, student, teacher, ema, centering.to(device), optimizers)
 
 
+def need_teacher(recipe):
+    """UserError for a recipe that distils a teacher which nobody has named."""
+    if recipe.teacher == TO_BE_GIVEN:
+        raise UserError(f"--recipe {recipe.name} has no teacher: --teacher says whom to distil, a run's checkpoint.pt, "
+                        "or weights such as dinov2_vitg14")  # fmt: skip
+
+
 def load_teacher(recipe, path, device):
     """The frozen teacher of a distillation, heads and all, from another run's checkpoint.pt (§5)."""
+    need_teacher(recipe)
     saved = read_checkpoint(Path(path))
     theirs, _ = recipe_of(saved, path)
     for name in ("patch_size", "n_prototypes"):
@@ -368,6 +376,7 @@ def prepare(options, recipe, changes, device):
         raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")
     if not recipe.data:
         raise UserError(f"--recipe {recipe.name} has no pictures: --data says where yours are, a folder or archive")
+    need_teacher(recipe)
     device = distributed.start(device)
     if recipe.batch % distributed.world_size():
         raise UserError(f"--batch {recipe.batch} does not divide among {distributed.world_size()} processes")

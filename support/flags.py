@@ -187,7 +187,10 @@ def parse_args(argv=None):
     group = parser.add_argument_group("recipe fields (default: the recipe's)")
     flags = [f for f in fields(Recipe) if f.name != "name"]
     for f in flags:
-        values = ", ".join(f"{n}: {show(getattr(r, f.name))}" for n, r in RECIPES.items())
+        of_value = {}
+        for name, r in RECIPES.items():
+            of_value.setdefault(show(getattr(r, f.name)), []).append(name)
+        values = "; ".join(f"{', '.join(names) if len(of_value) > 1 else 'all'}: {v}" for v, names in of_value.items())
         limits = f"; {range_of(f)}" if f.metadata["range"] else ""
         words = f"{f.metadata['help']}{limits} ({values})".replace("%", "%%")
         options = {"help": words, "default": argparse.SUPPRESS}

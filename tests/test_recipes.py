@@ -1,10 +1,12 @@
 """The recipes hold the paper's numbers and can be trained with.  `pytest tests/test_recipes.py`"""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
+import torch
 
+import vit
 from recipes import RECIPES, Recipe, get_recipe
 from support.flags import check_recipe
 from train import values_at
@@ -42,6 +44,36 @@ def test_vitl14_has_the_papers_schedule():
     assert not last["hires"] and values_at(625_000, r)["hires"]
     assert first["frozen_prototypes"] and values_at(1249, r)["frozen_prototypes"]  # the first epoch of 1250
     assert not values_at(1250, r)["frozen_prototypes"]
+
+
+def test_vitg14_is_vitl14_but_for_its_network():
+    """Tables 16 and 17: rate 0.4, 3.5e-4, batch 3k, SwiGLU, as ViT-L from scratch; width 1536, 40 blocks, 24 heads."""
+    r = RECIPES["vitg14"]
+    assert replace(r, name="vitl14", arch="vit_large") == RECIPES["vitl14"]
+    with torch.device("meta"):
+        network = vit.vit_giant2(ffn=r.ffn)
+    assert (network.embed_dim, len(network.blocks), network.blocks[0].attn.n_heads) == (1536, 40, 24)
+    assert 1.1e9 < sum(p.numel() for p in network.parameters()) < 1.2e9  # §5: 1.1 B
+
+
+@pytest.mark.parametrize("name, size", [
+    ("vits14", (384, 12, 6)), ("vitb14", (768, 12, 12)), ("vitl14", (1024, 24, 16)),
+])  # fmt: skip
+def test_distilled_recipes_have_the_papers_values(name, size):
+    """Table 16: no stochastic depth, peak 1e-3 = (1e-3 / √2) · √(2048/1024), batch 2048, 625k iterations of which 100k
+    warm up.  Table 17: an MLP, but of its blocks ViT-B's 18 are the code's 12.  K is that of the teacher, vitg14."""
+    r = RECIPES[f"{name}_distilled"]
+    with torch.device("meta"):
+        network = getattr(vit, r.arch)(ffn=r.ffn)
+    block = network.blocks[0]
+    assert (network.embed_dim, len(network.blocks), block.attn.n_heads) == size and isinstance(block.mlp, vit.Mlp)
+    assert (r.drop_path, r.batch, r.data, r.teacher) == (0.0, 2048, "", "?")
+    assert (r.n_prototypes, r.patch_size) == (RECIPES["vitg14"].n_prototypes, RECIPES["vitg14"].patch_size)
+    assert values_at(100_000, r)["lr"] == pytest.approx(1e-3) and values_at(99_000, r)["lr"] < 1e-3
+    first, last = values_at(0, r), values_at(624_999, r)
+    assert (first["weight_decay"], first["momentum"]) == pytest.approx((0.04, 0.994))
+    assert (last["weight_decay"], last["momentum"]) == pytest.approx((0.2, 1.0))
+    assert not last["hires"] and values_at(625_000, r)["hires"]
 
 
 def test_high_resolution_compresses_every_schedule():

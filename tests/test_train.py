@@ -219,11 +219,19 @@ def test_a_signal_to_another_rank_saves_and_stops_too(folder, tmp_path, monkeypa
     assert not (tmp_path / "vit.pt").exists()
 
 
-@pytest.mark.parametrize("recipe", ["vitl16_short", "vitl14"])
+@pytest.mark.parametrize("recipe", ["vitl16_short", "vitl14", "vitg14", "vits14_distilled"])
 def test_a_recipe_without_pictures_asks_for_them(recipe, tmp_path, capsys):
     """ImageNet and LVD-142M are no names that anything here knows."""
     assert main(["--recipe", recipe, "--out", str(tmp_path)]) == 2
     assert f"--recipe {recipe} has no pictures: --data says where yours are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["vits14_distilled", "vitb14_distilled", "vitl14_distilled"])
+def test_a_recipe_without_a_teacher_asks_for_one(recipe, folder, tmp_path, capsys):
+    assert main(["--recipe", recipe, "--data", str(folder), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"--recipe {recipe} has no teacher: --teacher says whom to distil" in error and error.count("\n") == 1
+    assert not any(path.is_file() for path in tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
