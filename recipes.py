@@ -167,7 +167,8 @@ vitl14 = Recipe(
 vitg14 = replace(vitl14, arch="vit_giant2")  # Table 17
 
 # Distilled from ViT-g/14 (§5), as the released ViT-S, B and L were.  --teacher says whose weights teach.  No official
-# configuration was released: what neither table says is as in vitl14.
+# configuration was released: what neither table says is as in vitl14, its high-resolution end too, for the released
+# ones have positions for 518² (official eval/vits14_pretrain.yaml).
 vits14_distilled = replace(
     vitl14,
     teacher=TO_BE_GIVEN,  # §5: a frozen larger model, the ViT-g
