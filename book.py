@@ -1,0 +1,285 @@
+"""The annotated DINOv2: a page for each file of the paper, code beside its text, with numbers and pictures that ran.
+
+    python book.py                             docs/book/index.html, with a network trained for a minute
+    python book.py --weights runs/mine/vit.pt  the same, with pictures by a network of your own
+
+Everything on a page is taken from a file: text from docstrings and comments, examples from the tests, which run while
+the page is built, pictures from the functions that they show (`support/plates.py`), the paper's sections, the order of
+reading and the differences from the official code from the README.
+"""
+
+import argparse
+import html
+import importlib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from recipes import get_recipe
+from support.data import batches
+from support.examples import work_through
+from support.exercises import EXERCISES
+from support.flags import UserError, check_out
+from support.failures import in_one_line
+from support.pages import (
+    code_lines,
+    columns,
+    highlighted,
+    markdown_table,
+    minutes,
+    page,
+    read_rows,
+    row_html,
+    stylesheet,
+    table_html,
+    text_html,
+)
+from support.pictures import whole_patches
+from support.plates import PLATES, svg, things
+from support.threads import choose_threads
+from support.typeset import inline
+from support.weights import load_vit
+
+ROOT = Path(__file__).parent
+PAPER = "https://arxiv.org/abs/2304.07193"
+STEPS, BATCH = 240, 32  # ours: about a minute of training on one core
+SEEN = 6  # pictures of the PCA page
+SECTIONS = {  # of the larger files, what the paper speaks of; the rest is their command line
+    "train": ("networks", "schedules", "one step"),
+    "evaluate": ("Features", "k-NN", "Linear probe"),
+    "pca_viz": ("The two PCAs",),
+    "curate": ("the equations of §3 and App. A",),
+}
+MORE = {  # tests that work an example out without saying so in their names
+    "evaluate": ("test_knn_near_neighbour_outvotes_the_majority", "test_knn_vote_flips_where_the_arithmetic_says"),
+    "train": ("test_teacher_is_a_moving_average",),
+    "curate": ("test_a_chain_is_one_component", "test_a_component_goes_whole"),
+    "koleo": ("test_it_spreads_a_bunch_of_points",),
+    "pca_viz": ("test_the_sides_are_judged_at_the_threshold",),
+}
+DIFFERENCES = {  # rows of the README's table "Paper, official code, ours"
+    "head": ("heads of the two losses", "prototypes", "weights at the start"),
+    "sinkhorn": ("centering", "Sinkhorn's exponential"), "centering": ("centering",), "koleo": ("KoLeo",),
+    "masking": ("masks",), "schedule": ("schedules",), "vit": ("positions at the start", "stochastic depth"),
+    "augment": ("blur", "the image a crop is cut from", "augmentation"),
+    "train": ("heads of the two losses", "high-resolution phase", "distillation"),
+}  # fmt: skip
+EVENING = re.compile(r"\*\*In an evening\*\*: (.*?)\. The top level", re.DOTALL)
+
+# ---------------------------------------------------------------------------- what the README says
+
+
+def reading_order(readme):
+    """Modules of the evening, of the next one, and the rest of the table, in their orders."""
+    text = EVENING.search(readme)[1]
+    first, _, then = text.replace("\n", " ").rpartition(". ")
+    table = [name for row in markdown_table(readme, "The paper, file by file")[1:] for name in files(row[1])]
+    tonight, tomorrow = (list(dict.fromkeys(files(part))) for part in (first, then))
+    rest = [name for name in dict.fromkeys(table) if name not in tonight + tomorrow]
+    return tonight, tomorrow, rest
+
+
+def files(text):
+    """Names of our top-level files in a Markdown text, without .py."""
+    return re.findall(r"`(\w+)\.py`", text)
+
+
+def sections_of_the_paper(readme):
+    """module -> [what the README's table calls its place in the paper, ...]"""
+    found = {}
+    for place, cell, *_ in markdown_table(readme, "The paper, file by file")[1:]:
+        for name in files(cell):
+            found.setdefault(name, []).append(place)
+    return found
+
+
+def differences(readme, module):
+    """Rows of the table "Paper, official code, ours", the header first; none, if none is this file's."""
+    rows = markdown_table(readme, "Paper, official code, ours")
+    some = [row for row in rows[1:] if row[0] in DIFFERENCES.get(module, ())]
+    return [rows[0], *some] if some else []
+
+
+# ---------------------------------------------------------------------------- what runs
+
+
+def train_a_minute(steps=STEPS):
+    """The default recipe cut short: its ViT, pictures that it did not see, and the losses of each step."""
+    import train
+
+    r = get_recipe("shapes", steps=steps, batch=BATCH)
+    torch.manual_seed(r.seed)
+    run, losses, hires = train.start_run(r, torch.device("cpu")), [], None
+    while run.step < r.steps:
+        values = train.values_at(run.step, r)
+        if values["hires"] != hires:
+            hires = values["hires"]
+            training, test = train.splits_at(run.step, r)
+            stream, crop = batches(training, r.batch, r.seed, run.step, torch.device("cpu")), train.make_crop(r, run.step)
+        result, _, _ = train.train_step(run, next(stream), crop, values)
+        losses.append({name: value.item() for name, value in result.items()})
+    vit = run.ema.backbone.eval()
+    return SimpleNamespace(vit=vit, images=test.pixels[:SEEN], losses=losses, K=r.n_prototypes)
+
+
+def load(weights):
+    """The same of a network of one's own; of its training we know nothing."""
+    vit = load_vit(weights).eval()
+    return SimpleNamespace(vit=vit, images=things(SEEN, whole_patches(64, vit.patch_size)), losses=[])
+
+
+# ---------------------------------------------------------------------------- a page
+
+
+def file_page(module, made, readme, up):
+    """A file of the paper -> (HTML of its page, minutes).  up: the way from the book to the repository."""
+    source = (ROOT / f"{module}.py").read_text(encoding="utf-8")
+    sections, path = read_rows(source), f"{up}/{module}.py"
+    shown = [(title, rows) for title, rows in sections if title is None or title in SECTIONS.get(module, (title,))]
+    examples = work_through(module, MORE.get(module, ()))
+    names = {row.name for _, rows in shown for row in rows}
+    places = ", ".join(inline(place) for place in sections_of_the_paper(readme)[module])
+    body = [f'<h1>{module}.py</h1><p class="facts">{places} of <a href="{PAPER}">arXiv 2304.07193</a> · '
+            f'<a href="{path}">{module}.py</a>, {source.count(chr(10))} lines · '
+            f'<a href="{up}/tests/test_{module}.py">tests/test_{module}.py</a></p>']  # fmt: skip
+    waiting = {name: [] for name in names}
+    for example in examples:
+        called = [function for function, *_ in example.calls]
+        own = next((name for f in called for name in (f, f.partition(".")[0]) if name in names), "")
+        waiting.setdefault(own, []).append(example)
+    first = True
+    for title, rows in shown:
+        if title:
+            body.append(f"<h2>{html.escape(title[0].upper() + title[1:])}</h2>")
+        for inside, block in columns(rows, path):
+            body.append(block)
+            if first:
+                body.append(plates(module, made))
+            body += [example_row(e, module, up) for name in inside for e in waiting.pop(name, [])]
+            first = False
+    body += [example_row(e, module, up) for left in waiting.values() for e in left]
+    left_out = [(title, rows) for title, rows in sections if (title, rows) not in shown]
+    if left_out:
+        links = ", ".join(f'<a href="{path}#L{rows[0].first}">{html.escape(title)}</a>' for title, rows in left_out)
+        body.append(f'<p class="facts">Not on this page: {links}.</p>')
+    rows = differences(readme, module)
+    if rows:
+        cells = [[inline(re.sub(r"\*\*|\[|\]\([^)]*\)", "", cell)) for cell in row] for row in rows]
+        body.append(f'<h2 id="ours">Paper, official code, ours</h2>{table_html(cells)}'
+                    f'<p class="facts">All of them: <a href="{up}/README.md#paper-official-code-ours">README.md</a></p>')  # fmt: skip
+    body.append(breaks(module, source, up))
+    return "\n".join(body), minutes([row for _, rows in shown for row in rows])
+
+
+def plates(module, made):
+    """The pictures of a page, made now."""
+    out = []
+    for draw in PLATES.get(module, ()):
+        if draw.__name__ == "a_minute_of_training" and not made.losses:
+            continue
+        picture, words = svg(lambda draw=draw: draw(importlib.import_module(module), made), f"{module}-{draw.__name__}")
+        caption = inline(" ".join((draw.__doc__ + " " + words).split()))
+        out.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+    return f'<div class="plates">{"".join(out)}</div>' if out else ""
+
+
+def example_row(example, module, up):
+    """A test that works an example out: what it says and what ran on the left, its code on the right."""
+    title = example.name.removeprefix("test_").replace("_", " ")
+    path = f"{up}/tests/test_{module}.py"
+    ran = "".join(f"<dt><code>{html.escape(call)}</code></dt><dd>{html.escape(', '.join(results))}</dd>"
+                  for _, call, results in example.calls)  # fmt: skip
+    left = f'<div class="ran"><h3><a href="{path}#L{example.first}">What ran: {title}</a></h3>{text_html([example.text])}'
+    left += f"<dl>{ran}</dl></div>"
+    return row_html(left, code_lines(highlighted(example.source), "", numbers=False))
+
+
+def breaks(module, source, up):
+    """Break it yourself."""
+    if module not in EXERCISES:
+        return ""
+    out = ["<h2>Break it yourself</h2>"]
+    for line, new, what, test in EXERCISES[module]:
+        at = next(n for n, text in enumerate(source.split("\n"), start=1) if text.strip() == line)
+        says = (ROOT / f"tests/test_{module}.py").read_text(encoding="utf-8").split("\n")
+        where = next(n for n, text in enumerate(says, start=1) if text.startswith(f"def {test}("))
+        link = f'<a href="{up}/tests/test_{module}.py#L{where}"><code>pytest tests/test_{module}.py -k {test}</code></a>'
+        change = f"<del>{html.escape(line)}</del><ins>{html.escape(new)}</ins>"
+        out.append(f'<div class="break"><div><p><a href="{up}/{module}.py#L{at}">Line {at}.</a> {inline(what)}</p>'
+                   f'<p>{link} fails.</p></div><div class="code">{change}</div></div>')  # fmt: skip
+    return "".join(out)
+
+
+def contents(groups, times, readme, up):
+    """The first page: the order of reading with minutes, and the README's table with links to the pages."""
+    intro = [inline(" ".join(part.split())) for part in __doc__.strip().split("\n\n") if not part.startswith(" ")]
+    body = ["<h1>The annotated DINOv2</h1>", *(f"<p>{part}</p>" for part in intro)]
+    places = sections_of_the_paper(readme)
+    for title, names in groups:
+        total = sum(times[name] for name in names)
+        body.append(f'<h2>{title}, {total:.0f} minutes</h2><ol class="order">')
+        for name in names:
+            body.append(f'<li><a href="{name}.html">{name}.py</a><span>{"; ".join(map(inline, places[name]))}</span>'
+                        f"<span>{max(1, round(times[name]))} min</span></li>")  # fmt: skip
+        body.append("</ol>")
+    body.append(f'<p class="facts">{inline(" ".join(EVENING.search(readme)[1].split()))}.</p>')
+
+    def linked(cell):
+        return re.sub(r"<code>(\w+)\.py</code>", lambda m: f'<a href="{m[1]}.html">{m[0]}</a>' if m[1] in times else m[0],
+                      re.sub(r"<code>((?:support|tests)/\w+\.py)</code>", rf'<a href="{up}/\1"><code>\1</code></a>', inline(cell)))  # fmt: skip
+
+    rows = [[linked(cell) for cell in row] for row in markdown_table(readme, "The paper, file by file")]
+    body += ["<h2>The paper, file by file</h2>", table_html(rows)]
+    return "\n".join(body)
+
+
+def build(out, made):
+    """Write all pages into the folder `out`; {file: bytes}."""
+    readme, up = (ROOT / "README.md").read_text(encoding="utf-8"), Path(os.path.relpath(ROOT, out)).as_posix()
+    groups = list(zip(("In an evening", "The next evening", "When you need them"), reading_order(readme)))
+    order = [name for _, names in groups for name in names]
+    out.mkdir(parents=True, exist_ok=True)
+    texts, times = {}, {}
+    for name in order:
+        texts[name], times[name] = file_page(name, made, readme, up)
+    written = {"index.html": page("Contents", contents(groups, times, readme, up), after=beside(order, 0))}
+    for i, name in enumerate(order):
+        written[f"{name}.html"] = page(f"{name}.py", texts[name], beside(order, i - 1), beside(order, i + 1))
+    written["book.css"] = stylesheet((ROOT / "support/book.css").read_text(encoding="utf-8"))
+    for name, text in written.items():
+        (out / name).write_text(text, encoding="utf-8")
+    return {name: len(text.encode()) for name, text in written.items()}
+
+
+def beside(order, i):
+    """(file, title) of a neighbour, or None."""
+    return (f"{order[i]}.html", f"{order[i]}.py") if 0 <= i < len(order) else None
+
+
+# ---------------------------------------------------------------------------- the program
+
+
+@in_one_line("book.py", ValueError)
+def main(argv=None):
+    """The program; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="book.py", description="Build the annotated DINOv2, a page for each file.")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/book", help="folder of the pages (default: docs/book)")
+    parser.add_argument("--weights", help="a network for the pictures of features, instead of a minute's training")
+    args = parser.parse_args(argv)
+    began = time.perf_counter()
+    choose_threads()
+    made = load(args.weights) if args.weights else train_a_minute()
+    trained = time.perf_counter() - began
+    sizes = build(args.out.resolve(), made)
+    print(f"{len(sizes) - 1} pages, {sum(sizes.values()) / 1e6:.2f} MB, {time.perf_counter() - began:.0f} s, of which "
+          f"{trained:.0f} s of training: {args.out}/index.html")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
