@@ -152,16 +152,17 @@ def file_page(module, made, readme, up):
         called = [function for function, *_ in example.calls]
         own = next((name for f in called for name in (f, f.partition(".")[0]) if name in names), "")
         waiting.setdefault(own, []).append(example)
-    first = True
+    below = plates(module, made)
     for title, rows in shown:
         if title:
             body.append(f"<h2>{html.escape(title[0].upper() + title[1:])}</h2>")
-        for inside, block in columns(rows, path):
+        pending = []
+        for inside, block in columns(rows, path, below):
+            if any(inside):  # another definition begins; comments within one have no name
+                body, pending = body + pending, []
             body.append(block)
-            if first:
-                body.append(plates(module, made))
-            body += [example_row(e, module, up) for name in inside for e in waiting.pop(name, [])]
-            first = False
+            pending += [example_row(e, module, up) for name in inside for e in waiting.pop(name, [])]
+        body, below = body + pending, ""
     body += [example_row(e, module, up) for left in waiting.values() for e in left]
     left_out = [(title, rows) for title, rows in sections if (title, rows) not in shown]
     if left_out:
@@ -192,7 +193,7 @@ def example_row(example, module, up):
     """A test that works an example out: what it says and what ran on the left, its code on the right."""
     title = example.name.removeprefix("test_").replace("_", " ")
     path = f"{up}/tests/test_{module}.py"
-    ran = "".join(f"<dt><code>{html.escape(call)}</code></dt><dd>{html.escape(', '.join(results))}</dd>"
+    ran = "".join(f"<dt><code>{html.escape(call)}</code></dt><dd>→ {html.escape(', '.join(results))}</dd>"
                   for _, call, results in example.calls)  # fmt: skip
     left = f'<div class="ran"><h3><a href="{path}#L{example.first}">What ran: {title}</a></h3>{text_html([example.text])}'
     left += f"<dl>{ran}</dl></div>"
@@ -217,8 +218,9 @@ def breaks(module, source, up):
 
 def contents(groups, times, readme, up):
     """The first page: the order of reading with minutes, and the README's table with links to the pages."""
-    intro = [inline(" ".join(part.split())) for part in __doc__.strip().split("\n\n") if not part.startswith(" ")]
-    body = ["<h1>The annotated DINOv2</h1>", *(f"<p>{part}</p>" for part in intro)]
+    title, _, intro = __doc__.strip().partition(": ")
+    intro = [inline(" ".join(part.split())) for part in intro.split("\n\n") if not part.startswith(" ")]
+    body = [f"<h1>{title}</h1>", *(f"<p>{part[0].upper()}{part[1:]}</p>" for part in intro)]
     places = sections_of_the_paper(readme)
     for title, names in groups:
         total = sum(times[name] for name in names)

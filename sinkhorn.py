@@ -2,7 +2,9 @@
 
 The teacher's scores become the transport plan that is nearest to them and that uses all prototypes equally:
 
-    Q* = argmax ⟨Q, Z/τ⟩ + H(Q)   over   Q ≥ 0,   Qᵀ1_B = 1_K / K,   Q 1_K = 1_B / B
+    Q* = argmax ⟨Q, Z/τ⟩ + H(Q)
+
+    over all  Q ≥ 0  with  Qᵀ1_B = 1_K / K  and  Q 1_K = 1_B / B
 
 Its answer is exp(Z/τ) with rows and columns rescaled.  From Q = exp(Z/τ), three times,
 

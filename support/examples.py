@@ -65,7 +65,12 @@ def watch(test, path, ours):
     together = {}  # a call in a loop has one line
     for function, call, result in calls:
         together.setdefault((function, call), []).append(result)
-    return [(function, call, results) for (function, call), results in together.items()]
+    return [(function, call, few(results)) for (function, call), results in together.items()]
+
+
+def few(results):
+    """The first and the last ones of a long loop."""
+    return results if len(results) <= 10 else [*results[:3], f"… {len(results) - 6} more …", *results[-3:]]
 
 
 def call_in(frame, path):

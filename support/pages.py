@@ -19,7 +19,7 @@ from pygments.styles import get_style_by_name
 from support.typeset import paragraphs
 
 STYLES = {"light": "friendly", "dark": "github-dark"}  # of Pygments
-WORDS, LINES = 200, 15  # read in a minute, ours: words of text, lines of code
+WORDS, LINES = 150, 10  # read in a minute, ours: words of text, lines of code
 
 
 @dataclass
@@ -66,7 +66,19 @@ def read_rows(source):
     for _, rows in sections:
         for row in rows:
             row.lines = without_blank_ends(row.lines, plain)
-    return [(title, [row for row in rows if row.texts or row.lines]) for title, rows in sections]
+    return [(title, joined([row for row in rows if row.texts or row.lines])) for title, rows in sections]
+
+
+def joined(rows):
+    """A comment right below a definition goes to its row."""
+    out = []
+    for row in rows:
+        if out and out[-1].name and not row.name and len(out[-1].lines) <= 2 and row.first > out[-1].first:
+            out[-1].texts += row.texts
+            out[-1].lines += row.lines
+        else:
+            out.append(row)
+    return out
 
 
 def definitions(tree):
@@ -116,7 +128,7 @@ def code_lines(lines, path, numbers=True):
     out = []
     for n, text in lines:
         indent = len(re.match(" *", html.unescape(re.sub("<[^>]*>", "", text))).group()) + 4
-        number = f'<a class="n" href="{path}#L{n}">{n}</a>' if numbers else ""
+        number = f'<a class="at" href="{path}#L{n}">{n}</a>' if numbers else ""
         out.append(f'<div class="line">{number}<span style="--in:{indent}ch">{text or " "}</span></div>')
     return f'<div class="code{"" if numbers else " bare"}">{"".join(out)}</div>'
 
@@ -157,8 +169,8 @@ def height(row):
     return left * 1.3, len(row.lines)
 
 
-def columns(rows, path):
-    """Rows of one section as HTML blocks [(names, HTML)].
+def columns(rows, path, below=""):
+    """Rows of one section as HTML blocks [(names, HTML)].  below: HTML that follows the first block's code.
 
     Where the text of the first row is much longer than its code, the next rows stand beside it as well, so that the
     equation at the top of a file is beside the function that computes it.
@@ -172,7 +184,8 @@ def columns(rows, path):
                 together.append(rows.pop(0))
                 left, right = left + height(together[-1])[0], right + height(together[-1])[1]
         lefts, rights = zip(*(source_row(row, path) for row in together))
-        out.append(([row.name for row in together], row_html("".join(lefts), "".join(rights))))
+        rights = "".join(rights) + (below if not out else "")
+        out.append(([row.name for row in together], row_html("".join(lefts), rights)))
     return out
 
 
@@ -208,8 +221,8 @@ def stylesheet(css):
 
 def markdown_table(text, heading):
     """The first table below a heading of a Markdown file -> [[cell, ...], ...], the header first."""
-    lines = text.split(f"\n## {heading}\n")[1].split("\n## ")[0].split("\n")
-    rows = [line for line in lines if line.startswith("|")]
+    lines = text.split(f"\n## {heading}\n")[1].split("\n|", 1)[1].split("\n\n")[0]
+    rows = f"|{lines}".split("\n")
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if not re.match(r"\|[-| ]+\|$", row)]
 
 

@@ -19,16 +19,23 @@ TOKEN = re.compile(r"""(?P<space>[ \x00]+) | (?P<number>\d+(?:,\d{3})*(?:\.\d+)?
     | (?P<sub>_\{[^}]*\} | _[A-Za-z0-9]+ | [₀-₉ₐₑₕᵢⱼₖₙ]+) | (?P<sup>[⁰¹²³⁴-⁹⁻ᵀᵏ]+)
     | (?P<name>[A-Za-zÀ-ɏ]+'? | ∂[A-Za-z] | [α-ωΑ-ΡΤ-Ω]) | (?P<sign>.)""", re.VERBOSE)  # fmt: skip
 HAT = "\u0302"  # as a character of its own, behind the letter
+LONG = 42  # letters of a formula that does not fit into a line on a phone
+WIDE = 52  # and of a row of formulas that does not fit into the left column
 HELD = "\0"  # a space inside of brackets, where a run must not end
 
 # ---------------------------------------------------------------------------- one formula
 
 
-def mathml(text, display=False):
-    """A formula in Unicode, such as Σ_b Q_bk / B, as <math>; display: fractions are built up."""
+def mathml(text, display=False, after=False):
+    """A formula in Unicode, such as Σ_b Q_bk / B, as <math>; display: fractions are built up.
+
+    after: it goes on where another one ended, so what it begins with is no sign.
+    """
     tokens = [(m.lastgroup, m.group().replace(HELD, " ")) for m in TOKEN.finditer(text.replace("-", "−"))]
     nodes, _ = row(tokens, 0, None, display)
-    return f"<math>{''.join(node for node, _ in nodes)}</math>"
+    inner = "".join(node for node, _ in nodes)
+    inner = inner.replace("<mo>", '<mo form="infix">', 1) if after else inner
+    return f"<math>{inner}</math>"
 
 
 def row(tokens, at, closing, display):
@@ -77,6 +84,8 @@ def atom(tokens, at, display):
     elif text == "√":
         (inner, _), at = atom(tokens, at, display) if at < len(tokens) else (("", ""), at)
         return (f"<msqrt>{bare([(inner, kind)])}</msqrt>", "name"), at
+    elif text == "/":
+        node, kind = '<mo lspace="0" rspace="0">/</mo>', "operator"
     else:
         node, kind = f"<mo>{html.escape(text)}</mo>", "operator"
     sub = sup = None
@@ -157,10 +166,13 @@ def bare(nodes):
 # ---------------------------------------------------------------------------- a line of text
 
 
-def inline(text, display=False):
-    """A line of a docstring: `code`, names of parameters and maths are set as such."""
+def inline(text, display=False, whole=False):
+    """A line of a docstring: `code`, names of parameters and maths are set as such.
+
+    display: fractions are built up.  whole: a formula does not break into lines.
+    """
     parts = re.split(r"(`[^`]+`)", text)
-    return "".join(code(p[1:-1]) if p.startswith("`") and len(p) > 1 else words(p, display) for p in parts)
+    return "".join(code(p[1:-1]) if p.startswith("`") and len(p) > 1 else words(p, display, whole) for p in parts)
 
 
 def code(text):
@@ -192,7 +204,7 @@ HIDDEN = str.maketrans("()[]⟨⟩‖", "\1\2\3\4\5\6\7")  # brackets that are d
 SHOWN = str.maketrans("\1\2\3\4\5\6\7", "()[]⟨⟩‖")
 
 
-def words(text, display):
+def words(text, display, whole):
     """Text without backticks: each word is prose, code or maths; neighbours that are maths are one formula."""
     for plain, sign in (("->", "→"), ("<=", "≤"), (">=", "≥")):
         text = text.replace(plain, sign)
@@ -211,7 +223,7 @@ def words(text, display):
             argument = kinds[i] == "function" and after is not None and kinds[after] in ("maths", "number", "function")
             if left or right or argument:
                 kinds[i] = "maths"
-            elif kinds[i] == "number" and before is not None and tokens[before] in FUNCTIONS:
+            elif kinds[i] == "number" and before is not None and re.search(r"(\b|−)(log|exp|cos|sin)$", tokens[before]):
                 kinds[i] = "maths"
     for token, kind in zip(tokens, kinds):
         if kind == "maths":
@@ -219,11 +231,11 @@ def words(text, display):
         elif token.isspace() and run and not run[-1].isspace() and run[-1][-1] not in ",;:.":
             run.append(" ")
         else:
-            out += formula(run, display)
+            out += formula(run, display, whole)
             run = []
             out.append(code(token.strip(",;:.()")).join(outside(token)) if kind == "code" else html.escape(
                 token.replace(HELD, " ")))
-    return "".join(out + formula(run, display))
+    return "".join(out + formula(run, display, whole))
 
 
 def outside(token):
@@ -244,7 +256,7 @@ def kind_of(token, display):
         return "number"
     if core in ("→", "−") or any(c in SIGNS for c in core) or GREEK.search(core) or re.search(r"[₀-₉ᵢⱼₕ⁰¹²³⁴-⁹⁻ᵀ]", core):
         return "maths"
-    if re.search(r"(^|[^A-Za-z])([A-Za-z]|L|mean|softmax|argmax|argmin|min)_[A-Za-z0-9{]", core):
+    if re.search(r"(^|[^A-Za-z])([A-Za-z0-9]|mean|softmax|argmax|argmin|min)_[A-Za-z0-9{]", core):
         return "maths"
     if re.fullmatch(r"[\[(]+.*[\])]+", core) and HELD in core or re.fullmatch(r"[(\[][A-Z0-9]\w?'?,?[)\]]", core):
         return "maths"
@@ -266,7 +278,7 @@ def opens(token):
     return re.match(r"\w+\(", token) and token.count("(") > token.count(")")
 
 
-def formula(run, display):
+def formula(run, display, whole):
     """A run of maths as [HTML]: the stops at its ends are text; it may break before a relation."""
     text = "".join(run)
     core = text.strip(" ")
@@ -278,10 +290,9 @@ def formula(run, display):
     closed = core.endswith(")") and core.count(")") > core.count("(")
     before, after = "(" * opened, ")" * closed
     core = core[opened : len(core) - closed]
-    pieces = [p for p in re.split(r" (?=[=←≤≥<>→∈≈] )", core) if p.strip()]
-    if display:
-        pieces = [core]
-    *first, last = [mathml(p, display) for p in pieces]
+    pieces = [core] if whole and len(core) < LONG else re.split(r" (?=[=←≤≥<>→∈≈] )", core)
+    pieces = [part for p in pieces for part in (re.split(r" (?=[+−] )", p) if len(p) > LONG / 2 else [p])]
+    *first, last = [mathml(p, display, after=n > 0) for n, p in enumerate(p for p in pieces if p.strip())]
     last = f'<span class="whole">{last}{after}{stop}</span>' if after or stop else last
     return [before + "<wbr>".join([*first, last]) + " " * (len(text) - len(text.rstrip(" ")))]
 
@@ -332,6 +343,7 @@ def table(lines):
             rows[-1][-1] = (found[0][0], f"{rows[-1][-1][1]} {found[0][1]}")
         else:
             rows.append(found)
+    loose = any(sum(len(text) for _, text in found if "=" in text or "←" in text) > WIDE for found in rows)
     starts = sorted({start for found in rows for start, _ in found})
     out = []
     for found in rows:
@@ -341,7 +353,7 @@ def table(lines):
             span = end - starts.index(start)
             command = re.match("(python|torchrun|pip) ", text)
             prose = sum(map(is_prose, re.findall(r"(?<![_A-Za-z.])[A-Za-z]{3,}", text)))
-            body = code(text) if command else inline(text, display=bool(re.search("[=←]", text)) and prose < 4)
+            body = code(text) if command else inline(text, bool(re.search("[=←]", text)) and prose < 4, whole=True)
             tds.append(f'<td colspan="{span}">{body}</td>' if span > 1 else f"<td>{body}</td>")
         out.append(f"<tr>{''.join(tds)}</tr>")
-    return f'<table class="block">{"".join(out)}</table>'
+    return f'<table class="block{" loose" * loose}">{"".join(out)}</table>'
