@@ -333,6 +333,11 @@ def cells(line):
     return [(m.start(), m.group()) for m in re.finditer(r"\S+(?: \S+)*", line)]
 
 
+def prose_in(text):
+    """How many words of a sentence a cell has."""
+    return sum(map(is_prose, re.findall(r"(?<![_A-Za-z.])[A-Za-z]{3,}", text)))
+
+
 def table(lines):
     """An indented block: cells that begin in one column are in one column of the table."""
     rows = []
@@ -343,7 +348,8 @@ def table(lines):
             rows[-1][-1] = (found[0][0], f"{rows[-1][-1][1]} {found[0][1]}")
         else:
             rows.append(found)
-    loose = any(sum(len(text) for _, text in found if "=" in text or "←" in text) > WIDE for found in rows)
+    loose = any(sum(len(text) for _, text in found if re.search("[=←≤]", text) or prose_in(text) < 2) > WIDE
+                for found in rows)  # fmt: skip
     starts = sorted({start for found in rows for start, _ in found})
     out = []
     for found in rows:
@@ -352,8 +358,8 @@ def table(lines):
         for (start, text), end in zip(found, ends):
             span = end - starts.index(start)
             command = re.match("(python|torchrun|pip) ", text)
-            prose = sum(map(is_prose, re.findall(r"(?<![_A-Za-z.])[A-Za-z]{3,}", text)))
-            body = code(text) if command else inline(text, bool(re.search("[=←]", text)) and prose < 4, whole=True)
+            display = bool(re.search("[=←]", text)) and prose_in(text) < 4
+            body = code(text) if command else inline(text, display, whole=True)
             tds.append(f'<td colspan="{span}">{body}</td>' if span > 1 else f"<td>{body}</td>")
         out.append(f"<tr>{''.join(tds)}</tr>")
     return f'<table class="block{" loose" * loose}">{"".join(out)}</table>'

@@ -67,7 +67,7 @@ def test_a_formula_by_hand():
 @pytest.mark.parametrize(("text", "maths"), [
     ("the K prototypes of B images", ["K", "B"]), ("a row sums to n, which need not be 1", ["n"]),
     ("at τ = 0.04 on", ["τ", "=0.04"]), ("(V, B, K), global views first", ["(V,B,K)"]), ("it is (ours) or B.1 of 2021", []),
-    ("teacher ← m · teacher + (1 − m) · student", ["teacher", "←m·teacher+(1−m)·student"]),
+    ("teacher ← m · teacher + (1 − m) · student", ["teacher", "←m·teacher", "+(1−m)·student"]),
     ("−log 2/3 of log 2, and a half", ["−log2/3", "log2"]),
 ])  # fmt: skip
 def test_what_is_maths_in_a_sentence(text, maths):
