@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from support.pages import outdented
+
 ROOT = Path(__file__).parents[1]
 BY_HAND = ("_by_hand", "_on_paper")  # in the names of such tests
 MOST = 60  # numbers of a result that are shown
@@ -39,6 +41,7 @@ def work_through(module, more=()):
             if text and (any(word in node.name for word in BY_HAND) or node.name in more):
                 calls = watch(getattr(tests, node.name), path, ROOT / f"{module}.py")
                 lines = source.split("\n")[node.body[0].end_lineno : node.end_lineno]
+                text = outdented(text, node.body[0].col_offset)
                 examples.append(Example(node.name, node.lineno, text, inspect.cleandoc("\n".join(lines)), calls))
     return examples
 

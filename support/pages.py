@@ -19,6 +19,7 @@ from pygments.styles import get_style_by_name
 from support.typeset import paragraphs
 
 STYLES = {"light": "friendly", "dark": "github-dark"}  # of Pygments
+MANY = 9  # lines of imports that are folded up, ours
 WORDS, LINES = 150, 10  # read in a minute, ours: words of text, lines of code
 
 
@@ -43,7 +44,7 @@ def read_rows(source):
             string = node.body[0]
             gone |= set(range(string.lineno, string.end_lineno + 1))
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) if name else 1
-            starts.setdefault(first, Row(first)).texts.append(text)
+            starts.setdefault(first, Row(first)).texts.append(outdented(text, string.col_offset))
             starts[first].name = name
     for first, text in comments(source):
         last = first + text.count("\n")
@@ -79,6 +80,11 @@ def joined(rows):
         else:
             out.append(row)
     return out
+
+
+def outdented(text, n):
+    """A docstring without the n spaces that its place in the code gives to each line."""
+    return "\n".join(line[n:].rstrip() if line[:n].isspace() else line.rstrip() for line in text.split("\n"))
 
 
 def definitions(tree):
@@ -160,13 +166,33 @@ def row_html(left, right, kind=""):
 def source_row(row, path):
     """A Row as HTML; its name leads to the line."""
     head = f'<h3 id="{row.name}"><a href="{path}#L{row.first}">{row.name}</a></h3>' if row.name else ""
-    return head + text_html(row.texts), code_lines(row.lines, path)
+    many = [] if row.name else imports(row.lines)
+    if len(many) < MANY:
+        return head + text_html(row.texts), code_lines(row.lines, path)
+    rest = [line for line in row.lines if line not in many]
+    shown = f"<details><summary>Imports, lines {many[0][0]} to {many[-1][0]}</summary>{code_lines(many, path)}</details>"
+    return head + text_html(row.texts), shown + (code_lines(without_blanks(rest), path) if rest else "")
+
+
+def imports(lines):
+    """Those of the first lines [(number, HTML)] that import, up to the last one that does."""
+    plain = [html.unescape(re.sub("<[^>]*>", "", text)) for _, text in lines]
+    last = max((i for i, text in enumerate(plain) if re.match("import |from ", text)), default=-1)
+    while 0 <= last < len(lines) - 1 and plain[last + 1].strip() and re.match(r"[ )]", plain[last + 1]):
+        last += 1  # an import in brackets
+    return lines[: last + 1]
+
+
+def without_blanks(lines):
+    """Lines without the blank ones before the first that is not."""
+    return next((lines[i:] for i, (_, text) in enumerate(lines) if text.strip()), [])
 
 
 def height(row):
     """About how high, in lines: (left, right)."""
     left = sum(sum(len(line) // 62 + 1 for line in text.split("\n")) for text in row.texts) + 2 * bool(row.name)
-    return left * 1.3, len(row.lines)
+    many = 0 if row.name else len(imports(row.lines))
+    return left * 1.3, len(row.lines) - (many if many >= MANY else 0)
 
 
 def columns(rows, path, below=""):

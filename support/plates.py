@@ -21,7 +21,7 @@ from masking import sample_masks
 from recipes import RECIPES
 from support import shapes
 
-WIDTH = 5.2  # inches, so that letters are as large as the text's on a phone
+WIDTH = 4.5  # inches, so that letters are as large as the text's on a phone
 BLUE, ORANGE, GREEN, RED, GREY = "#3f86c6", "#d98324", "#3c9f60", "#d05050", "#8c8c8c"
 LOOK = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "svg.fonttype": "none", "axes.spines.top": False,
         "axes.spines.right": False, "axes.titlepad": 5, "savefig.transparent": True, "legend.frameon": False}  # fmt: skip
@@ -41,7 +41,7 @@ def svg(draw, name):
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text).replace("#000000", "currentColor")
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text)
-    return text.replace(size[0], f'role="img" style="max-width:{1.4 * float(size[1]):.0f}pt"', 1), words
+    return text.replace(size[0], f'role="img" style="max-width:{1.25 * float(size[1]):.0f}pt"', 1), words
 
 
 def panels(rows, columns, height, **options):
@@ -162,7 +162,7 @@ def spread_on_the_circle(m, made):
     """Ten points that begin close together, and after a hundred steps along `koleo_loss`'s own gradient, each step of a length that shrinks to 0; a line leads from each to its nearest."""
     angle = 0.9 * torch.rand(10, generator=seeded(1))
     x = torch.stack([angle.cos(), angle.sin()], 1)
-    figure, [axes] = panels(1, 2, 2.7)
+    figure, [axes] = panels(1, 2, 2.4)
     words = []
     for number, ax in enumerate(axes):
         gaps = torch.cdist(x, x) + 9 * torch.eye(len(x))
@@ -196,9 +196,9 @@ def half_iterations(m, made):
         form = "{:.0f}" if title == "exp(Z)" else "{:.3f}"
         matrix(ax, Q, title, form, vmax=9 if title == "exp(Z)" else 1)
         for b, total in enumerate(Q.sum(1)):
-            ax.text(3.6, b, f"{total:.4g}", va="center", color=ORANGE)
+            ax.text(3.6, b, f"{total:.3g}", va="center", color=ORANGE)
         for k, total in enumerate(Q.sum(0)):
-            ax.text(k, 2.95, f"{total:.4g}", ha="center", va="center", color=ORANGE)
+            ax.text(k, 2.95, f"{total:.3g}", ha="center", va="center", color=ORANGE)
         ax.set(xlim=(-0.5, 4.5), ylim=(3.3, -0.5))
     return figure
 
@@ -302,7 +302,7 @@ def ribbon_of_tokens(m, made):
     kinds = [k for b, n in sizes for _ in range(b) for k in ["[CLS]", "register", "register"] + ["patch"] * (n - 3)]
     figure, rows = panels(2, 1, 1.9)
     colours = {"[CLS]": ORANGE, "register": GREEN, "patch": BLUE}
-    half, at, edges = (len(kinds) + 1) // 2, 0, []
+    at, edges = 0, []
     for b, n in sizes:
         for _ in range(b):
             edges.append((at, n))
@@ -331,11 +331,9 @@ def ten_crops(m, made):
     [picture] = things(1, 160, ["giraffe"])
     views, local = m.MultiCrop(96, 42, 8, blur_sigma=(0.1, 1.0))(picture[None], 3)
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
-    names = [["picture", "picture", "g0", "g0", "g1", "g1"], ["l0", "l1", "l2", "l3", ".", "."],
-             ["l4", "l5", "l6", "l7", ".", "."]]  # fmt: skip
-    names = [["p", "p", "p", "p", "g0", "g0", "g0", "g0", "g1", "g1", "g1", "g1"],
-             [x for i in range(4) for x in [f"l{i}"] * 3], [x for i in range(4, 8) for x in [f"l{i}"] * 3]]  # fmt: skip
-    axes = figure.subplot_mosaic(names, height_ratios=[1.25, 1, 1])
+    names = [["p", "g0", "g1"], ["l0", "l1", "l2", "l3"], ["l4", "l5", "l6", "l7"]]
+    wide = [[name for name in row for _ in range(12 // len(row))] for row in names]  # 12 columns
+    axes = figure.subplot_mosaic(wide, height_ratios=[1.25, 1, 1])
     show(axes["p"], picture)
     axes["p"].set_title("picture")
     for i in range(2):
@@ -348,13 +346,13 @@ def ten_crops(m, made):
 
 
 def votes_on_a_circle(m, made):
-    """Twelve training images of two classes on a circle, two of them on the wrong side.  The ring shows which class `knn_accuracies` gives to a test image in that direction, for k = 1 and for k = 5 at two temperatures."""
+    """Twelve training images of two classes on a circle, two of them on the wrong side.  The ring shows which class `knn_accuracy` gives to a test image in that direction, for k = 1 and for k = 5 at two temperatures."""
     angle = torch.tensor([0.0, 20, 40, 65, 95, 130, 170, 200, 235, 260, 300, 335]).deg2rad()
     label = torch.tensor([0, 0, 1, 0, 0, 0, 1, 1, 0, 1, 1, 1])
     x = torch.stack([angle.cos(), angle.sin()], 1)
     around = torch.arange(0, 360, 2.0).deg2rad()
     test = torch.stack([around.cos(), around.sin()], 1)
-    figure, [axes] = panels(1, 3, 2.1)
+    figure, [axes] = panels(1, 3, 1.75)
     for ax, (k, temp) in zip(axes, ((1, 0.07), (5, 0.07), (5, 1.0))):
         right = [m.knn_accuracy(x, label, one[None], torch.tensor([1]), k, temp) for one in test]
         ax.scatter(*(0.72 * test).T, c=[ORANGE if r else BLUE for r in right], s=5)
@@ -373,8 +371,8 @@ def four_steps_of_the_picture(m, made):
     first = m.scale(m.components(x, 1)[:, 0])
     inside = m.foreground_mask(first, m.border_patches([(side, side)] * len(tokens)), 0.5, False)
     colours = m.foreground_rgb(x, inside)
-    steps = {"picture": None, "first component": first, "above the threshold": inside.float(), "second PCA": colours}
-    figure, axes = panels(len(tokens), 4, 1.33 * len(tokens))
+    steps = {"picture": None, "component 1": first, "s > θ": inside.float(), "second PCA": colours}
+    figure, axes = panels(len(tokens), 4, 1.16 * len(tokens))
     for column, (title, values) in enumerate(steps.items()):
         for row, ax in enumerate(axes[:, column]):
             if values is None:

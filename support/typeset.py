@@ -10,13 +10,13 @@ import unicodedata
 
 FUNCTIONS = set("log exp min max argmax argmin softmax cos sin mean sign scale cut grey int sigmoid silu gelu".split())
 OPERATORS = set("=←≠≤≥<>≈∈⊙⊕·×+−~↔")  # beside one of these, a number or a name is maths too
-SIGNS = OPERATORS - set("×") | set("Σ∂√⟨⟩‖½∞∇")
+SIGNS = OPERATORS - set("×") | set("Σ∂√⟨⟩‖½∞∇^")
 SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₙ", "0123456789aehijkn"))
 SUP = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵀᵏ", "0123456789−Tk"))
 GREEK = re.compile(r"[α-ωΑ-Ω]")
 CLOSING = {"(": ")", "[": "]", "{": "}", "⟨": "⟩", "‖": "‖", "|": "|"}
 TOKEN = re.compile(r"""(?P<space>[ \x00]+) | (?P<number>\d+(?:,\d{3})*(?:\.\d+)?) | (?P<half>½)
-    | (?P<sub>_\{[^}]*\} | _[A-Za-z0-9]+ | [₀-₉ₐₑₕᵢⱼₖₙ]+) | (?P<sup>[⁰¹²³⁴-⁹⁻ᵀᵏ]+)
+    | (?P<sub>_\{[^}]*\} | _[A-Za-z0-9]+ | [₀-₉ₐₑₕᵢⱼₖₙ]+) | (?P<sup>[⁰¹²³⁴-⁹⁻ᵀᵏ]+ | \^\([^)]*\) | \^[A-Za-z0-9½]+)
     | (?P<name>[A-Za-zÀ-ɏ]+'? | ∂[A-Za-z] | [α-ωΑ-ΡΤ-Ω]) | (?P<sign>.)""", re.VERBOSE)  # fmt: skip
 HAT = "\u0302"  # as a character of its own, behind the letter
 LONG = 42  # letters of a formula that does not fit into a line on a phone
@@ -94,7 +94,7 @@ def atom(tokens, at, display):
         if which == "sub":
             sub = subscript(script, display)
         else:
-            sup = f"<mrow>{''.join(letters(SUP.get(c, c)) for c in script)}</mrow>"
+            sup = superscript(script)
         at += 1
     under = display and (kind == "sum" or text in ("min", "max", "argmax", "argmin"))
     if sub and sup:
@@ -113,6 +113,15 @@ def subscript(script, display):
         return f"<mrow>{''.join(map(letters, inner))}</mrow>"
     if inner.isalnum():
         return f"<mtext>{inner}</mtext>"
+    nodes, _ = row([(m.lastgroup, m.group()) for m in TOKEN.finditer(inner)], 0, None, False)
+    return f"<mrow>{''.join(node for node, _ in nodes)}</mrow>"
+
+
+def superscript(script):
+    """² or ^(−1/2)."""
+    if script[0] != "^":
+        return f"<mrow>{''.join(letters(SUP.get(c, c)) for c in script)}</mrow>"
+    inner = script[1:].removeprefix("(").removesuffix(")")
     nodes, _ = row([(m.lastgroup, m.group()) for m in TOKEN.finditer(inner)], 0, None, False)
     return f"<mrow>{''.join(node for node, _ in nodes)}</mrow>"
 
@@ -190,7 +199,7 @@ def hold(text):
 
     def brackets(m):
         inner = m.group()[1:-1]
-        plain = re.fullmatch(r"\d{4}|[A-Z]\.\d|§.*|[a-z]", inner) or not inner
+        plain = re.fullmatch(r"\d{4}|[A-Z]\.\d|§.*|[A-Za-z]+ [A-Za-z ]+|[a-z]", inner) or not inner
         prose = sum(is_prose(w) for w in re.findall(r"(?<![_A-Za-z])[A-Za-z]+(?![A-Za-z₀-₉ᵢ_])", inner))
         prose = prose > any(c in SIGNS for c in inner) and m.group()[0] in "([{"
         return m.group() if plain or prose else m.group().replace(" ", HELD).translate(HIDDEN)
@@ -215,6 +224,8 @@ def words(text, display, whole):
     places = [i for i, token in enumerate(tokens) if not token.isspace()]
     for n, i in enumerate(places):  # weak ones take after their neighbours
         before, after = (places[n - 1] if n else None), (places[n + 1] if n + 1 < len(places) else None)
+        if re.match(r"[MGs]\b", tokens[i]) and before is not None and re.fullmatch(r"[\d.,]+", tokens[before]):
+            kinds[i] = "prose"  # a unit
         if kinds[i] in ("number", "function", "word"):
             left = before is not None and tokens[before][-1] in OPERATORS and kinds[before] == "maths"
             right = after is not None and tokens[after][0] in OPERATORS and kinds[after] == "maths"
@@ -258,7 +269,7 @@ def kind_of(token, display):
         return "maths"
     if re.search(r"(^|[^A-Za-z])([A-Za-z0-9]|mean|softmax|argmax|argmin|min)_[A-Za-z0-9{]", core):
         return "maths"
-    if re.fullmatch(r"[\[(]+.*[\])]+", core) and HELD in core or re.fullmatch(r"[(\[][A-Z0-9]\w?'?,?[)\]]", core):
+    if re.fullmatch(r"[\[(]+.*[\])]+", core) and HELD in core or re.fullmatch(r"[(\[]([A-Z0-9]\w?'?,?|[a-z],)[)\]]", core):
         return "maths"
     if re.fullmatch(r"[(\[]*(\d*[A-Z]'?|\d+)([/·+−,]([A-Z]'?|\d+))+[)\]]*", core) and re.search("[A-Z]", core):
         return "maths"
@@ -301,9 +312,9 @@ def formula(run, display, whole):
 
 
 def paragraphs(text):
-    """A docstring -> HTML: paragraphs, indented blocks as tables, doctests by `doctest` below, lists of lines."""
+    """A docstring -> [("html", paragraph or indented block) or ("doctest", its text), ...]"""
     out = []
-    for chunk in re.split(r"\n\s*\n", strip_indent(text)):
+    for chunk in re.split(r"\n\s*\n", text.strip("\n ")):
         lines = chunk.split("\n")
         if lines[0].startswith(">>>"):
             out.append(("doctest", chunk))
@@ -318,14 +329,6 @@ def paragraphs(text):
             out.append(("html", table(part) if block else f"<p>{inline(' '.join(x.strip() for x in part))}</p>"))
             at = end
     return out
-
-
-def strip_indent(text):
-    """As inspect.cleandoc."""
-    lines = text.expandtabs().strip("\n").split("\n")
-    rest = [len(x) - len(x.lstrip()) for x in lines[1:] if x.strip()]
-    least = min(rest, default=0)
-    return "\n".join([lines[0].strip(), *(x[least:].rstrip() for x in lines[1:])]).strip("\n")
 
 
 def cells(line):

@@ -15,7 +15,7 @@ function layout(d, width) {
   const found = [];
   if (d.documentElement.scrollWidth > width) found.push(`the page is ${d.documentElement.scrollWidth} wide`);
   const boxes = [...d.querySelectorAll(LEAVES)].map(e => [e, e.getBoundingClientRect()])
-    .filter(([e, r]) => r.width > 0 && r.height > 0).sort((a, b) => a[1].top - b[1].top);
+    .filter(([e, r]) => r.width > 0 && r.height > 0 && !e.closest("details:not([open]) > :not(summary)")).sort((a, b) => a[1].top - b[1].top);
   for (const [e, r] of boxes) {
     const column = e.closest(".left, .right, .break > *, td, figure") || d.body;
     const limit = column.getBoundingClientRect();

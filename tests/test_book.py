@@ -81,7 +81,7 @@ def test_code_in_a_sentence():
 
 def test_columns_of_a_block():
     """The second line's only cell goes on with the first one's last."""
-    _, (_, block), _ = paragraphs("First.\n\n    x  (B, D)  one\n               two\n    y          three\n\nLast.")
+    _, (_, block) = paragraphs("First.\n\n    x  (B, D)  one\n               two\n    y          three")
     cells = ["".join(ElementTree.fromstring(cell).itertext()) for cell in re.findall("<td.*?</td>", block)]
     assert cells == ["x", "(B,D)", "one two", "y", "three"]
 
