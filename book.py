@@ -22,9 +22,9 @@ import torch
 
 from recipes import get_recipe
 from support.data import batches
+from support.drawing import svg, things
 from support.examples import work_through
 from support.exercises import EXERCISES
-from support.flags import UserError, check_out
 from support.failures import in_one_line
 from support.pages import (
     code_lines,
@@ -40,14 +40,14 @@ from support.pages import (
     text_html,
 )
 from support.pictures import whole_patches
-from support.plates import PLATES, svg, things
+from support.plates import PLATES
 from support.threads import choose_threads
 from support.typeset import inline
 from support.weights import load_vit
 
 ROOT = Path(__file__).parent
 PAPER = "https://arxiv.org/abs/2304.07193"
-STEPS = 700  # ours: a minute or two of training on one core
+STEPS = 500  # ours: about a minute of training on one core
 SEEN = 6  # pictures of the PCA page
 SECTIONS = {  # of the larger files, what the paper speaks of; the rest is their command line
     "train": ("networks", "schedules", "one step"),
@@ -120,7 +120,8 @@ def train_a_minute(steps=STEPS):
         if values["hires"] != hires:
             hires = values["hires"]
             training, test = train.splits_at(run.step, r)
-            stream, crop = batches(training, r.batch, r.seed, run.step, torch.device("cpu")), train.make_crop(r, run.step)
+            stream = batches(training, r.batch, r.seed, run.step, torch.device("cpu"))
+            crop = train.make_crop(r, run.step)
         result, _, _ = train.train_step(run, next(stream), crop, values)
         losses.append({name: value.item() for name, value in result.items()})
     vit = run.ema.backbone.eval()
@@ -171,8 +172,8 @@ def file_page(module, made, readme, up):
     rows = differences(readme, module)
     if rows:
         cells = [[inline(re.sub(r"\*\*|\[|\]\([^)]*\)", "", cell)) for cell in row] for row in rows]
-        body.append(f'<h2 id="ours">Paper, official code, ours</h2>{table_html(cells)}'
-                    f'<p class="facts">All of them: <a href="{up}/README.md#paper-official-code-ours">README.md</a></p>')  # fmt: skip
+        link = f'<a href="{up}/README.md#paper-official-code-ours">README.md</a>'
+        body.append(f"<h2>Paper, official code, ours</h2>{table_html(cells)}<p class='facts'>All of them: {link}</p>")
     body.append(breaks(module, source, up))
     return "\n".join(body), minutes([row for _, rows in shown for row in rows])
 
@@ -195,8 +196,8 @@ def example_row(example, module, up):
     path = f"{up}/tests/test_{module}.py"
     ran = "".join(f"<dt><code>{html.escape(call)}</code></dt><dd>→ {html.escape(', '.join(results))}</dd>"
                   for _, call, results in example.calls)  # fmt: skip
-    left = f'<div class="ran"><h3><a href="{path}#L{example.first}">What ran: {title}</a></h3>{text_html([example.text])}'
-    left += f"<dl>{ran}</dl></div>"
+    head = f'<h3><a href="{path}#L{example.first}">What ran: {title}</a></h3>'
+    left = f'<div class="ran">{head}{text_html([example.text])}<dl>{ran}</dl></div>'
     return row_html(left, code_lines(highlighted(example.source), "", numbers=False))
 
 
@@ -209,7 +210,8 @@ def breaks(module, source, up):
         at = next(n for n, text in enumerate(source.split("\n"), start=1) if text.strip() == line)
         says = (ROOT / f"tests/test_{module}.py").read_text(encoding="utf-8").split("\n")
         where = next(n for n, text in enumerate(says, start=1) if text.startswith(f"def {test}("))
-        link = f'<a href="{up}/tests/test_{module}.py#L{where}"><code>pytest tests/test_{module}.py -k {test}</code></a>'
+        file = f"tests/test_{module}.py"
+        link = f'<a href="{up}/{file}#L{where}"><code>pytest {file} -k {test}</code></a>'
         change = f"<del>{html.escape(line)}</del><ins>{html.escape(new)}</ins>"
         out.append(f'<div class="break"><div><p><a href="{up}/{module}.py#L{at}">Line {at}.</a> {inline(what)}</p>'
                    f'<p>{link} fails.</p></div><div class="code">{change}</div></div>')  # fmt: skip
@@ -232,8 +234,9 @@ def contents(groups, times, readme, up):
     body.append(f'<p class="facts">{inline(" ".join(EVENING.search(readme)[1].split()))}.</p>')
 
     def linked(cell):
-        return re.sub(r"<code>(\w+)\.py</code>", lambda m: f'<a href="{m[1]}.html">{m[0]}</a>' if m[1] in times else m[0],
-                      re.sub(r"<code>((?:support|tests)/\w+\.py)</code>", rf'<a href="{up}/\1"><code>\1</code></a>', inline(cell)))  # fmt: skip
+        away = r"<code>((support|tests)/\w+\.py)</code>"
+        text = re.sub(away, rf'<a href="{up}/\1"><code>\1</code></a>', inline(cell))
+        return re.sub(r"<code>(\w+)\.py</code>", r'<a href="\1.html"><code>\1.py</code></a>', text)
 
     rows = [[linked(cell) for cell in row] for row in markdown_table(readme, "The paper, file by file")]
     body += ["<h2>The paper, file by file</h2>", table_html(rows)]

@@ -114,7 +114,8 @@ def comments(source):
 
 def without_blank_ends(lines, plain):
     """Lines without the blank ones at their ends, nor two blank ones together."""
-    kept = [(n, text) for i, (n, text) in enumerate(lines) if plain[n - 1].strip() or i and plain[lines[i - 1][0] - 1].strip()]
+    full = [bool(plain[n - 1].strip()) for n, _ in lines]
+    kept = [line for i, line in enumerate(lines) if full[i] or i and full[i - 1]]
     while kept and not plain[kept[-1][0] - 1].strip():
         kept.pop()
     return kept
@@ -170,7 +171,8 @@ def source_row(row, path):
     if len(many) < MANY:
         return head + text_html(row.texts), code_lines(row.lines, path)
     rest = [line for line in row.lines if line not in many]
-    shown = f"<details><summary>Imports, lines {many[0][0]} to {many[-1][0]}</summary>{code_lines(many, path)}</details>"
+    which = f"Imports, lines {many[0][0]} to {many[-1][0]}"
+    shown = f"<details><summary>{which}</summary>{code_lines(many, path)}</details>"
     return head + text_html(row.texts), shown + (code_lines(without_blanks(rest), path) if rest else "")
 
 
@@ -255,8 +257,8 @@ def markdown_table(text, heading):
 def table_html(rows):
     """Cells that are HTML already, the header first."""
     head = "".join(f"<th>{cell}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(
-        f'<td data-th="{html.escape(re.sub("<[^>]*>", "", name))}">{cell}</td>' for name, cell in zip(rows[0], row)) + "</tr>"
-        for row in rows[1:])  # fmt: skip
+    names = [html.escape(re.sub("<[^>]*>", "", name)) for name in rows[0]]  # before each cell, on a phone
+    lines = ["".join(f'<td data-th="{name}">{cell}</td>' for name, cell in zip(names, row)) for row in rows[1:]]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<table class="wide"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 

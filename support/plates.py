@@ -4,87 +4,36 @@ A plate takes the module of its page, and what training for a minute left (`made
 matplotlib figure, or that and a sentence with numbers.  `plates.py` imports no program: their functions come as `m`.
 """
 
-import io
 import math
-import re
-import warnings
 
 import matplotlib
+import numpy as np
 import torch
 from einops import rearrange
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
 from torch.nn import functional as F
 
-from augment import MEAN, STD
+from augment import normalize
+from centering import SoftmaxCentering
 from masking import sample_masks
 from recipes import RECIPES
-from support import shapes
-
-WIDTH = 4.5  # inches, so that letters are as large as the text's on a phone
-BLUE, ORANGE, GREEN, RED, GREY = "#3f86c6", "#d98324", "#3c9f60", "#d05050", "#8c8c8c"
-LOOK = {"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "svg.fonttype": "none", "axes.spines.top": False,
-        "axes.spines.right": False, "axes.titlepad": 5, "savefig.transparent": True, "legend.frameon": False}  # fmt: skip
-
-
-def svg(draw, name):
-    """draw() -> (its figure as SVG to stand in a page, the sentence or ""); letters and black take the page's colour."""
-    with matplotlib.rc_context(LOOK | {"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # tensors are not yet what NumPy will want of arrays
-        figure = draw()
-        figure, words = figure if isinstance(figure, tuple) else (figure, "")
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", dpi=100, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
-    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text).replace("#000000", "currentColor")
-    size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text)
-    return text.replace(size[0], f'role="img" style="max-width:{1.25 * float(size[1]):.0f}pt"', 1), words
-
-
-def panels(rows, columns, height, **options):
-    """A figure of the book's width and its axes, a list of lists."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
-
-
-def bare(axes):
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def matrix(axes, values, title="", form="{:.2f}", **look):
-    """A matrix as shades of blue with its numbers on them."""
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=look.pop("vmax", 1.6 * float(values.max())), aspect="auto", **look)
-    for (i, j), value in zip(((i, j) for i in range(len(values)) for j in range(values.shape[1])), values.flatten()):
-        axes.text(j, i, form.format(float(value)), ha="center", va="center", color="#10233a")
-    bare(axes)
-    axes.set_title(title)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def things(n, size, kinds=None):
-    """n pictures (n, 3, size, size) uint8, each of a kind of its own."""
-    names = kinds or list(shapes.KINDS)
-    drawn = [shapes.draw(shapes.KINDS[names[i % len(names)]], 1, size, seeded(i))[0] for i in range(n)]
-    return torch.cat(drawn)
-
-
-def show(axes, picture):
-    axes.imshow(rearrange(picture, "c h w -> h w c"))
-    bare(axes)
-
-
-def as_pixels(views):
-    """Normalised views -> [0, 1]."""
-    return (views * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]).clamp(0, 1)
-
+from sinkhorn import sinkhorn_knopp
+from support.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    WIDTH,
+    as_pixels,
+    bare,
+    matrix,
+    panels,
+    seeded,
+    show,
+    things,
+)
 
 # ---------------------------------------------------------------------------- losses
 
@@ -110,11 +59,13 @@ def pairs_of_views(m, made):
     for spine in axes.spines.values():
         spine.set_visible(False)
     whole = m.dino_loss(z, p).item()
-    return figure, f"The mean of the {G * (V - 1)} numbers is {met.nanmean():.4f}; `dino_loss` of all views gave {whole:.4f}."
+    return figure, f"Their mean is {met.nanmean():.4f}; `dino_loss` of all views at once gave {whole:.4f}."
 
 
 def meeting_patches(m, made):
-    """Above a view of 8×8 patches as the teacher and as the masked student see it, below their tokens.  Only masked tokens meet a target, the teacher's of the same place."""
+    """Above a view of 8×8 patches as the teacher and as the masked student see it, below their tokens.  Only masked
+    tokens meet a target, the teacher's of the same place.
+    """
     mask = sample_masks(1, 8, 8, (0.3, 0.3), 1.0, seeded(2))  # (1, 64)
     [picture] = things(1, 128, ["giraffe"])
     hidden = rearrange(mask[0], "(h w) -> h w", h=8).repeat_interleave(16, 0).repeat_interleave(16, 1)
@@ -128,16 +79,17 @@ def meeting_patches(m, made):
     for i in range(shown):
         at = bool(mask[0, 16 + i])
         for y, colour in ((1, ORANGE), (0, BLUE)):
-            ax.add_patch(Rectangle((i + 0.1, y), 0.8, 0.28, color=colour if at else GREY, alpha=1 if at else 0.35, lw=0))
+            look = {"color": colour} if at else {"color": GREY, "alpha": 0.35}
+            ax.add_patch(Rectangle((i + 0.1, y), 0.8, 0.28, lw=0, **look))
         if at:
             ax.plot([i + 0.5, i + 0.5], [0.3, 0.98], color=GREEN, lw=1)
     ax.text(-0.4, 1.14, "target", ha="right", va="center")
     ax.text(-0.4, 0.14, "student", ha="right", va="center")
     ax.set(xlim=(-4.2, shown), ylim=(-0.1, 1.4), title=f"tokens of patches 16 to {15 + shown}")
     bare(ax)
-    z, p = torch.randn(int(mask.sum()), 8, generator=seeded()) / 10, torch.randn(int(mask.sum()), 8, generator=seeded(1))
-    loss = m.ibot_loss(z, p.softmax(1), mask).item()
-    return figure, f"Random logits of these {int(mask.sum())} pairs, K = 8: `ibot_loss` gave {loss:.3f}."
+    M = int(mask.sum())
+    z, p = torch.randn(M, 8, generator=seeded()) / 10, torch.randn(M, 8, generator=seeded(1)).softmax(1)
+    return figure, f"Random logits of these {M} pairs, K = 8: `ibot_loss` gave {m.ibot_loss(z, p, mask).item():.3f}."
 
 
 def pull_on_each_logit(m, made):
@@ -159,14 +111,16 @@ def pull_on_each_logit(m, made):
 
 
 def spread_on_the_circle(m, made):
-    """Ten points that begin close together, and after a hundred steps along `koleo_loss`'s own gradient, each step of a length that shrinks to 0; a line leads from each to its nearest."""
+    """Ten points that begin close together, and after a hundred steps along `koleo_loss`'s own gradient, each step of
+    a length that shrinks to 0; a line leads from each to its nearest.
+    """
     angle = 0.9 * torch.rand(10, generator=seeded(1))
     x = torch.stack([angle.cos(), angle.sin()], 1)
     figure, [axes] = panels(1, 2, 2.4)
     words = []
     for number, ax in enumerate(axes):
         gaps = torch.cdist(x, x) + 9 * torch.eye(len(x))
-        ax.add_patch(matplotlib.patches.Circle((0, 0), 1, fill=False, color=GREY, lw=0.8))
+        ax.add_patch(Circle((0, 0), 1, fill=False, color=GREY, lw=0.8))
         for i, j in enumerate(gaps.argmin(1).tolist()):
             ax.plot(*x[[i, j]].T, color=ORANGE, lw=1)
         ax.plot(*x.T, "o", color=BLUE, ms=5)
@@ -184,7 +138,9 @@ def spread_on_the_circle(m, made):
 
 
 def half_iterations(m, made):
-    """Three samples and four prototypes, τ = 1.  Columns and rows are divided by turns; beside each matrix are the sums of its rows, below it those of its columns.  After a row step it is what `sinkhorn_knopp` gives."""
+    """Three samples and four prototypes, τ = 1.  Columns and rows are divided by turns; beside each matrix are the
+    sums of its rows, below it those of its columns.  After a row step it is what `sinkhorn_knopp` gives.
+    """
     z = torch.tensor([[4.0, 2.0, 1.0, 1.0], [6.0, 1.0, 1.0, 2.0], [3.0, 1.0, 2.0, 1.0]]).log()
     stages = [("exp(Z)", z.exp())]
     for n in (1, 2, 3):
@@ -204,10 +160,9 @@ def half_iterations(m, made):
 
 
 def on_lopsided_logits(m, made):
-    """32 samples whose scores all favour prototype 1, τ = 0.1: the mean target of each prototype by a plain softmax, by softmax centering after 40 such batches, and by Sinkhorn-Knopp.  The line is an even share."""
-    from centering import SoftmaxCentering
-    from sinkhorn import sinkhorn_knopp
-
+    """32 samples whose scores all favour prototype 1, τ = 0.1: the mean target of each prototype by a plain softmax,
+    by softmax centering after 40 such batches, and by Sinkhorn-Knopp.  The line is an even share.
+    """
     def batch(i):
         return 0.3 * torch.randn(32, 8, generator=seeded(i)) + torch.tensor([0.6] + [0.0] * 7)
 
@@ -229,14 +184,16 @@ def on_lopsided_logits(m, made):
 
 
 def cosines_of_a_head(m, made):
-    """A head with a bottleneck of two: on the left its prototypes and the direction of one token on the unit circle, on the right the logits, which are the cosines between them."""
+    """A head with a bottleneck of two: on the left its prototypes and the direction of one token on the unit circle,
+    on the right the logits, which are the cosines between them.
+    """
     torch.manual_seed(373)
     head = m.Head(16, 6, hidden_dim=32, bottleneck_dim=2)
     x = torch.randn(1, 16)
     with torch.no_grad():
         z, w, y = head(x)[0], F.normalize(head.prototypes, dim=1), F.normalize(head.mlp(x), dim=1)[0]
     figure, [[circle, bars]] = panels(1, 2, 2.4)
-    circle.add_patch(matplotlib.patches.Circle((0, 0), 1, fill=False, color=GREY, lw=0.8))
+    circle.add_patch(Circle((0, 0), 1, fill=False, color=GREY, lw=0.8))
     for k, (a, b) in enumerate(w.tolist()):
         circle.plot([0, a], [0, b], color=BLUE, lw=1)
         circle.text(1.17 * a, 1.17 * b, f"{k + 1}", ha="center", va="center")
@@ -250,7 +207,9 @@ def cosines_of_a_head(m, made):
 
 
 def twelve_masks(m, made):
-    """Half of 24 views of 16×16 patches: the twelve that `sample_masks` masks, with the number of their masked patches."""
+    """Half of 24 views of 16×16 patches: the twelve that `sample_masks` masks, with the number of their masked
+    patches.
+    """
     masks = m.sample_masks(24, 16, 16, generator=seeded(1))
     masks = masks[masks.any(1)]
     masks = masks[masks.sum(1).argsort()]
@@ -265,16 +224,17 @@ def twelve_masks(m, made):
 def four_schedules(m, made):
     """The schedules of `vitl14` before its high-resolution phase, from `recipes.py` by way of `cosine_schedule`."""
     r, total = RECIPES["vitl14"], 625_000
-    curves = {
-        "learning rate": (r.lr * math.sqrt(r.batch / 1024), r.lr_end, round(total * r.lr_warmup), 0.0),
+    low, temp = round(total * r.lr_warmup), round(total * r.teacher_temp_warmup)
+    curves = {  # start, end, warmup, warmup_start
+        "learning rate": (r.lr * math.sqrt(r.batch / 1024), r.lr_end, low, 0.0),
         "weight decay": (r.weight_decay, r.weight_decay_end, 0, 0.0),
         "momentum of the teacher": (r.momentum, r.momentum_end, 0, 0.0),
-        "teacher temperature": (r.teacher_temp, r.teacher_temp, round(total * r.teacher_temp_warmup), r.teacher_temp_start),
+        "teacher temperature": (r.teacher_temp, r.teacher_temp, temp, r.teacher_temp_start),
     }
     figure, axes = panels(2, 2, 3.2)
     steps = range(0, total, 2500)
-    for ax, (title, (start, end, *warmup)) in zip(axes.flatten(), curves.items()):
-        ax.plot([s / 1000 for s in steps], [m.cosine_schedule(s, total, start, end, *warmup) for s in steps], color=BLUE)
+    for ax, (title, curve) in zip(axes.flatten(), curves.items()):
+        ax.plot([s / 1000 for s in steps], [m.cosine_schedule(s, total, *curve) for s in steps], color=BLUE)
         ax.set(title=title, xlabel="thousand steps")
     return figure
 
@@ -283,7 +243,9 @@ def four_schedules(m, made):
 
 
 def a_minute_of_training(m, made):
-    """The losses of each step while this book was built: the default recipe, cut short.  A loss that stays at ln K is the uniform collapse."""
+    """The losses of each step while this book was built: the default recipe, cut short.  A loss that stays at ln K is
+    the uniform collapse.
+    """
     figure, [[axes]] = panels(1, 1, 2.3)
     for name, colour in (("dino", BLUE), ("ibot", ORANGE)):
         axes.plot([row[name] for row in made.losses], color=colour, lw=1, label=name)
@@ -291,12 +253,14 @@ def a_minute_of_training(m, made):
     axes.legend()
     axes.set(xlabel="step")
     first, last = made.losses[0], made.losses[-1]
-    return figure, (f"{len(made.losses)} steps: the image loss went from {first['dino']:.2f} to {last['dino']:.2f}, the patch "
-                    f"loss from {first['ibot']:.2f} to {last['ibot']:.2f}.")  # fmt: skip
+    went = {name: f"from {first[name]:.2f} to {last[name]:.2f}" for name in ("dino", "ibot")}
+    return figure, f"In {len(made.losses)} steps the image loss went {went['dino']}, the patch loss {went['ibot']}."
 
 
 def ribbon_of_tokens(m, made):
-    """What `pack` makes of two global crops of 32² and four local ones of 16², patches of 8, two registers: one row of T tokens, images end to end.  Attention is called once for each of the two `shapes`."""
+    """What `pack` makes of two global crops of 32² and four local ones of 16², patches of 8, two registers: one row of
+    T tokens, images end to end.  Attention is called once for each of the two `shapes`.
+    """
     network = m.vit_pico(patch_size=8, img_size=32, n_registers=2)
     packed, sizes = network.pack([torch.zeros(2, 3, 32, 32), torch.zeros(4, 3, 16, 16)], [None, None])
     kinds = [k for b, n in sizes for _ in range(b) for k in ["[CLS]", "register", "register"] + ["patch"] * (n - 3)]
@@ -346,7 +310,9 @@ def ten_crops(m, made):
 
 
 def votes_on_a_circle(m, made):
-    """Twelve training images of two classes on a circle, two of them on the wrong side.  The ring shows which class `knn_accuracy` gives to a test image in that direction, for k = 1 and for k = 5 at two temperatures."""
+    """Twelve training images of two classes on a circle, two of them on the wrong side.  The ring shows which class
+    `knn_accuracy` gives to a test image in that direction, for k = 1 and for k = 5 at two temperatures.
+    """
     angle = torch.tensor([0.0, 20, 40, 65, 95, 130, 170, 200, 235, 260, 300, 335]).deg2rad()
     label = torch.tensor([0, 0, 1, 0, 0, 0, 1, 1, 0, 1, 1, 1])
     x = torch.stack([angle.cos(), angle.sin()], 1)
@@ -364,7 +330,9 @@ def votes_on_a_circle(m, made):
 
 
 def four_steps_of_the_picture(m, made):
-    """Six pictures that training did not see: their first component from 0 to 1, what the threshold leaves, and the second PCA of that as colours.  The network is the one that this book trained, or `--weights`."""
+    """Six pictures that training did not see: their first component from 0 to 1, what the threshold leaves, and the
+    second PCA of that as colours.  The network is the one that this book trained, or `--weights`.
+    """
     tokens = m.fine_tokens(made.vit, made.images, made.images.shape[-1])  # (I, N, D)
     side = math.isqrt(tokens.shape[1])
     x = tokens.flatten(0, 1).double()
@@ -387,8 +355,6 @@ def four_steps_of_the_picture(m, made):
 
 def where_cls_looks(m, made):
     """[CLS]'s attention in the last block, for each head, in pictures that training did not see."""
-    from augment import normalize
-
     with torch.no_grad():
         maps = m.cls_attention(made.vit, normalize(made.images[:3]), len(made.vit.blocks) - 1)  # (3, heads, N)
     side, heads = math.isqrt(maps.shape[2]), maps.shape[1]
@@ -404,9 +370,9 @@ def where_cls_looks(m, made):
 
 
 def chains_of_copies(m, made):
-    """Twenty embeddings on a circle: a line where one is among the other's nearest with a cosine above 0.9, a colour for each component.  The ringed one of each component stays."""
-    import numpy as np
-
+    """Twenty embeddings on a circle: a line where one is among the other's nearest with a cosine above 0.9, a colour
+    for each component.  The ringed one of each component stays.
+    """
     rng = np.random.default_rng(2)
     angle = np.deg2rad(rng.uniform(0, 360, 20))
     x = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
