@@ -47,7 +47,7 @@ from support.weights import load_vit
 
 ROOT = Path(__file__).parent
 PAPER = "https://arxiv.org/abs/2304.07193"
-STEPS = 500  # ours: about a minute of training on one core
+STEPS = 700  # ours: about a minute of training on one core
 SEEN = 6  # pictures of the PCA page
 SECTIONS = {  # of the larger files, what the paper speaks of; the rest is their command line
     "train": ("networks", "schedules", "one step"),

@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from contextlib import redirect_stderr
 
 import matplotlib
 import torch
@@ -21,11 +22,11 @@ LOOK = {
 
 
 def svg(draw, name):
-    """draw() -> (its figure as SVG to stand in a page, the sentence or ""); letters and black take the page's colour.
-    """
+    """draw() -> its figure as SVG, to stand in a page and take its colour for black, and the sentence that it gave."""
     with matplotlib.rc_context(LOOK | {"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # tensors are not yet what NumPy will want of arrays
-        figure = draw()
+        with redirect_stderr(io.StringIO()):  # no progress bars
+            figure = draw()
         figure, words = figure if isinstance(figure, tuple) else (figure, "")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", dpi=100, metadata={"Date": None, "Creator": None})

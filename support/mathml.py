@@ -9,7 +9,7 @@ SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₙ", "012345678
 SUP = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵀᵏ", "0123456789−Tk"))
 CLOSING = {"(": ")", "[": "]", "{": "}", "⟨": "⟩", "‖": "‖", "|": "|"}
 TOKEN = re.compile(r"""(?P<space>[ ]+) | (?P<number>\d+(?:,\d{3})*(?:\.\d+)?) | (?P<half>½)
-    | (?P<sub>_\{[^}]*\} | _[A-Za-z0-9]+ | [₀-₉ₐₑₕᵢⱼₖₙ]+) | (?P<sup>[⁰¹²³⁴-⁹⁻ᵀᵏ]+ | \^\([^)]*\) | \^[A-Za-z0-9½]+)
+    | (?P<sub>_\{[^}]*\} | _[A-Za-z0-9]+'? | [₀-₉ₐₑₕᵢⱼₖₙ]+) | (?P<sup>[⁰¹²³⁴-⁹⁻ᵀᵏ]+ | \^\([^)]*\) | \^[A-Za-z0-9½]+)
     | (?P<name>[A-Za-zÀ-ɏ]+'? | ∂[A-Za-z] | [α-ωΑ-ΡΤ-Ω]) | (?P<sign>.)""", re.VERBOSE)  # fmt: skip
 HAT = "\u0302"  # as a character of its own, behind the letter
 
@@ -96,8 +96,8 @@ def atom(tokens, at, display):
 
 def subscript(script, display):
     """_{t≠s}, _bk, _DINO or ₁."""
-    inner = "".join(SUB.get(c, c) for c in script.removeprefix("_").strip("{}"))
-    if re.fullmatch("[a-z]{1,2}|[A-Z]|[a-z]?[0-9]+", inner):
+    inner = "".join(SUB.get(c, c) for c in script.removeprefix("_").strip("{}")).replace("'", "′")
+    if re.fullmatch("[a-z]{1,2}′?|[A-Z]|[a-z]?[0-9]+", inner):
         return f"<mrow>{''.join(map(letters, inner))}</mrow>"
     if inner.isalnum():
         return f"<mtext>{inner}</mtext>"
@@ -131,7 +131,7 @@ def name(text):
 
 
 def letters(c):
-    return f"<mn>{c}</mn>" if c.isdigit() else f"<mo>{c}</mo>" if c in "−*" else f"<mi>{c}</mi>"
+    return f"<mn>{c}</mn>" if c.isdigit() else f"<mo>{c}</mo>" if c in "−*′" else f"<mi>{c}</mi>"
 
 
 def fraction(nodes, tokens, at, closing, display):

@@ -19,6 +19,7 @@ from pygments.styles import get_style_by_name
 from support.typeset import paragraphs
 
 STYLES = {"light": "friendly", "dark": "github-dark"}  # of Pygments
+BELOW = 12  # lines, ours: about half of a picture's height
 MANY = 9  # lines of imports that are folded up, ours
 WORDS, LINES = 150, 10  # read in a minute, ours: words of text, lines of code
 
@@ -192,13 +193,16 @@ def without_blanks(lines):
 
 def height(row):
     """About how high, in lines: (left, right)."""
-    left = sum(sum(len(line) // 62 + 1 for line in text.split("\n")) for text in row.texts) + 2 * bool(row.name)
+    left = 2 * bool(row.name)
+    for chunk in re.split(r"\n\s*\n", "\n\n".join(row.texts)):
+        left += sum(len(line) // 62 + 1 for line in (chunk.split("\n") if chunk.startswith(" ") else [chunk])) + 0.4
     many = 0 if row.name else len(imports(row.lines))
-    return left * 1.3, len(row.lines) - (many if many >= MANY else 0)
+    return left * 1.28, len(row.lines) - (many if many >= MANY else 0)
 
 
 def columns(rows, path, below=""):
-    """Rows of one section as HTML blocks [(names, HTML)].  below: HTML that follows the first block's code.
+    """Rows of one section as HTML blocks [(names, HTML)].  below: HTML that follows the first block's code,
+    or its text, where that is much shorter.
 
     Where the text of the first row is much longer than its code, the next rows stand beside it as well, so that the
     equation at the top of a file is beside the function that computes it.
@@ -210,10 +214,12 @@ def columns(rows, path, below=""):
             left, right = height(together[0])
             while rows and right + len(rows[0].lines) / 2 < left:
                 together.append(rows.pop(0))
-                left, right = left + height(together[-1])[0], right + height(together[-1])[1]
+                right += 2 + len(together[-1].lines)
         lefts, rights = zip(*(source_row(row, path) for row in together))
-        rights = "".join(rights) + (below if not out else "")
-        out.append(([row.name for row in together], row_html("".join(lefts), rights)))
+        sides = ["".join(lefts), "".join(rights)]
+        if not out:
+            sides[sum(height(row)[0] for row in together) > sum(height(row)[1] for row in together) - BELOW] += below
+        out.append(([row.name for row in together], row_html(*sides)))
     return out
 
 

@@ -148,8 +148,10 @@ def formula(run, display, whole):
     closed = core.endswith(")") and core.count(")") > core.count("(")
     before, after = "(" * opened, ")" * closed
     core = core[opened : len(core) - closed]
-    pieces = [core] if whole and len(core) < LONG else re.split(r" (?=[=←≤≥<>→∈≈] )", core)
-    pieces = [part for p in pieces for part in (re.split(r" (?=[+−] )", p) if len(p) > LONG / 2 else [p])]
+    pieces = [core]
+    if not whole or len(core) >= LONG:
+        pieces = re.split(r" (?=[=←≤≥<>→∈≈] )", core)
+        pieces = [part for p in pieces for part in (re.split(r" (?=[+−] )", p) if len(p) > LONG / 2 else [p])]
     *first, last = [mathml(p.replace(HELD, " "), display, n > 0) for n, p in enumerate(p for p in pieces if p.strip())]
     last = f'<span class="whole">{last}{after}{stop}</span>' if after or stop else last
     return [before + "<wbr>".join([*first, last]) + " " * (len(text) - len(text.rstrip(" ")))]
@@ -209,7 +211,7 @@ def table(lines):
             span = end - starts.index(start)
             command = re.match("(python|torchrun|pip) ", text)
             display = bool(re.search("[=←]", text)) and prose_in(text) < 4
-            body = code(text) if command else inline(text, display, whole=True)
+            body = code(text) if command else inline(text, display, whole=True) if len(text) > 1 else mathml(text)
             tds.append(f'<td colspan="{span}">{body}</td>' if span > 1 else f"<td>{body}</td>")
         out.append(f"<tr>{''.join(tds)}</tr>")
     return f'<table class="block{" loose" * loose}">{"".join(out)}</table>'

@@ -63,6 +63,7 @@ def test_a_formula_by_hand():
     shown = "".join(ElementTree.fromstring(mathml("p_t / Σ_b q", display=True)).itertext())
     assert shown == "pt∑bq"
     assert "<mfrac><mrow><msub><mi>p</mi>" in mathml("p_t / Σ_b q", display=True)
+    assert "<msub><mi>b</mi><mrow><mi>j</mi><mo>′</mo></mrow></msub>" in mathml("⟨a_i, b_j'⟩")
     assert "<mfrac>" not in mathml("p_t / Σ_b q") and "<mo" in mathml("p_t / Σ_b q")
 
 
