@@ -9,6 +9,7 @@ reading and the differences from the official code from the README.
 """
 
 import argparse
+import doctest
 import html
 import importlib
 import os
@@ -27,6 +28,8 @@ from support.examples import work_through
 from support.exercises import EXERCISES
 from support.failures import in_one_line
 from support.pages import (
+    LINES,
+    WORDS,
     code_lines,
     columns,
     highlighted,
@@ -141,6 +144,7 @@ def file_page(module, made, readme, up):
     """A file of the paper -> (HTML of its page, minutes).  up: the way from the book to the repository."""
     source = (ROOT / f"{module}.py").read_text(encoding="utf-8")
     sections, path = read_rows(source), f"{up}/{module}.py"
+    assert not doctest.testmod(importlib.import_module(module)).failed, f"an example in {module}.py is wrong"
     shown = [(title, rows) for title, rows in sections if title is None or title in SECTIONS.get(module, (title,))]
     examples = work_through(module, MORE.get(module, ()))
     names = {row.name for _, rows in shown for row in rows}
@@ -231,7 +235,8 @@ def contents(groups, times, readme, up):
             body.append(f'<li><a href="{name}.html">{name}.py</a><span>{"; ".join(map(inline, places[name]))}</span>'
                         f"<span>{max(1, round(times[name]))} min</span></li>")  # fmt: skip
         body.append("</ol>")
-    body.append(f'<p class="facts">{inline(" ".join(EVENING.search(readme)[1].split()))}.</p>')
+    said = inline(" ".join(EVENING.search(readme)[1].split()))
+    body.append(f'<p class="facts">{said}. A minute is {WORDS} words, or {LINES} lines of code.</p>')
 
     def linked(cell):
         away = r"<code>((support|tests)/\w+\.py)</code>"

@@ -10,7 +10,7 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
             "q_s = q - p_t[s] if s < G else q  # (B, K)",
             "q_s = q",
             "A global view now learns from its own teacher as well, which sees the very same crop: the easiest of "
-            "all pairs, and one that says nothing of the picture.  The loss still falls.",
+            "all pairs, and one that says nothing of the picture.  No shape changes, and no number is strange.",
             "test_no_view_learns_from_its_own_teacher",
         ),
         (
@@ -99,8 +99,8 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
         (
             "for _ in range(n_iters - 1):",
             "for _ in range(n_iters):",
-            "One iteration too many.  It does little harm to training and is hard to see there; two numbers by hand "
-            "show it.",
+            "One iteration too many.  Rows still sum to 1, and columns are even nearer to their share; two numbers "
+            "by hand show it.",
             "test_two_iterations_by_hand",
         ),
     ],
@@ -188,8 +188,7 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
         (
             "seen = [None if r.teacher else masks, None][: len(crops)]  # §5: a distilled student sees every patch",
             "seen = [None, None][: len(crops)]",
-            "The student sees the patches that it should tell.  The patch loss falls faster, and teaches nothing of "
-            "what is around a patch.",
+            "The student sees the patches that it should tell from what is around them, and can copy them.",
             "test_the_student_alone_sees_masks",
         ),
         (
@@ -203,13 +202,13 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
         (
             "return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v",
             "return (q @ k.mT).softmax(dim=-1) @ v",
-            "Without 1/√d the scores grow with the width of a head, and attention falls on one token.",
+            "Without 1/√d the scores grow with the width of a head, and attention falls on fewer tokens.",
             "test_attention_is_the_fused_one_short_and_long",
         ),
         (
             "return self.w3(F.silu(gate) * value)",
             "return self.w3(F.silu(value) * gate)",
-            "Gate and value change places.  It trains as well; only weights from elsewhere give other features.",
+            "Gate and value change places: the same family of networks, but official weights give other features.",
             "test_is_the_slow_one",
         ),
         (
