@@ -68,7 +68,9 @@ MORE = {  # tests that work an example out without saying so in their names
 DIFFERENCES = {  # rows of the README's table "Paper, official code, ours"
     "head": ("heads of the two losses", "prototypes", "weights at the start"),
     "sinkhorn": ("centering", "Sinkhorn's exponential"), "centering": ("centering",), "koleo": ("KoLeo",),
-    "masking": ("masks",), "schedule": ("schedules",), "vit": ("positions at the start", "stochastic depth"),
+    "masking": ("masks",), "schedule": ("schedules",), "evaluate": ("linear probe",),
+    "vit": ("positions at the start", "positions, stored", "positions, resized", "SwiGLU's width, ViT-B's depth",
+            "packing", "stochastic depth"),
     "augment": ("blur", "the image a crop is cut from", "augmentation"),
     "train": ("heads of the two losses", "high-resolution phase", "distillation"),
 }  # fmt: skip

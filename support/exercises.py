@@ -23,15 +23,15 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
     ],
     "ibot_loss": [
         (
-            "return (weight * cross_entropy(student_logits, teacher_probs, student_temp)).sum() / len(mask)",
-            "return cross_entropy(student_logits, teacher_probs, student_temp).mean()",
+            "return (weight * cross_entropy(z_s, p_t, student_temp)).sum() / len(mask)",
+            "return cross_entropy(z_s, p_t, student_temp).mean()",
             "Every masked patch counts the same, so a view with half of its patches masked has five times the say "
             "of one with a tenth.",
             "test_three_images_by_hand",
         ),
         (
-            "return (weight * cross_entropy(student_logits, teacher_probs, student_temp)).sum() / len(mask)",
-            "return (weight * cross_entropy(student_logits, teacher_probs, student_temp)).sum() / (M_b > 0).sum()",
+            "return (weight * cross_entropy(z_s, p_t, student_temp)).sum() / len(mask)",
+            "return (weight * cross_entropy(z_s, p_t, student_temp)).sum() / (M_b > 0).sum()",
             "Views without a mask no longer count 0: with half of the views masked the loss is twice the official "
             "one.",
             "test_three_images_by_hand",
@@ -69,8 +69,8 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
             "test_an_antipodal_pair_by_hand",
         ),
         (
-            "return -0.5 * (squared_distance + eps).log().mean()",
-            "return -0.5 * squared_distance.log().mean()",
+            "return -0.5 * (d_squared + eps).log().mean()",
+            "return -0.5 * d_squared.log().mean()",
             "Two equal images in a batch make the loss infinite.",
             "test_equal_rows_by_hand",
         ),
@@ -122,8 +122,8 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
     ],
     "head": [
         (
-            "w = F.normalize(self.prototypes, dim=1)  # (K, bottleneck_dim)",
-            "w = self.prototypes",
+            "w_hat = F.normalize(self.prototypes, dim=1)  # (K, bottleneck_dim)",
+            "w_hat = self.prototypes",
             "Each prototype has a length again, which multiplies its logits: a temperature of its own, that is "
             "trained.",
             "test_lengths_of_prototypes_do_not_matter_and_do_not_learn",

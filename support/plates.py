@@ -336,7 +336,7 @@ def four_steps_of_the_picture(m, made):
     tokens = m.fine_tokens(made.vit, made.images, made.images.shape[-1])  # (I, N, D)
     side = math.isqrt(tokens.shape[1])
     x = tokens.flatten(0, 1).double()
-    first = m.scale(m.components(x, 1)[:, 0])
+    first = m.scale(m.pca(x, 1)[:, 0])
     inside = m.foreground_mask(first, m.border_patches([(side, side)] * len(tokens)), 0.5, False)
     colours = m.foreground_rgb(x, inside)
     steps = {"picture": None, "component 1": first, "s > θ": inside.float(), "second PCA": colours}
@@ -377,7 +377,7 @@ def chains_of_copies(m, made):
     angle = np.deg2rad(rng.uniform(0, 360, 20))
     x = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
     edges, kept = m.edges_above(x, 0.9, 2, 0), m.deduplicate(x, 0.9, 2)
-    label = m.components(len(x), edges)
+    label = m.component_of(len(x), edges)
     figure, [[axes]] = panels(1, 1, 3.4)
     rings = 1 + 0.06 * (np.arange(20) % 3)
     at = x * rings[:, None]
