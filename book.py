@@ -128,7 +128,7 @@ def train_a_minute(steps=STEPS):
             stream = batches(training, r.batch, r.seed, run.step, torch.device("cpu"))
             crop = train.make_crop(r, run.step)
         result, _, _ = train.train_step(run, next(stream), crop, values)
-        losses.append({name: value.item() for name, value in result.items()})
+        losses.append({"hires": hires, **{name: value.item() for name, value in result.items()}})
     vit = run.ema.backbone.eval()
     return SimpleNamespace(vit=vit, images=test.pixels[:SEEN], losses=losses, K=r.n_prototypes)
 

@@ -244,7 +244,7 @@ def four_schedules(m, made):
 
 def a_minute_of_training(m, made):
     """The losses of each step while this book was built: the default recipe, cut short.  A loss that stays at ln K is
-    the uniform collapse.
+    the uniform collapse; the grey line is where the high-resolution phase begins.
     """
     figure, [[axes]] = panels(1, 1, 2.3)
     for name, colour in (("dino", BLUE), ("ibot", ORANGE)):
@@ -252,9 +252,13 @@ def a_minute_of_training(m, made):
     axes.axhline(math.log(made.K), color=GREY, ls=":", label="ln K")
     axes.legend()
     axes.set(xlabel="step")
-    first, last = made.losses[0], made.losses[-1]
-    went = {name: f"from {first[name]:.2f} to {last[name]:.2f}" for name in ("dino", "ibot")}
-    return figure, f"In {len(made.losses)} steps the image loss went {went['dino']}, the patch loss {went['ibot']}."
+    low = [row for row in made.losses if not row["hires"]]
+    axes.axvline(len(low), color=GREY, lw=0.8)
+    ends = {name: [sum(row[name] for row in part) / len(part) for part in (low[:10], low[-10:])]
+            for name in ("dino", "ibot")}  # fmt: skip
+    went = {name: f"from {first:.2f} to {last:.2f}" for name, (first, last) in ends.items()}
+    words = f"In the {len(low)} steps before it the image loss went {went['dino']}, the patch loss {went['ibot']}"
+    return figure, f"{words}, means of ten steps each."
 
 
 def ribbon_of_tokens(m, made):

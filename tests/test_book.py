@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
     """All pages, of a network that learned nothing."""
     torch.manual_seed(0)
     vit = vit_pico(patch_size=8, img_size=64, layer_scale=0.5).eval()
-    losses = [{"dino": 3.4 - i, "ibot": 3.3 - i} for i in range(3)]
+    losses = [{"dino": 3.4 - i, "ibot": 3.3 - i, "hires": i == 2} for i in range(3)]
     out = tmp_path_factory.mktemp("book")
     book.build(out, SimpleNamespace(vit=vit, images=things(book.SEEN, 64), losses=losses, K=32))
     return out
