@@ -54,7 +54,7 @@ STEPS = 700  # ours: about a minute of training on one core
 SEEN = 6  # pictures of the PCA page
 SECTIONS = {  # of the larger files, what the paper speaks of; the rest is their command line
     "train": ("networks", "schedules", "one step"),
-    "evaluate": ("Features", "k-NN", "Linear probe"),
+    "evaluate": ("Features", "k-NN"),
     "pca_viz": ("The two PCAs",),
     "curate": ("the equations of §3 and App. A",),
 }
@@ -68,11 +68,12 @@ MORE = {  # tests that work an example out without saying so in their names
 DIFFERENCES = {  # rows of the README's table "Paper, official code, ours"
     "head": ("heads of the two losses", "prototypes", "weights at the start"),
     "sinkhorn": ("centering", "Sinkhorn's exponential"), "centering": ("centering",), "koleo": ("KoLeo",),
-    "masking": ("masks",), "schedule": ("schedules",), "evaluate": ("linear probe",),
+    "masking": ("masks",), "schedule": ("schedules",),
+    "linear_probe": ("linear probe", "logistic regression", "linear segmentation"),
     "vit": ("positions at the start", "positions, stored", "positions, resized", "SwiGLU's width, ViT-B's depth",
-            "packing", "stochastic depth"),
+            "packing", "stochastic depth", "patches to tokens"),
     "augment": ("blur", "the image a crop is cut from", "augmentation"),
-    "train": ("heads of the two losses", "high-resolution phase", "distillation"),
+    "train": ("heads of the two losses", "high-resolution phase", "distillation", "optimizer"),
 }  # fmt: skip
 EVENING = re.compile(r"\*\*In an evening\*\*: (.*?)\. The top level", re.DOTALL)
 

@@ -254,11 +254,39 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
             "Neighbours are chosen by the dot product: a long feature is everybody's neighbour.",
             "test_knn_counts_k_neighbours_by_cosine",
         ),
+    ],
+    "linear_probe": [
         (
-            "best = accuracies(train_features[held_out], train_labels[held_out], W).argmax()  # ()",
-            "best = accuracies(test_features, test_labels, W).argmax()",
-            "The learning rate is chosen by the test labels, and the accuracy is a little too good.",
+            "scores = accuracies(x[held_out], y[held_out], W, standard)  # (L,)",
+            "scores = accuracies(test[name], test_labels, W, standard)",
+            "Feature and rate are chosen by the test labels, and the accuracy is a little too good.",
             "test_probe_never_sees_the_test_labels",
+        ),
+        (
+            "value = F.cross_entropy(x @ W, y) + penalty / 2 * W[:-1].square().sum()",
+            "value = F.cross_entropy(x @ W, y) + penalty / 2 * W.square().sum()",
+            "The bias is kept small like a weight, so a strong penalty pulls rare and common classes together.",
+            "test_the_bias_is_not_regularised",
+        ),
+        (
+            "union = counts.sum(0) + counts.sum(1) - both",
+            "union = counts.sum(0) + counts.sum(1)",
+            "What both have in common counts twice in the union, and nothing reaches more than a half.",
+            "test_mean_iou_by_hand",
+        ),
+    ],
+    "ablate": [
+        (
+            '"both-untied": PLAIN,',
+            '"both-untied": {**PLAIN, "tied_heads": True},',
+            "Two arms are one, and untying the heads does nothing, twice measured.",
+            "test_arms_differ_and_the_whole_is_the_recipe",
+        ),
+        (
+            '"+koleo": {"hires_share": 0.0},',
+            '"+koleo": {},',
+            "KoLeo and the high-resolution end come in one step, and nobody knows which of them did it.",
+            "test_each_arm_of_the_first_half_adds_one_component",
         ),
     ],
     "pca_viz": [
