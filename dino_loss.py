@@ -2,8 +2,8 @@
 
     L_DINO = − Σ p_t log p_s,        p_s = softmax(z_s / τ_s)
 
-summed over the K prototypes, between the [CLS] token of one view seen by the teacher and of ANOTHER view seen by the
-student, averaged over the images and over all such pairs of views:
+summed over the K prototypes, H(p_t, p_s) for short, between the [CLS] token of one view seen by the teacher and of
+ANOTHER view seen by the student, averaged over the images and over all such pairs of views:
 
     z_s  student_logits  (V, B, K)   V views of B images, the G global ones first; K prototypes
     p_t  teacher_probs   (G, B, K)   centred teacher outputs of the global views, rows sum to 1

@@ -2,9 +2,9 @@
 
     L_iBOT = − Σ_i p_ti log p_si,        p_si = softmax(z_si / τ_s)
 
-where i runs over the masked patches: the student sees a mask token at i, the teacher the patch itself.  Each product of
-distributions is a sum over the K prototypes.  Each view's masked patches share its weight, and a view without a mask
-counts 0, as in the official code:
+where i runs over the masked patches of a global view, which both see: the student with a mask token at i, the teacher
+the patch itself.  So the paper; over a batch, as in the official code, each view's masked patches share its weight, and
+a view without a mask counts 0.  With H(p, q) = − Σ_k p_k log q_k over the K prototypes,
 
     L = 1/B' · Σ_b 1/M_b · Σ_i H(p_ti, p_si)        i over the M_b masked patches of view b
 

@@ -4,11 +4,11 @@
 
 minus the Kozachenko-Leonenko estimate of entropy, but for constants: lowering it spreads a batch over the sphere.
 
-    x  (B, D)   [CLS] tokens of one view before the head, made unit vectors first
+    x  (B, D)   the student's [CLS] tokens of one view, before the head, made unit vectors first
     d  (B,)     distance of each to its nearest other
 
-The paper takes the first global crop, the official code and we both, each by itself, within a GPU.  Here
-log d = ½ log(d² + ε), and a zero row has no direction, so it stays at the origin and gets no gradient.
+The paper takes the first global crop.  The official code and we take both: a loss for each view, among the images of a
+GPU.  Here log d = ½ log(d² + ε), and a zero row has no direction, so it stays at the origin and gets no gradient.
 The official code takes log(d + ε) of a distance whose gradient blows up: three or more equal rows or a zero row give
 10⁶ times the usual gradient (inf or NaN in half precision), and clipping then hands the whole step to KoLeo.
 """

@@ -1,6 +1,7 @@
 """Block-wise masks for the patch-level objective (iBOT, Zhou et al. 2022; BEiT, Bao et al. 2021).
 
-Half of the views are masked, each by rectangles until a share of 10 to 50 % of its patches is covered.
+Half of the global views are masked, each by rectangles until a share of 10 to 50 % of its patches is covered.  They are
+drawn from all views alike, so of an image both, one or none may be masked; below an "image" is a view.
 
     s ~ U(4, what is still to cover)         area, in patches
     log r ~ U(log 0.3, log 1/0.3)            aspect: height h = √(s·r), width w = √(s/r)

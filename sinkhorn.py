@@ -8,19 +8,20 @@ The teacher's scores become the transport plan that is nearest to them and that 
 
 Its answer is exp(Z/τ) with rows and columns rescaled.  From Q = exp(Z/τ), three times,
 
-    Q_bk ← Q_bk / Σ_b Q_bk        each prototype gets the same mass
-    Q_bk ← Q_bk / Σ_k Q_bk        each row sums to 1 (B times the plan's)
+    Q_bk ← Q_bk / Σ_b Q_bk        each prototype gets the same mass, 1
+    Q_bk ← Q_bk / Σ_k Q_bk        each sample's row sums to 1, so Q is B times the plan
 
-after which the rows are exact and the columns nearly so.
+after which the rows are exact, and each column is nearer to its B/K than before.
 
-    Z  logits  (B, K)   teacher scores of B samples for K prototypes; Σ_b goes over those of all ranks
+    Z  logits  (B, K)   teacher scores of B samples for K prototypes; Σ_b goes over those of all ranks.  Samples are the
+                        [CLS] tokens of both global views together, or the masked patches
     τ  temp             teacher temperature
     Q  (B, K)           targets
 
 The first time in logarithms, a softmax over samples and then one over prototypes, since exp(Z/τ) can be too large for
-float32, or too small.  From then on neither happens: a column that sums to 1 has rows that sum to K at most, so it
-keeps a K-th of its mass.  The official code takes exp(Z/τ), which gives NaN from scores of 4 at τ = 0.04 on, and no
-mass to a prototype that is 104 nats below another.
+float32, or too small.  From then on neither happens: where all columns sum to 1 no row sums to more than K, so dividing
+by the rows leaves each column a K-th of its mass at least.  The official code takes exp(Z/τ), which gives NaN from
+scores of 4 at τ = 0.04 on, and no mass to a prototype that is 104 nats below another.
 """
 
 import torch

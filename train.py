@@ -8,6 +8,9 @@
 
     L = L_DINO + w · L_iBOT + 0.1 · Σ_v L_KoLeo(global view v),        teacher ← m · teacher + (1 − m) · student
 
+w is ibot_weight of the recipe, 1 in the paper's.  In distillation the teacher is another network and stays as it is;
+then the average of the student is what the run is for.
+
 A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its folder.  All that is random in
 step s is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one, on a CPU to the last
 bit; a GPU sums in no fixed order.
@@ -190,7 +193,7 @@ def phases(r):
 
 
 def values_at(step, r):
-    """What the schedules say at a step: a dict.  Each phase has all of them once more, compressed; but
+    """What the schedules say at a step: a dict.  Each phase has all of them from their start, compressed; but
     prototypes are frozen in the first phase alone, and not at high resolution."""
     phase, first, end, rate = next(phase for phase in phases(r) if step < phase[2])
     s, total, hires = step - first, end - first, phase == "hires"
@@ -217,7 +220,7 @@ def seed_of(seed, step, use=0):
 def train_step(run, images, crop, values):
     """One step on images (B, 3, S, S): updates run; returns the losses and what the collapse meter reads.
 
-    In pieces of micro_batch images, gradients add up to those of the mean loss; the meter reads the last piece.
+    In pieces of micro_batch images, gradients add up to those of the pieces' mean loss; the meter reads the last piece.
     """
     r, sums = run.recipe, {}
     torch.manual_seed(seed_of(r.seed, run.step))

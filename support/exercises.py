@@ -87,7 +87,7 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
             "Q = (log_Q - logsumexp_over_samples(log_Q)).softmax(dim=1)",
             "Q = log_Q.softmax(dim=1)",
             "The first division by columns is left out: one iteration is then a plain softmax.",
-            "test_two_iterations_by_hand",
+            "test_three_iterations_by_hand",
         ),
         (
             "return top + sum_over_ranks((x - top).exp_().sum(dim=0)).log()",
@@ -101,7 +101,7 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
             "for _ in range(n_iters):",
             "One iteration too many.  Rows still sum to 1, and columns are even nearer to their share; two numbers "
             "by hand show it.",
-            "test_two_iterations_by_hand",
+            "test_three_iterations_by_hand",
         ),
     ],
     "centering": [

@@ -89,7 +89,7 @@ def meeting_patches(m, made):
     bare(ax)
     M = int(mask.sum())
     z, p = torch.randn(M, 8, generator=seeded()) / 10, torch.randn(M, 8, generator=seeded(1)).softmax(1)
-    return figure, f"Random logits of these {M} pairs, K = 8: `ibot_loss` gave {m.ibot_loss(z, p, mask).item():.3f}."
+    return figure, f"Random logits of all {M} pairs, K = 8: `ibot_loss` gave {m.ibot_loss(z, p, mask).item():.3f}."
 
 
 def pull_on_each_logit(m, made):
@@ -161,7 +161,8 @@ def half_iterations(m, made):
 
 def on_lopsided_logits(m, made):
     """32 samples whose scores all favour prototype 1, τ = 0.1: the mean target of each prototype by a plain softmax,
-    by softmax centering after 40 such batches, and by Sinkhorn-Knopp.  The line is an even share.
+    by softmax centering after 40 such batches, and by Sinkhorn-Knopp.  The line is an even share, to which three
+    iterations have come near.
     """
     def batch(i):
         return 0.3 * torch.randn(32, 8, generator=seeded(i)) + torch.tensor([0.6] + [0.0] * 7)

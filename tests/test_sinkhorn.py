@@ -34,18 +34,20 @@ def slow_sinkhorn_knopp(logits, temp, n_iters=3):
 # The equation
 
 
-def test_two_iterations_by_hand():
+def test_three_iterations_by_hand():
     """exp(Z) = [[1, 2], [1, 1]].
 
     Columns sum to 2 and 3; divided: [[1/2, 2/3], [1/2, 1/3]]; rows to one: [[3/7, 4/7], [3/5, 2/5]].
-    Columns sum to 36/35 and 34/35, so as 18 : 17; divided: [[1/42, 4/119], [1/30, 2/85]];
-    row 1 is as 17 : 24, row 2 as 17 : 12.
+    Columns sum to 36/35 and 34/35; divided: [[5/12, 10/17], [7/12, 7/17]]; rows as 17 : 24 and 17 : 12.
+    Columns sum to 17·70/1189 and 12·99/1189; divided: [[29/70, 58/99], [41/70, 41/99]]; rows as 99 : 140 and 99 : 70.
     """
     z = torch.tensor([[1.0, 2.0], [1.0, 1.0]]).log()
     once = torch.tensor([[3 / 7, 4 / 7], [3 / 5, 2 / 5]])
     twice = torch.tensor([[17 / 41, 24 / 41], [17 / 29, 12 / 29]])
+    thrice = torch.tensor([[99 / 239, 140 / 239], [99 / 169, 70 / 169]])
     torch.testing.assert_close(sinkhorn_knopp(z, temp=1.0, n_iters=1), once)
     torch.testing.assert_close(sinkhorn_knopp(z, temp=1.0, n_iters=2), twice)
+    torch.testing.assert_close(sinkhorn_knopp(z, temp=1.0, n_iters=3), thrice)
 
 
 def test_the_limit_by_hand():
