@@ -12,7 +12,7 @@ REPO = str(Path(vit.__file__).parent)
 
 
 def test_every_entry_is_listed_and_nothing_else():
-    names = {f"vit_{n}" for n in ("pico", "nano", "tiny", "small", "base", "large", "giant2")}
+    names = {f"vit_{n}" for n in ("pico", "mini", "nano", "tiny", "small", "base", "large", "giant2")}
     names |= {f"dinov2_vit{n}14{reg}" for n in "sblg" for reg in ("", "_reg")}
     assert {name for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"} == names
 
