@@ -41,7 +41,8 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
             [21., 14.]])
     """
     log_Q = logits.float() / temp  # (B, K)
-    Q = (log_Q - logsumexp_over_samples(log_Q)).softmax(dim=1)
+    log_Q -= logsumexp_over_samples(log_Q)  # (K,)
+    Q = log_Q.softmax(dim=1)
     for _ in range(n_iters - 1):
         Q /= sum_over_ranks(Q.sum(dim=0))  # (K,)
         Q /= Q.sum(dim=1, keepdim=True)  # (B, 1)

@@ -84,8 +84,8 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
     ],
     "sinkhorn": [
         (
-            "Q = (log_Q - logsumexp_over_samples(log_Q)).softmax(dim=1)",
-            "Q = log_Q.softmax(dim=1)",
+            "log_Q -= logsumexp_over_samples(log_Q)  # (K,)",
+            "logsumexp_over_samples(log_Q)",
             "The first division by columns is left out: one iteration is then a plain softmax.",
             "test_three_iterations_by_hand",
         ),
