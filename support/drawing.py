@@ -46,6 +46,7 @@ def panels(rows, columns, height, **options):
 
 
 def bare(axes):
+    """No ticks, no frame."""
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -61,6 +62,7 @@ def matrix(axes, values, title="", form="{:.2f}", **look):
 
 
 def seeded(seed=0):
+    """A generator of random numbers of its own, the same each time."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -72,6 +74,7 @@ def things(n, size, kinds=None):
 
 
 def show(axes, picture):
+    """Draw a picture (3, H, W)."""
     axes.imshow(rearrange(picture, "c h w -> h w c"))
     bare(axes)
 

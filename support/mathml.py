@@ -115,6 +115,7 @@ def superscript(script):
 
 
 def fence(bracket, form):
+    """A bracket as high as a letter; form: "prefix" or "postfix"."""
     return f'<mo form="{form}" stretchy="false">{bracket}</mo>'
 
 
@@ -131,6 +132,7 @@ def name(text):
 
 
 def letters(c):
+    """One character: a digit, a mark or a letter."""
     return f"<mn>{c}</mn>" if c.isdigit() else f"<mo>{c}</mo>" if c in "−*′" else f"<mi>{c}</mi>"
 
 

@@ -162,6 +162,7 @@ def highlighted(text, lexer=None):
 
 
 def row_html(left, right, kind=""):
+    """A row of a page: text on the left, code or pictures on the right, one above the other where it is narrow."""
     return f'<div class="row {kind}"><div class="left">{left}</div><div class="right">{right}</div></div>'
 
 

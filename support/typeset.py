@@ -30,6 +30,7 @@ def inline(text, display=False, whole=False):
 
 
 def code(text):
+    """A word of code within a sentence."""
     return f"<code>{html.escape(text)}</code>"
 
 
