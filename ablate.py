@@ -26,7 +26,7 @@ from support.data import in_memory
 from support.failures import in_one_line
 from support.files import write_safely
 from support.flags import Parser, UserError, alone_in, find_device, make_folder, parse_args, positive
-from support.metrics import add_metrics, read_metrics
+from support.metrics import read_metrics, write_metrics
 from support.report import ablation_table, draw_ablation
 from support.threads import choose_threads
 from support.weights import load_vit
@@ -49,8 +49,6 @@ ARMS = {
     "no-local": {"n_local": 0},
     "no-ema": {"momentum": 0.0, "momentum_end": 0.0},  # the student of the last step is the teacher
 }
-
-
 RESULTS = ("ablation.jsonl", "ablation.md", "ablation.png")
 
 
@@ -74,7 +72,8 @@ def train_arm(flags, out, bar, batch):
         finally:
             process.wait()  # after Ctrl-C, which it has had too, it saves a checkpoint
     if process.returncode:
-        return (out / "log.txt").read_text(errors="replace").split("\n")[-2].split("\r")[-1]
+        lines = (out / "log.txt").read_text(errors="replace").splitlines()
+        return lines[-1] if lines else f"status {process.returncode}"
 
 
 def measure(weights, recipe, device, picture):
@@ -89,11 +88,15 @@ def measure(weights, recipe, device, picture):
 
 
 def read_done(path, flags):
-    """The rows of ablation.jsonl; UserError if they were made with other flags than these."""
-    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if any(row["flags"] != flags for row in done):
+    """The rows of ablation.jsonl; UserError if they were made with other flags than these, or are none."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        others = [row for row in rows if row["flags"] != flags or {"arm", "seed"} - set(row)]
+    except (ValueError, TypeError, LookupError):
+        raise UserError(f"{path} is not what ablate.py writes; --out for another folder") from None
+    if others:
         raise UserError(f"{path} was made with other flags; the same ones, or --out for another folder")
-    return done
+    return rows
 
 
 def parse(argv):
@@ -144,7 +147,7 @@ def main(argv=None):
                     scores = measure(folder / "vit.pt", recipe, device, folder / "pca.png")
                     flops = read_metrics(folder / "metrics.jsonl", recipe.steps)[-1]["training_flops"]
                     rows.append({"arm": arm, "seed": seed, **scores, "tflop": flops / 1e12, "flags": flags})
-                    add_metrics(out / "ablation.jsonl", rows[-1])
+                    write_metrics(out / "ablation.jsonl", rows)
                     write_results(rows, out)
                 bar.update(number * images - bar.n)
         table = write_results(rows, out) if rows else "no arm was trained\n"

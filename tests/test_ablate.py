@@ -5,6 +5,7 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,6 +162,20 @@ def test_a_failed_arm_is_one_line_and_the_rest_goes_on(arguments, tmp_path, monk
     assert trained == ["no-ema_0", "no-ema_1", "dino_0", "dino_1"]
     assert [(row["arm"], row["seed"]) for row in rows(tmp_path / "out")] == [("no-ema", 0), ("no-ema", 1), ("dino", 0),
                                                                             ("dino", 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", ["{", "[]", '{"arm": "dino"}', '{"flags": []}'])
+def test_a_file_of_another_kind_is_one_line(arguments, tmp_path, capsys, lines):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/ablation.jsonl").write_text(lines + "\n")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "ablation.jsonl" in error and error.count("\n") == 1
+
+
+def test_a_process_that_dies_without_a_word_is_told_by_its_status(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate.sys, "executable", "/bin/false")
+    assert ablate.train_arm([], tmp_path / "arm", SimpleNamespace(n=0, update=lambda n: None), 4) == "status 1"
 
 
 def test_wrong_flags_are_one_line(arguments, tmp_path, capsys):

@@ -66,6 +66,7 @@ def test_every_field_is_a_flag_with_its_help(capsys):
         ("--ffn relu", "swiglu"),
         ("--arch vit_giant2", "--ffn swiglu"),
         ("--centering none", "sinkhorn"),
+        ("--recipe vitl14 --stem", "--stem wants --patch_size 2, 4, 8 or 16; got 14"),
         ("--global_size 50", "multiple of --patch_size 8; got 50"),
         ("--local_size 4", "multiple of --patch_size 8"),
         ("--hires_size 65", "multiple of --patch_size 8"),
@@ -117,6 +118,13 @@ def test_each_field_of_a_checkpoint_has_its_type(f):
     assert missing == [f.name] and getattr(recipe, f.name) == f.default
     with pytest.raises(UserError, match="x.pt: its recipe has a field 'colour'"):
         recipe_of({"recipe": saved | {"colour": 1}}, "x.pt")
+
+
+def test_muon_in_an_older_pytorch_is_one_line(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UserError, match="--optimizer muon needs PyTorch 2.9; --optimizer adamw does not"):
+        parse_args(["--recipe", "cifar10"])
+    assert parse_args(["--recipe", "cifar10", "--optimizer", "adamw"])[1].optimizer == "adamw"
 
 
 def test_the_size_of_a_phase_that_never_comes_may_be_anything():

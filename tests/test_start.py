@@ -68,6 +68,18 @@ def test_the_architecture_is_the_files(released):
     assert torch.equal(run.student.dino_head.prototypes, run.ema.dino_head.prototypes)
 
 
+@pytest.mark.parametrize("stem", [True, False])
+def test_a_stem_is_the_files(tmp_path, stem):
+    """Whatever the recipe says; left out, its convolutions would be drawn anew without a word."""
+    network = vit_pico(patch_size=4, img_size=16, stem=stem, layer_scale=0.5)
+    save_vit(network, tmp_path / "vit.pth")
+    r = get_recipe("shapes", **SIZES | {"stem": not stem, "init": str(tmp_path / "vit.pth")})
+    found, state, words = adopt(r, {}, train.build_network)
+    run = train.start_run(found, CPU, state)
+    assert found.stem is stem and ("stem" in words) is stem
+    assert torch.equal(run.student.backbone(torch.ones(1, 3, 16, 16)), network(torch.ones(1, 3, 16, 16)))
+
+
 @pytest.mark.parametrize("changes, words", [
     ({"arch": "vit_tiny"}, "--arch vit_tiny, but .* has vit_pico"), ({"n_registers": 0}, "--n_registers 0, .* has 2"),
     ({"ffn": "swiglu"}, "--ffn swiglu, .* has mlp"), ({"local_size": 6}, "--local_size must be a multiple"),
