@@ -111,7 +111,7 @@ def load_parts(run, saved):
     optimizer = renamed(saved["optimizer"], dict(enumerate(names(run))))
     new = {name: p for name, p in run.student.named_parameters() if name not in optimizer["state"]}
     for name, p in new.items():  # they had no gradient yet, and PyTorch wants moments of all
-        zeros = {moment: torch.zeros(p.shape) for moment in ("exp_avg", "exp_avg_sq", "momentum_buffer")}
+        zeros = {moment: torch.zeros(p.shape) for moment in ("exp_avg", "exp_avg_sq")}
         optimizer["state"][name] = {"step": torch.zeros(()), **zeros}
     dcp.set_optimizer_state_dict(run.student, run.optimizers, optimizer, options=whole)
     for p in new.values():

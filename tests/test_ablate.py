@@ -141,6 +141,18 @@ def test_an_arm_in_a_process_of_its_own(arguments, tmp_path, capsys):
     assert "| whole | 1 |" in capsys.readouterr().out
 
 
+def test_all_arms_are_measured_at_the_size_in_which_the_recipe_ends(arguments, monkeypatch):
+    """Crops of 8² at first, 16² at the end."""
+    sizes = []
+    monkeypatch.setattr(ablate, "load_vit", lambda *_: None)
+    monkeypatch.setattr(ablate, "measure_knn", lambda network, train, test, size: sizes.append(size) or {})
+    monkeypatch.setattr(ablate, "draw_split", lambda network, images, size, picture: sizes.append(size) or {})
+    recipe = get_recipe("shapes", data=arguments[arguments.index("--data") + 1], image_size=16, hires_image_size=16,
+                        patch_size=4, global_size=8, local_size=4, hires_size=16)  # fmt: skip
+    assert ablate.measure("vit.pt", recipe, "cpu", "pca.png") == {}
+    assert sizes == [16, 16]
+
+
 def test_a_failed_arm_is_one_line_and_the_rest_goes_on(arguments, tmp_path, monkeypatch, capsys):
     """Two seeds of two arms, one of which fails; when it no longer does, the same command trains what is missing."""
     trained, broken = [], ["dino"]

@@ -1,6 +1,7 @@
 """What a person looks at: curves.png, and what a curation selected.  `pytest tests/test_report.py`"""
 
 from conftest import save
+from matplotlib.axes import Axes
 from PIL import Image
 
 from recipes import RECIPES
@@ -13,6 +14,15 @@ def test_curves_of_a_run_without_rows_or_labels(tmp_path):
     draw_curves(rows, RECIPES["shapes"], tmp_path / "more.png")
     sizes = [Image.open(tmp_path / name).size for name in ("curves.png", "more.png")]
     assert sizes[0] == sizes[1] == (1500, 400)
+
+
+def test_k_nn_stands_over_the_arithmetic(tmp_path, monkeypatch):
+    """2 TFLOP at step 1, 4 at step 2; the losses stand over the steps."""
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda axes, *points, **look: drawn.append(points[:2]))
+    rows = [{"step": i, "dino": 3.0, "knn_20": i / 4, "training_flops": i * 2 * 10**12} for i in (1, 2)]
+    draw_curves(rows, RECIPES["shapes"], tmp_path / "curves.png")
+    assert drawn == [((1, 2), (3.0, 3.0)), ((2.0, 4.0), (0.25, 0.5))]
 
 
 def test_selected_images_line_by_line(tmp_path):

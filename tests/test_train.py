@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,21 @@ def test_the_arithmetic_of_a_run(whole):
     assert so_far == [low * step for step in range(1, 7)] + [6 * low + high, 6 * low + 2 * high]
     last = rows(whole)[-1]
     assert last["training_flops"] == so_far[-1] and last["evaluation_flops"] > 0
+
+
+def test_the_arithmetic_of_several_processes(monkeypatch):
+    """A (2, 3) matrix times a (3, 5) one is 2·2·3·5 = 60 FLOPs; three processes do as many each."""
+    monkeypatch.setattr(train, "train_step", lambda *_: torch.ones(2, 3) @ torch.ones(3, 5))
+    monkeypatch.setattr(train.distributed, "world_size", lambda: 3)
+    run = SimpleNamespace(training_flops=1000)
+    train.counted_step(run, None, None, {"hires": False, "frozen_backbone": False}, {})
+    assert run.training_flops == 1180
+
+
+def test_muon_wants_one_process(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
+    assert main(flags(folder, tmp_path / "run", optimizer="muon")) == 2
+    assert "--optimizer muon takes matrices whole" in capsys.readouterr().err
 
 
 def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkeypatch, capsys):
