@@ -123,19 +123,23 @@ def cut(pictures, image, corner, shape):
 
 
 def grey(x):
+    """Luma of (n, 3, h, w) in [0, 1]: (n, 1, h, w)."""
     return (x[:, :1] * GREY[0]).add_(x[:, 1:2], alpha=GREY[1]).add_(x[:, 2:], alpha=GREY[2])  # (n, 1, h, w)
 
 
 def brightness(x, s):
+    """s · x, at most 1; in place.  s (n, 1, 1, 1), here and below."""
     return x.mul_(s).clamp_(max=1)
 
 
 def contrast(x, s):
+    """s · x + (1 − s) · mean luma of the image, within [0, 1]; in place."""
     mean = grey(x.mean((2, 3), keepdim=True))  # (n, 1, 1, 1)
     return x.mul_(s).add_(mean * (1 - s)).clamp_(0, 1)
 
 
 def saturation(x, s):
+    """s · x + (1 − s) · luma of the pixel, within [0, 1]; in place."""
     return x.lerp_(grey(x), 1 - s).clamp_(0, 1)
 
 
@@ -160,7 +164,8 @@ def hue(x, turn):
 
 
 def solarize(x):
-    return torch.minimum(x, 1 - x, out=x)  # inverts what is above one half
+    """What is above one half becomes 1 − x; in place."""
+    return torch.minimum(x, 1 - x, out=x)
 
 
 JITTER = (brightness, contrast, saturation, hue)

@@ -229,7 +229,7 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
             "test_rates_of_each_view",
         ),
         (
-            "return torch.minimum(x, 1 - x, out=x)  # inverts what is above one half",
+            "return torch.minimum(x, 1 - x, out=x)",
             "return x.neg_().add_(1)",
             "Solarisation inverts all pixels instead of the light ones.",
             "test_solarize_by_hand",

@@ -60,14 +60,17 @@ def blade(a, b, length, start, end, sweep=0.0):
 # ---------------------------------------------------------------------------- textures: 0 is the dark tone, 1 the light
 
 def wave(phase):
+    """Stripes, one a unit of phase, in [0, 1]."""
     return (0.5 + 1.2 * torch.sin(2 * math.pi * phase)).clamp(0, 1)  # period 1, edges a little soft
 
 
 def ring(a, b, radius):
+    """1 within the radius of the origin, 0 beyond."""
     return (0.5 + (radius - torch.hypot(a, b)) / 0.2).clamp(0, 1)
 
 
 def dots(a, b, radius):
+    """A dot of that radius in the middle of each unit square."""
     return (0.5 + (radius - torch.hypot(a.remainder(1) - 0.5, b.remainder(1) - 0.5)) / 0.2).clamp(0, 1)
 
 
@@ -97,6 +100,7 @@ COATS = {
 
 
 def fish(part, u):
+    """Each kind draws its parts, from the hindmost to the foremost; u(low, high) is drawn anew for each picture."""
     swim = u(-0.35, 0.35)
     part("tail", blade, (-0.5, 0), BACK + swim, 0.42, 0.06, 0.32)
     part("wing", blade, (0, -0.2), -DOWN - u(0, 0.4), u(0.25, 0.35), 0.24, 0.12, -0.15)

@@ -29,6 +29,7 @@ from PIL import Image  # noqa: E402
 
 import curate  # noqa: E402
 import train  # noqa: E402
+from support import record  # noqa: E402
 from vit import vit_pico  # noqa: E402
 
 CLOCK = ("seconds", "images_per_s", "peak_memory")
@@ -66,7 +67,9 @@ def of_curation(out):
 
 def main(kills):
     torch.set_num_threads(1)
-    train.draw_curves = train.draw_split = lambda *_: {}  # pictures take most of the time of so small a run
+    for place in (train, record):  # pictures take most of the time of so small a run
+        place.draw_curves = lambda *_: None
+    train.draw_split = lambda *_: {}
     folder = Path(tempfile.mkdtemp())
     noise = np.random.default_rng(0)
     for i in range(200):
