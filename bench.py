@@ -235,7 +235,7 @@ def count_memory(r, device_type):
         stack.enter_context(footprint)
         with around("teacher's weights"):
             run = train.start_run(r, torch.device("cpu"))
-        with around("AdamW's moments"):
+        with around("optimizers' state"):
             for p in run.student.parameters():
                 p.grad = torch.zeros_like(p)
             for optimizer in run.optimizers:

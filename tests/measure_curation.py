@@ -69,11 +69,13 @@ def copies(folder, photos, cifar, weights):
     ours = [path.parent.parent.name == "photos" for path in paths]
     kind = np.array([int(path.name[0]) if mine else -1 for path, mine in zip(paths, ours)])
     group = np.array([path.parent.name if mine else path.name for path, mine in zip(paths, ours)])
-    grey = curate.thumbnails(source, folder / "thumbnails.npy")["grey"]
+    how = None, curate.MAX_MEGAPIXELS  # no scale: none of these is deep
+    grey = curate.thumbnails(source, folder / "thumbnails.npy", how)["grey"]
     h = pca_hash.hashes(grey, pca_hash.principal_components(grey))
     for bits in (2, 4):
         report(f"hash, {bits} bits", pca_hash.copies(h, bits), kind, group)
-    e = np.array(curate.embed(load_vit(weights), source, range(len(source)), 160, folder / "features.npy", "embed"))
+    network, every = load_vit(weights), range(len(source))
+    e = np.array(curate.embed(network, source, every, 160, folder / "features.npy", "embed", how))
     for threshold in (0.6, 0.8, 0.9):
         report(f"cosine > {threshold}", curate.edges_above(e, threshold, 64, 0), kind, group)
         print(f"{'':14} left: {len(curate.deduplicate(e, threshold))}")
