@@ -76,6 +76,17 @@ def test_distilled_recipes_have_the_papers_values(name, size):
     assert not last["hires"] and values_at(625_000, r)["hires"]
 
 
+def test_cifar10_long_is_cifar10_made_longer():
+    """8 prototypes for each image: 512 of 64, 4096 of 512.  The teacher reaches back 1/0.05 = 20 of 6,000 steps, 1/300;
+    300 / 16,000 = 0.01875, so m = 0.98125.  Peak 4e-3 · √(512/1024) = 4e-3 / 1.41421 = 2.828e-3, after a tenth of the
+    15,200 steps at 24²."""
+    short, long = RECIPES["cifar10"], RECIPES["cifar10_long"]
+    assert (short.n_prototypes, long.n_prototypes) == (8 * 64, 8 * 512) and (short.batch, long.batch) == (64, 512)
+    assert short.momentum == 0.95 and long.momentum == pytest.approx(0.98125, abs=5e-4)
+    assert values_at(1520, long)["lr"] == pytest.approx(2.828e-3, rel=1e-3)
+    assert not values_at(15_199, long)["hires"] and values_at(15_200, long)["hires"]
+
+
 def test_high_resolution_compresses_every_schedule():
     """B.2: 20 steps of which the last quarter, 5, are at high resolution; each schedule runs through in them."""
     r = get_recipe("shapes", steps=20, hires_share=0.25, lr_warmup=0.2, hires_lr=1e-3, batch=1024)
