@@ -12,16 +12,14 @@ All arms are measured alike, at the size in which the recipe ends: k-NN and a li
 the parts of the pictures are known, foreground IoU and part agreement of the patches.
 """
 
-import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tqdm import tqdm
 
 from evaluate import frozen_features, linear_accuracy, measure_knn
 from pca_viz import draw_split
+from support.arms import FLAGS, flags_of, read_done, train_arm
 from support.data import in_memory
 from support.failures import in_one_line
 from support.files import write_safely
@@ -30,7 +28,7 @@ from support.metrics import read_metrics, write_metrics
 from support.report import ablation_table, draw_ablation
 from support.threads import choose_threads
 from support.weights import load_vit
-from train import sizes_at, splits_at
+from train import need_pictures, need_teacher, sizes_at, splits_at
 
 PLAIN = {"centering": "softmax", "koleo_weight": 0.0, "hires_share": 0.0}  # what iBOT has not
 ARMS = {
@@ -52,30 +50,6 @@ ARMS = {
 RESULTS = ("ablation.jsonl", "ablation.md", "ablation.png")
 
 
-def flags_of(fields):
-    """Fields of a recipe -> the flags of train.py that say so."""
-    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in fields.items()]
-
-
-def train_arm(flags, out, bar, batch):
-    """Train in a process of its own, to the end or from where it was; the line that says why, if it failed."""
-    out.mkdir(parents=True, exist_ok=True)
-    before, program = bar.n, Path(__file__).with_name("train.py")
-    with open(out / "log.txt", "a") as log:
-        command = [sys.executable, program, *flags, "--out", out, "--eval_every", "0", "--resume"]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            while process.poll() is None:
-                time.sleep(1)
-                rows = read_metrics(out / "metrics.jsonl", 10**9)
-                bar.update(before + batch * (rows[-1]["step"] if rows else 0) - bar.n)
-        finally:
-            process.wait()  # after Ctrl-C, which it has had too, it saves a checkpoint
-    if process.returncode:
-        lines = (out / "log.txt").read_text(errors="replace").splitlines()
-        return lines[-1] if lines else f"status {process.returncode}"
-
-
 def measure(weights, recipe, device, picture):
     """The scores of a trained network, a dict; recipe: the whole one, whose last phase says the size."""
     network, size = load_vit(weights, device), sizes_at(recipe.steps, recipe)[1]
@@ -85,18 +59,6 @@ def measure(weights, recipe, device, picture):
         train, test = (frozen_features(network, images, size) for images in splits)
         scores["linear"] = linear_accuracy(train.to(device), splits[0].labels, test, splits[1].labels)
     return scores | draw_split(network, splits[1], size, picture)
-
-
-def read_done(path, flags):
-    """The rows of ablation.jsonl; UserError if they were made with other flags than these, or are none."""
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        others = [row for row in rows if row["flags"] != flags or {"arm", "seed"} - set(row)]
-    except (ValueError, TypeError, LookupError):
-        raise UserError(f"{path} is not what ablate.py writes; --out for another folder") from None
-    if others:
-        raise UserError(f"{path} was made with other flags; the same ones, or --out for another folder")
-    return rows
 
 
 def parse(argv):
@@ -111,6 +73,9 @@ def parse(argv):
         raise UserError(f"--{contrary[0]} is what the runs differ in")
     if options.resume:
         raise UserError("without --resume: the same command goes on")
+    need_pictures(recipe)
+    need_teacher(recipe)
+    args.arms = list(dict.fromkeys(args.arms))
     args.out = args.out or Path(f"runs/ablation_{recipe.name}")
     return args, options, recipe, flags
 
@@ -129,31 +94,33 @@ def main(argv=None):
     args, options, recipe, flags = parse(argv)
     device, _ = find_device(options.device), choose_threads(options.threads)
     out, images, failures = args.out, recipe.steps * recipe.batch, []
-    make_folder(out, *RESULTS)
+    make_folder(out, *RESULTS, FLAGS)
     with alone_in(out):
-        rows = read_done(out / "ablation.jsonl", flags)
+        splits_at(recipe.steps, recipe)  # before anything is kept, so that a wrong --data is one line
+        rows = read_done(out, flags)
         done = [(row["arm"], row["seed"]) for row in rows]
         runs = [(arm, seed) for seed in range(args.seeds) for arm in args.arms]  # a whole table after the first seed
-        with tqdm(total=len(runs) * images, unit="img", mininterval=1) as bar:
+        with tqdm(total=len(runs) * images, unit="img", mininterval=1, smoothing=0) as bar:
             for number, (arm, seed) in enumerate(runs, start=1):
                 folder, arm_flags = out / f"{arm}_{seed}", [*flags, *flags_of(ARMS[arm]), "--seed", str(seed)]
                 bar.set_description(f"{arm}, seed {seed}")
                 if (arm, seed) in done:
-                    bar.initial += images  # time left is counted from what is done now
+                    bar.initial += images
                 elif failure := train_arm(arm_flags, folder, bar, recipe.batch):
                     failures.append(f"{arm}, seed {seed}: {failure}")
                     bar.write(failures[-1], file=sys.stderr)
+                    bar.initial += number * images - bar.n
                 else:
                     scores = measure(folder / "vit.pt", recipe, device, folder / "pca.png")
                     flops = read_metrics(folder / "metrics.jsonl", recipe.steps)[-1]["training_flops"]
-                    rows.append({"arm": arm, "seed": seed, **scores, "tflop": flops / 1e12, "flags": flags})
+                    rows.append({"arm": arm, "seed": seed, **scores, "tflop": flops / 1e12})
                     write_metrics(out / "ablation.jsonl", rows)
                     write_results(rows, out)
                 bar.update(number * images - bar.n)
-        table = write_results(rows, out) if rows else "no arm was trained\n"
-    print(table)
+        if rows:
+            print(write_results(rows, out))
     failed = f", {len(failures)} failed ({'; '.join(failures)})" if failures else ""
-    print(f"{len(args.arms)} arms, {args.seeds} seeds{failed}: {out}/ablation.md and ablation.png")
+    print(f"{len(args.arms)} arms, {args.seeds} seeds{failed}: {out}{'/ablation.md and ablation.png' if rows else ''}")
     return int(bool(failures))
 
 

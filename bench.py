@@ -25,7 +25,6 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 import cross_entropy
 import train
@@ -76,7 +75,8 @@ def parts_of(run):
     parts = []
     for role, network in (("teacher", run.teacher), ("student", run.student)):
         parts.append((network.backbone, "training_features", f"{role} ViT"))
-        parts += [(network[head], "forward", f"{role} heads") for head in ("dino_head", "ibot_head")]
+        heads = [part for name, part in network.named_children() if name != "backbone"]  # of tied ones one
+        parts += [(head, "forward", f"{role} heads") for head in heads]
     names = {"sample_masks": "masks", "center": "centering", "dino_loss": "DINO loss", "ibot_loss": "iBOT loss",
              "koleo_loss": "KoLeo", "update_student": "optimizer", "update_teacher": "EMA"}  # fmt: skip
     return [*parts, *((train, name, part) for name, part in names.items()), (torch.Tensor, "backward", "backward")]
@@ -143,7 +143,7 @@ def bench_step(r, steps, device):
     if device.type == "cuda":
         memory["reserved_memory"] = torch.cuda.max_memory_reserved(device)
     parts = measure_parts(step, crop, run, lambda: clock(device))
-    with FlopCounterMode(display=False) as counter:
+    with train.flop_counter() as counter:
         flops = measure_parts(step, crop, run, counter.get_total_flops)
     flops = {name: sum(flops[part] for part in flops if part.startswith(start)) / r.batch
              for name, start in (("forward", "student"), ("backward", "backward"), ("teacher", "teacher"))}  # fmt: skip

@@ -133,7 +133,7 @@ def shard(network):
         shape, names = (local,), ("shard",)
     device = next(network.parameters()).device.type
     mesh = dist.device_mesh.init_device_mesh(device, shape, mesh_dim_names=names)
-    for part in [*network.backbone.blocks, *network.values()]:
+    for part in [*network.backbone.blocks, *network.children()]:  # of tied heads one
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for method in ("training_features", "forward_features"):
         register_fsdp_forward_method(network.backbone, method)
@@ -144,7 +144,7 @@ def local_shards(network):
     """What this rank holds of each parameter."""
     if world_size() == 1:
         return list(network.parameters())
-    for part in network.values():
+    for part in network.children():
         part.reshard()  # in PyTorch 2.7 its own weights stay whole after a forward pass
     return [p.to_local() for p in network.parameters()]
 

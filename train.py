@@ -20,7 +20,7 @@ import copy
 import math
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -125,6 +125,12 @@ def need_teacher(recipe):
                         "or weights such as dinov2_vitg14")  # fmt: skip
 
 
+def need_pictures(recipe):
+    """UserError for a recipe whose pictures nobody has named."""
+    if not recipe.data:
+        raise UserError(f"--recipe {recipe.name} has no pictures: --data says where yours are, a folder or archive")
+
+
 def load_teacher(recipe, path, device):
     """The frozen teacher of a distillation, heads and all, from another run's checkpoint.pt (§5)."""
     need_teacher(recipe)
@@ -167,7 +173,7 @@ def parameter_groups(student, r):
         rate = 1.0
         if name.startswith("backbone."):
             below = name.startswith("backbone.blocks.")
-            layer = int(name.split(".")[2]) + 1 if below else depth + 1 if ".norm." in name else 0
+            layer = int(name.split(".")[2]) + 1 if below else depth + 1 if name.startswith("backbone.norm.") else 0
             rate = r.layer_decay ** (depth + 1 - layer)
         if ".patch_embed." in name:
             rate *= r.patch_embed_lr
@@ -237,10 +243,17 @@ def train_step(run, images, crop, values):
     return sums, p_dino, cls_t
 
 
+@contextmanager
+def flop_counter():
+    """PyTorch's counter of FLOPs.  It cannot look into compiled functions, so they run as they are written."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
 def counted_step(run, images, crop, values, counts):
     """train_step; run.training_flops grows by its FLOPs, which are counted once for each kind of step, in `counts`."""
     kind = values["hires"], values["frozen_backbone"]
-    with nullcontext() if kind in counts else FlopCounterMode(display=False) as counter:
+    with nullcontext() if kind in counts else flop_counter() as counter:
         result = train_step(run, images, crop, values)
     if counter:
         counts[kind] = counter.get_total_flops() * distributed.world_size()
@@ -289,7 +302,8 @@ def center(run, name, logits, values):
 
 def update_student(run, values):
     """Clip the gradients, of the backbone and each head by itself, and take a step; their norm before that."""
-    parts = [part for name, part in run.student.items() if not (name == "backbone" and values["frozen_backbone"])]
+    parts = [part for name, part in run.student.named_children()  # of tied heads one
+             if not (name == "backbone" and values["frozen_backbone"])]  # fmt: skip
     norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in parts]
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
@@ -377,8 +391,7 @@ def prepare(options, recipe, changes, device):
         raise UserError(f"{out} holds the heads of a teacher alone; --resume beside all flags of that run goes on")
     elif checkpoint.exists() or (warmed.exists() and not options.resume):
         raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")
-    if not recipe.data:
-        raise UserError(f"--recipe {recipe.name} has no pictures: --data says where yours are, a folder or archive")
+    need_pictures(recipe)
     need_teacher(recipe)
     device = distributed.start(device)
     if recipe.batch % distributed.world_size():
@@ -449,7 +462,7 @@ def evaluate(run, network, out):
     r, last = run.recipe, run.step == run.recipe.steps
     size = sizes_at(r.steps, r)[1]
     splits = [in_memory(images, r.eval_images, size) for images in splits_at(run.step, r)]
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         scores = measure_knn(network, *splits, size, None if last else r.eval_images, progress=last)
         if distributed.rank() == 0:
             scores |= draw_split(network, splits[1], size, out / "pca.png")

@@ -217,12 +217,13 @@ def show(value):
 
 
 def check_recipe(r, sizes=True):
-    """Raise UserError for values that cannot be trained with; sizes: crops in whole patches among them."""
+    """Raise UserError for values that cannot be trained with; sizes: those that want another patch size among
+    them."""
     for f in fields(Recipe):
         check_field(f, getattr(r, f.name))
     if any(r.scale):
         check_scale(r.scale)
-    if r.stem and r.patch_size not in (2, 4, 8, 16):
+    if sizes and r.stem and r.patch_size not in (2, 4, 8, 16):
         raise UserError(f"--stem wants --patch_size 2, 4, 8 or 16; got {r.patch_size}")
     if r.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         raise UserError("--optimizer muon needs PyTorch 2.9; --optimizer adamw does not")

@@ -74,7 +74,7 @@ def ablation_table(rows, arms):
 def draw_ablation(rows, arms, path):
     """A PNG with a panel for each measure: a dot for each seed, a line at the mean."""
     found = by_arm(rows, arms)
-    measures = [m for m in next(iter(found.values())) if m != "tflop"]
+    measures = [m for m in next(iter(found.values())) if m != "tflop"] or ["tflop"]  # without labels and parts
     figure = Figure(figsize=(1.5 + 2.6 * len(measures), 1 + 0.3 * len(found)), layout="constrained")
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
     for axes, measure in zip(panels, measures, strict=True):

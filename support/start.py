@@ -34,7 +34,7 @@ def adopt(recipe, changes, build, resize=True):
     heads = heads_of(recipe.init)
     with torch.device("meta"):
         needed = {name: x.shape for name, x in build(recipe).state_dict().items() if name.startswith(HEADS)}
-    if {name: x.shape for name, x in heads.items()} != needed:
+    if {name: x.shape for name, x in heads.items()} != needed or (recipe.tied_heads and not are_one(heads)):
         heads = {}
     elif "head_warmup" not in changes:
         recipe = replace(recipe, head_warmup=0.0)
@@ -48,6 +48,11 @@ def adopt(recipe, changes, build, resize=True):
     if resize:
         state["pos_embed"] = network.positions(n, n).detach()
     return recipe, {f"backbone.{name}": x for name, x in state.items()} | heads, words
+
+
+def are_one(heads):
+    """Whether the two heads in a state dict hold the same values."""
+    return all(torch.equal(x, heads[name.replace(HEADS[0], HEADS[1])]) for name, x in heads.items())
 
 
 def recipe_to_go_on(saved, checkpoint, name, changes):

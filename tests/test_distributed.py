@@ -195,3 +195,25 @@ def test_each_rank_has_its_share_of_the_moments(found):
     """Half on two ranks and on two nodes of two; a little more where a first dimension is odd, as that of [CLS]."""
     whole, of_two, of_four, _ = (part["moments"] for part in found)
     assert 1 / 2 <= of_two / whole < 1.1 / 2 and of_two == of_four
+
+
+def tied_steps(rank, folder):
+    """Three steps with one head for both losses."""
+    keep_blocks("vit_pico", 2)
+    run = train.start_run(get_recipe("shapes", **SMALL, tied_heads=True), distributed.start("cpu"))
+    losses = some_steps(run, 3)
+    assert run.student.dino_head is run.student.ibot_head
+    if rank == 0:
+        torch.save(losses, folder / f"{distributed.world_size()}.pt")
+
+
+@shards_on_cpus
+def test_tied_heads_are_one_head_in_shards_too(tmp_path):
+    """It is sharded once, its gradients are clipped once, and two ranks learn what one does."""
+    with patch.object(vit, "vit_pico", vit.vit_pico):
+        tied_steps(0, tmp_path)
+    in_ranks(tied_steps, 2, tmp_path)
+    alone, shared = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
+    for a, b in zip(alone, shared, strict=True):
+        assert [a[name] for name in LOSSES] == pytest.approx([b[name] for name in LOSSES], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)

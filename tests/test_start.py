@@ -15,7 +15,7 @@ from test_train import CPU, flags, folder, rows, small_run  # noqa: F401  folder
 import train
 from recipes import get_recipe
 from support import record
-from support.flags import UserError
+from support.flags import UserError, parse_args
 from support.start import adopt, heads_of
 from support.weights import save_vit
 from train import main
@@ -106,6 +106,15 @@ def test_heads_that_fit_are_taken_and_need_no_warm_up(tmp_path):
     found, state, words = adopt(replace(r, n_prototypes=8), {}, train.build_network)
     assert "new heads, alone for 125" in words and not any(name.startswith("dino_head") for name in state)
     assert len(heads_of(r.init)) == len(run.ema.dino_head.state_dict()) * 2 and heads_of(__file__) == {}
+
+
+def test_two_heads_do_not_become_one(tmp_path):
+    """--tied_heads takes the heads of a tied run, and none of two that differ."""
+    for tied, whose in ((True, "its heads, alone for 0 steps"), (False, "new heads, alone for")):
+        train.save_checkpoint(small_run(**SIZES, steps=20, tied_heads=tied), tmp_path)
+        r = get_recipe("shapes", **SIZES, tied_heads=True, init=str(tmp_path / "checkpoint.pt"))
+        _, state, words = adopt(r, {}, train.build_network)
+        assert whose in words and any(name.startswith("ibot_head") for name in state) is tied
 
 
 # ---------------------------------------------------------------------------- phases
@@ -243,6 +252,14 @@ def test_sizes_are_held_against_the_patches_of_the_file(folder, released, tmp_pa
     words = flags(folder, tmp_path, init=released, hires_share=0, global_size=20, local_size=12, steps=1)
     i = words.index("--patch_size")
     assert main(words[:i] + words[i + 2 :]) == 0
+
+
+def test_whether_there_is_a_stem_the_file_says(tmp_path):
+    """The recipe has one, which patches of 14 cannot have; the file has such patches, and none."""
+    save_vit(vit_pico(patch_size=14, img_size=28), tmp_path / "vit.pth")
+    words = "--patch_size 14 --global_size 28 --local_size 14 --hires_size 28".split()
+    _, recipe, changes = parse_args(["--recipe", "cifar10", *words, "--init", str(tmp_path / "vit.pth")])
+    assert recipe.stem and not adopt(recipe, changes, train.build_network)[0].stem
 
 
 def test_a_teacher_with_other_patches(folder, released, tmp_path, capsys):  # noqa: F811

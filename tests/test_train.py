@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -478,6 +479,30 @@ def test_compile_is_asked_for_what_a_step_calls(monkeypatch):
     assert called == compiled[::-1] and len(compiled) == 2  # the teacher first
 
 
+def test_flops_of_a_compiled_run_are_those_of_a_plain_one(monkeypatch):
+    """PyTorch's counter cannot look into compiled functions, and fullgraph=True raises where there is one."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    images, flops = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8), []
+    for compiled in (False, True):
+        run = small_run(compile=compiled)
+        crop, values = train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(1, run.recipe)
+        counts = {}
+        for _ in range(2):  # counted, and not
+            losses, *_ = train.counted_step(run, images, crop, values, counts)
+        assert losses["loss"].isfinite()
+        flops.append(run.training_flops)
+    assert flops[0] == flops[1] > 0
+
+
+def test_the_norm_of_one_head_counts_once():
+    """Tied heads: √(‖backbone‖² + ‖head‖²), before clipping."""
+    run = small_run(tied_heads=True, clip=1e9)
+    for p in run.student.parameters():
+        p.grad = torch.ones_like(p)
+    n = sum(p.numel() for p in run.student.parameters())  # each once
+    assert train.update_student(run, train.values_at(1, run.recipe)).item() == pytest.approx(n**0.5, rel=1e-5)
+
+
 def test_untied_heads():
     student = small_run().student
     assert student.dino_head.prototypes is not student.ibot_head.prototypes
@@ -561,8 +586,9 @@ def test_teacher_is_a_moving_average():
 
 
 def test_parameter_groups():
-    """Layer-wise decay ½ in a ViT of 6 blocks: block 5 has ½, block 0 ½⁶, the tokens ½⁷, the patches ½⁷ · 0.2."""
-    run = small_run(arch="vit_nano", layer_decay=0.5, patch_embed_lr=0.2)
+    """Layer-wise decay ½ in a ViT of 6 blocks: block 5 has ½, block 0 ½⁶, the tokens ½⁷, the patches ½⁷ · 0.2, and so
+    has the stem, its norms too."""
+    run = small_run(arch="vit_nano", layer_decay=0.5, patch_embed_lr=0.2, stem=True)
     found = {}
     names = {id(p): name for name, p in run.student.named_parameters()}
     for group in parameter_groups(run.student, run.recipe):
@@ -576,6 +602,8 @@ def test_parameter_groups():
     assert found["backbone.blocks.0.norm2.weight"] == (0.5**6, 0, False)
     assert found["backbone.pos_embed"] == found["backbone.cls_token"] == (0.5**7, 1, False)
     assert found["backbone.patch_embed.proj.weight"] == (0.5**7 * 0.2, 1, False)
+    of_stem = {value for name, value in found.items() if ".stem." in name}
+    assert of_stem == {(0.5**7 * 0.2, 1, False), (0.5**7 * 0.2, 0, False)}
     assert found["dino_head.prototypes"] == (1, 1, True)
 
 
