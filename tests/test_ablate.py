@@ -107,7 +107,7 @@ def test_without_labels_and_parts_there_is_still_a_picture(tmp_path):
 
 SMALL = ("--recipe cifar10 --batch 4 --steps 2 --n_prototypes 16 --head_hidden 16 --dino_bottleneck 8 --log_every 1 "
          "--ibot_bottleneck 8 --global_size 8 --local_size 4 --hires_size 8 --hires_image_size 16 --image_size 16 "
-         "--device cpu --threads 1").split()  # fmt: skip
+         "--device cpu --threads 1 --optimizer adamw").split()  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ CASES = {  # recipe, blocks, and what differs from the recipe; a few blocks say 
     "three blocks of ViT-L": ("vitl14", 3, VITL),
     "three blocks of ViT-S": ("vitl14", 3, VITS),
     "the same, other sizes": ("vitl14", 3, VITS | {"batch": 32, "n_prototypes": 4096, "mask_ratio": (0.4, 0.9)}),
-    "a stem, and Muon": ("cifar10_long", 12, {}),
+    "a stem, and Muon": ("cifar10_long", 12, {} if hasattr(torch.optim, "Muon") else {"optimizer": "adamw"}),
 }
 
 

@@ -34,12 +34,12 @@ def test_no_flags_mean_the_first_recipe():
 
 def test_flags_change_the_recipe_and_say_what_they_changed():
     """Of each type: whole number, number, text, interval, on, off."""
-    words = "--recipe cifar10 --batch 7 --lr 2e-3 --data here --mask_ratio 0.2 0.3 --compile --no-amp".split()
+    words = "--recipe vitl14 --batch 7 --lr 2e-3 --data here --mask_ratio 0.2 0.3 --compile --no-amp".split()
     options, recipe, changes = parse_args(words)
     wanted = {"batch": 7, "lr": 2e-3, "data": "here", "mask_ratio": (0.2, 0.3), "compile": True, "amp": False}
     assert changes == wanted
-    assert recipe == replace(RECIPES["cifar10"], **wanted)
-    assert options.out == Path("runs/cifar10")
+    assert recipe == replace(RECIPES["vitl14"], **wanted)
+    assert options.out == Path("runs/vitl14")
 
 
 def test_every_field_is_a_flag_with_its_help(capsys):

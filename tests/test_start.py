@@ -258,8 +258,8 @@ def test_whether_there_is_a_stem_the_file_says(tmp_path):
     """The recipe has one, which patches of 14 cannot have; the file has such patches, and none."""
     save_vit(vit_pico(patch_size=14, img_size=28), tmp_path / "vit.pth")
     words = "--patch_size 14 --global_size 28 --local_size 14 --hires_size 28".split()
-    _, recipe, changes = parse_args(["--recipe", "cifar10", *words, "--init", str(tmp_path / "vit.pth")])
-    assert recipe.stem and not adopt(recipe, changes, train.build_network)[0].stem
+    _, recipe, _ = parse_args(["--stem", *words, "--init", str(tmp_path / "vit.pth")])
+    assert recipe.stem and not adopt(recipe, {}, train.build_network)[0].stem
 
 
 def test_a_teacher_with_other_patches(folder, released, tmp_path, capsys):  # noqa: F811

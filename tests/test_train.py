@@ -29,6 +29,7 @@ from train import main, parameter_groups
 
 CLOCK = ("seconds", "images_per_s", "peak_memory")  # of a row of metrics.jsonl: what may differ between equal runs
 CPU = torch.device("cpu")
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,7 @@ def test_the_arithmetic_of_several_processes(monkeypatch):
     assert run.training_flops == 1180
 
 
+@needs_muon
 def test_muon_wants_one_process(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
     assert main(flags(folder, tmp_path / "run", optimizer="muon")) == 2
@@ -319,8 +321,8 @@ def test_a_folder_is_one_runs_alone(folder, tmp_path, capsys):
 
 
 def test_another_recipe_beside_resume_is_refused(whole, capsys):
-    assert main(["--recipe", "cifar10", "--out", str(whole), "--resume"]) == 2
-    assert "has --recipe shapes, not cifar10" in capsys.readouterr().err
+    assert main(["--recipe", "vitl14", "--out", str(whole), "--resume"]) == 2
+    assert "has --recipe shapes, not vitl14" in capsys.readouterr().err
     assert main(["--recipe", "shapes", "--out", str(whole), "--resume", "--device", "cpu"]) == 0
 
 
@@ -507,9 +509,6 @@ def test_untied_heads():
     student = small_run().student
     assert student.dino_head.prototypes is not student.ibot_head.prototypes
     assert not torch.equal(student.dino_head.prototypes, student.ibot_head.prototypes)
-
-
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
 
 
 @needs_muon
