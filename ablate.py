@@ -26,9 +26,10 @@ from support.files import write_safely
 from support.flags import Parser, UserError, alone_in, find_device, make_folder, parse_args, positive
 from support.metrics import read_metrics, write_metrics
 from support.report import ablation_table, draw_ablation
+from support.start import need_pictures, need_teacher
 from support.threads import choose_threads
 from support.weights import load_vit
-from train import need_pictures, need_teacher, sizes_at, splits_at
+from train import sizes_at, splits_at
 
 PLAIN = {"centering": "softmax", "koleo_weight": 0.0, "hires_share": 0.0}  # what iBOT has not
 ARMS = {

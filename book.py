@@ -68,12 +68,12 @@ MORE = {  # tests that work an example out without saying so in their names
 DIFFERENCES = {  # rows of the README's table "Paper, official code, ours"
     "head": ("heads of the two losses", "prototypes", "weights at the start"),
     "sinkhorn": ("centering", "Sinkhorn's exponential"), "centering": ("centering",), "koleo": ("KoLeo",),
-    "masking": ("masks",), "schedule": ("schedules",),
+    "masking": ("masks",), "schedule": ("schedules",), "optimizer": ("optimizer",),
     "linear_probe": ("linear probe", "logistic regression", "linear segmentation"),
     "vit": ("positions at the start", "positions, stored", "positions, resized", "SwiGLU's width, ViT-B's depth",
             "packing", "stochastic depth", "patches to tokens"),
     "augment": ("blur", "the image a crop is cut from", "augmentation"),
-    "train": ("heads of the two losses", "high-resolution phase", "distillation", "optimizer"),
+    "train": ("heads of the two losses", "high-resolution phase", "distillation"),
 }  # fmt: skip
 EVENING = re.compile(r"\*\*In an evening\*\*: (.*?)\. The top level", re.DOTALL)
 

@@ -39,8 +39,9 @@ from head import Head
 from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
+from optimizer import make_optimizers, parameter_groups, set_rates
 from pca_viz import draw_split
-from recipes import TO_BE_GIVEN, Recipe
+from recipes import Recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 from support.checkpoint import read_checkpoint, restore, save_checkpoint, write_safely
@@ -53,7 +54,15 @@ from support.metrics import add_metrics
 from support.precision import autocast
 from support.record import Recorder, signals_noted
 from support.report import draw_curves, scores_in_words
-from support.start import adopt, heads_of, recipe_to_go_on
+from support.start import (
+    adopt,
+    check_processes,
+    heads_of,
+    need_pictures,
+    need_teacher,
+    warmed_teacher,
+    what_is_there,
+)
 from support.threads import choose_threads
 
 FILES = ("checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png")  # that a run leaves
@@ -118,19 +127,6 @@ def start_run(recipe, device, start=None, teacher=None):
     return Run(recipe, student, teacher, ema, centering.to(device), optimizers)
 
 
-def need_teacher(recipe):
-    """UserError for a recipe that distils a teacher which nobody has named."""
-    if recipe.teacher == TO_BE_GIVEN:
-        raise UserError(f"--recipe {recipe.name} has no teacher: --teacher says whom to distil, a run's checkpoint.pt, "
-                        "or weights such as dinov2_vitg14")  # fmt: skip
-
-
-def need_pictures(recipe):
-    """UserError for a recipe whose pictures nobody has named."""
-    if not recipe.data:
-        raise UserError(f"--recipe {recipe.name} has no pictures: --data says where yours are, a folder or archive")
-
-
 def load_teacher(recipe, path, device):
     """The frozen teacher of a distillation, heads and all, from another run's checkpoint.pt (§5)."""
     need_teacher(recipe)
@@ -150,41 +146,6 @@ def load_teacher(recipe, path, device):
 def stored_size(state, r):
     """The side in pixels of the pictures for which a network's state dict has its positions."""
     return math.isqrt(state["backbone.pos_embed"].shape[1] - 1) * r.patch_size
-
-
-def make_optimizers(groups):
-    """AdamW for all parameters but those of the groups marked "muon"."""
-    muon, adamw = ([g for g in groups if g["muon"] is marked] for marked in (True, False))
-    optimizers = [torch.optim.AdamW(adamw, betas=(0.9, 0.999), fused=True)]  # official ssl_default_config.yaml
-    if muon:  # ours: steps are orthogonal matrices, as long as AdamW's (Jordan et al. 2024; Liu et al. 2025)
-        optimizers.append(torch.optim.Muon(muon, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
-
-
-def parameter_groups(student, r):
-    """The optimizers' groups: each parameter's learning rate and weight decay as multiples of the schedule's.
-
-    No decay on biases, norms and LayerScale; a block's rate is layer_decay times the next one's; the patch
-    embedding's has a factor of its own; prototypes are marked, since they start frozen, and so is what Muon trains.
-    """
-    depth = len(student.backbone.blocks)
-    groups = {}
-    for name, p in student.named_parameters():
-        rate = 1.0
-        if name.startswith("backbone."):
-            below = name.startswith("backbone.blocks.")
-            layer = int(name.split(".")[2]) + 1 if below else depth + 1 if name.startswith("backbone.norm.") else 0
-            rate = r.layer_decay ** (depth + 1 - layer)
-        if ".patch_embed." in name:
-            rate *= r.patch_embed_lr
-        decay = 0.0 if name.endswith(("bias", "gamma")) or ".norm" in name else 1.0
-        muon = r.optimizer == "muon" and ".blocks." in name and p.ndim == 2
-        key = (rate, decay, name.endswith("prototypes"), muon)
-        groups.setdefault(key, []).append(p)
-    return [
-        {"params": params, "lr_factor": rate, "decay_factor": decay, "prototypes": prototypes, "muon": muon}
-        for (rate, decay, prototypes, muon), params in groups.items()
-    ]
 
 
 # ---------------------------------------------------------------------------- schedules
@@ -305,11 +266,8 @@ def update_student(run, values):
     parts = [part for name, part in run.student.named_children()  # of tied heads one
              if not (name == "backbone" and values["frozen_backbone"])]  # fmt: skip
     norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in parts]
+    set_rates(run.optimizers, values)
     for optimizer in run.optimizers:
-        for group in optimizer.param_groups:
-            frozen = group["prototypes"] and values["frozen_prototypes"]
-            group["lr"] = 0.0 if frozen else values["lr"] * group["lr_factor"]
-            group["weight_decay"] = values["weight_decay"] * group["decay_factor"]
         optimizer.step()
         optimizer.zero_grad()
     return torch.stack([distributed.whole(norm) for norm in norms]).norm()
@@ -382,26 +340,12 @@ def train(run, out, device):
 
 def prepare(options, recipe, changes, device):
     """What the command line says -> (run, device): a new run, or one that goes on."""
-    out, checkpoint, warmed = options.out, options.out / "checkpoint.pt", options.out / "teacher" / "checkpoint.pt"
-    saved = None
-    if options.resume and checkpoint.exists():
-        saved = read_checkpoint(checkpoint)
-        recipe = recipe_to_go_on(saved, checkpoint, options.recipe, changes)
-    elif options.resume and warmed.exists() and not recipe.teacher:
-        raise UserError(f"{out} holds the heads of a teacher alone; --resume beside all flags of that run goes on")
-    elif checkpoint.exists() or (warmed.exists() and not options.resume):
-        raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")
+    out, warmed = options.out, warmed_teacher(options.out)
+    recipe, saved = what_is_there(options, recipe, changes)
     need_pictures(recipe)
     need_teacher(recipe)
     device = distributed.start(device)
-    if recipe.batch % distributed.world_size():
-        raise UserError(f"--batch {recipe.batch} does not divide among {distributed.world_size()} processes")
-    if recipe.optimizer == "muon" and distributed.world_size() > 1:
-        raise UserError("--optimizer muon takes matrices whole, and several GPUs hold parts of them; --optimizer adamw")
-    if recipe.compile and distributed.world_size() > 1:
-        raise UserError("--compile takes a ViT whole, and several GPUs take it in blocks; one of the two")
-    if distributed.world_size() > 1 and device.type == "cpu" and torch.__version__ < (2, 9):
-        raise UserError("several processes without GPUs need PyTorch 2.9: FSDP2 fails there in older ones")
+    check_processes(recipe, device)
     threads = choose_threads(options.threads, saved and saved.get("threads"))
     teacher = warmed if saved and warmed.exists() else None  # it was warm when the run began
     if recipe.teacher and not saved and not heads_of(recipe.teacher):
@@ -424,8 +368,8 @@ def prepare(options, recipe, changes, device):
 def warm_teacher(recipe, out, device):
     """checkpoint.pt of a teacher without heads, with heads that have learned on its frozen weights (§5): a run of its
     own, in the folder `teacher` of the run."""
-    out = out / "teacher"
-    checkpoint, steps = out / "checkpoint.pt", max(1, round(recipe.steps * recipe.head_warmup))
+    checkpoint, steps = warmed_teacher(out), max(1, round(recipe.steps * recipe.head_warmup))
+    out = checkpoint.parent
     r = replace(recipe, init=recipe.teacher, teacher="", steps=steps, head_warmup=1.0, hires_share=0.0, eval_every=0,
                 drop_path=0.0)  # fmt: skip
     r, start, _ = adopt(r, {"patch_size": recipe.patch_size, "head_warmup": 1.0}, build_network, resize=False)

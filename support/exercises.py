@@ -176,6 +176,28 @@ EXERCISES = {  # file: [(line, what to write in its place, what happens, test), 
             "test_cosine_by_hand",
         ),
     ],
+    "optimizer": [
+        (
+            'group["weight_decay"] = values["weight_decay"] * group["decay_factor"]',
+            'group["weight_decay"] = values["weight_decay"]',
+            "Norms, biases and LayerScale are drawn to 0 with all else; a norm whose scale is 0 says the same of every "
+            "token.",
+            "test_adamw_by_hand",
+        ),
+        (
+            "return r.layer_decay ** (n + 1 - layer) * (r.patch_embed_lr if \".patch_embed.\" in name else 1.0)",
+            "return r.layer_decay ** layer * (r.patch_embed_lr if \".patch_embed.\" in name else 1.0)",
+            "Upside down: the first layers, whose edges and colours are done first, have the highest rate.  With the "
+            "paper's own decay of 1.0 nothing would show it.",
+            "test_parameter_groups",
+        ),
+        (
+            'group["lr"] = 0.0 if frozen else values["lr"] * group["lr_factor"]',
+            'group["lr"] = values["lr"] * group["lr_factor"]',
+            "The prototypes turn while the network below them still says nothing, and follow whatever it says first.",
+            "test_frozen_prototypes_neither_move_nor_shrink",
+        ),
+    ],
     "train": [
         (
             '"koleo": sum(koleo_loss(view) for view in cls[: 2 * B].chunk(2)),  # two views of an image need not '

@@ -1,4 +1,4 @@
-"""What a run starts from besides nothing: its checkpoint, or other weights (--init), with heads where these fit."""
+"""What a run starts from: whether it can; its checkpoint, or other weights (--init), with heads where these fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +7,78 @@ import torch
 
 import distributed
 import vit
+from recipes import TO_BE_GIVEN
 from support.checkpoint import CheckpointError, read_checkpoint
 from support.flags import CHOICES, UserError, check_recipe, recipe_of, show
 from support.weights import given_vit
 
 HEADS = ("dino_head", "ibot_head")
+
+
+# ---------------------------------------------------------------------------- whether it can start
+
+
+def need_teacher(recipe):
+    """UserError for a recipe that distils a teacher which nobody has named."""
+    if recipe.teacher == TO_BE_GIVEN:
+        raise UserError(f"--recipe {recipe.name} has no teacher: --teacher says whom to distil, a run's checkpoint.pt, "
+                        "or weights such as dinov2_vitg14")  # fmt: skip
+
+
+def need_pictures(recipe):
+    """UserError for a recipe whose pictures nobody has named."""
+    if not recipe.data:
+        raise UserError(f"--recipe {recipe.name} has no pictures: --data says where yours are, a folder or archive")
+
+
+def check_processes(recipe, device):
+    """UserError for a recipe that the processes of torchrun, on devices of that kind, cannot train together."""
+    world = distributed.world_size()
+    if recipe.batch % world:
+        raise UserError(f"--batch {recipe.batch} does not divide among {world} processes")
+    if recipe.optimizer == "muon" and world > 1:
+        raise UserError("--optimizer muon takes matrices whole, and several GPUs hold parts of them; --optimizer adamw")
+    if recipe.compile and world > 1:
+        raise UserError("--compile takes a ViT whole, and several GPUs take it in blocks; one of the two")
+    if world > 1 and device.type == "cpu" and torch.__version__ < (2, 9):
+        raise UserError("several processes without GPUs need PyTorch 2.9: FSDP2 fails there in older ones")
+
+
+# ---------------------------------------------------------------------------- the run's own checkpoint
+
+
+def warmed_teacher(out):
+    """Where a run keeps the teacher whose heads it has trained (train.warm_teacher)."""
+    return out / "teacher" / "checkpoint.pt"
+
+
+def what_is_there(options, recipe, changes):
+    """The command line of train.py -> (the recipe of the run, its checkpoint if it goes on, else None)."""
+    out, checkpoint, warmed = options.out, options.out / "checkpoint.pt", warmed_teacher(options.out)
+    if options.resume and checkpoint.exists():
+        saved = read_checkpoint(checkpoint)
+        return recipe_to_go_on(saved, checkpoint, options.recipe, changes), saved
+    if options.resume and warmed.exists() and not recipe.teacher:
+        raise UserError(f"{out} holds the heads of a teacher alone; --resume beside all flags of that run goes on")
+    if checkpoint.exists() or (warmed.exists() and not options.resume):
+        raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")
+    return recipe, None
+
+
+def recipe_to_go_on(saved, checkpoint, name, changes):
+    """The recipe of a checkpoint; UserError if the command line, of recipe `name` or None, says anything else."""
+    recipe, missing = recipe_of(saved, checkpoint)
+    if missing and distributed.rank() == 0:
+        print(f"{checkpoint} is of an older version, and has the defaults of {', '.join(missing)}")
+    asked = {"recipe": (recipe.name, name)} if name and recipe.name else {}
+    asked |= {name: (getattr(recipe, name), value) for name, value in changes.items()}
+    for flag, (is_, wanted) in asked.items():
+        if is_ != wanted:
+            raise UserError(f"the run in {checkpoint.parent} has --{flag} {show(is_)}, not {show(wanted)}")
+    return recipe
+
+
+# ---------------------------------------------------------------------------- other weights
 
 
 def adopt(recipe, changes, build, resize=True):
@@ -53,19 +120,6 @@ def adopt(recipe, changes, build, resize=True):
 def are_one(heads):
     """Whether the two heads in a state dict hold the same values."""
     return all(torch.equal(x, heads[name.replace(HEADS[0], HEADS[1])]) for name, x in heads.items())
-
-
-def recipe_to_go_on(saved, checkpoint, name, changes):
-    """The recipe of a checkpoint; UserError if the command line, of recipe `name` or None, says anything else."""
-    recipe, missing = recipe_of(saved, checkpoint)
-    if missing and distributed.rank() == 0:
-        print(f"{checkpoint} is of an older version, and has the defaults of {', '.join(missing)}")
-    asked = {"recipe": (recipe.name, name)} if name and recipe.name else {}
-    asked |= {name: (getattr(recipe, name), value) for name, value in changes.items()}
-    for flag, (is_, wanted) in asked.items():
-        if is_ != wanted:
-            raise UserError(f"the run in {checkpoint.parent} has --{flag} {show(is_)}, not {show(wanted)}")
-    return recipe
 
 
 def arch_of(network, name):

@@ -25,7 +25,7 @@ import train
 from recipes import get_recipe
 from support import record
 from support.weights import load_vit
-from train import main, parameter_groups
+from train import main
 
 CLOCK = ("seconds", "images_per_s", "peak_memory")  # of a row of metrics.jsonl: what may differ between equal runs
 CPU = torch.device("cpu")
@@ -512,32 +512,6 @@ def test_untied_heads():
 
 
 @needs_muon
-def test_muon_takes_the_matrices_of_the_blocks():
-    """Four of each block: qkv, proj, fc1, fc2; all else, the heads' and the patch embedding's too, is AdamW's."""
-    run = small_run(optimizer="muon")
-    adamw, muon = run.optimizers
-    found = {id(p) for group in muon.param_groups for p in group["params"]}
-    blocks = run.student.backbone.blocks
-    assert found == {id(layer.weight) for b in blocks for layer in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)}
-    others = {id(p) for group in adamw.param_groups for p in group["params"]}
-    assert not found & others and len(found) + len(others) == len(list(run.student.parameters()))
-
-
-@needs_muon
-def test_a_step_of_muon_is_an_orthogonal_matrix():
-    """With momentum 0 before, the step is lr · 0.2 · √(larger side) · UVᵀ of the gradient's UΣVᵀ: here Σ of the step is
-    5e-3 · 0.2 · √96 = 9.8e-3 in all directions, to the 30 % that five iterations of Newton and Schulz leave."""
-    run = small_run(optimizer="muon", clip=1e9, weight_decay=0.0, weight_decay_end=0.0)
-    weight = run.student.backbone.blocks[0].attn.proj.weight  # (96, 96)
-    for p in run.student.parameters():
-        p.grad = torch.randn_like(p)
-    before = weight.detach().clone()
-    train.update_student(run, {**train.values_at(0, run.recipe), "lr": 5e-3})
-    sizes = torch.linalg.svdvals(before - weight.detach())
-    assert weight.shape == (96, 96) and (sizes / (5e-3 * 0.2 * 96**0.5) - 1).abs()[:90].max() < 0.35
-
-
-@needs_muon
 def test_muon_goes_on_from_a_checkpoint_to_the_bit(folder, tmp_path, monkeypatch):
     """Also out of the time in which the backbone is frozen, and has no momentum yet."""
     main(flags(folder, tmp_path / "init", steps=1))
@@ -582,28 +556,6 @@ def test_teacher_is_a_moving_average():
             nn.init.constant_(p, value)
     train.update_teacher(student, teacher, 0.75)
     assert all((p == 1.5).all() for p in teacher.parameters())
-
-
-def test_parameter_groups():
-    """Layer-wise decay ½ in a ViT of 6 blocks: block 5 has ½, block 0 ½⁶, the tokens ½⁷, the patches ½⁷ · 0.2, and so
-    has the stem, its norms too."""
-    run = small_run(arch="vit_nano", layer_decay=0.5, patch_embed_lr=0.2, stem=True)
-    found = {}
-    names = {id(p): name for name, p in run.student.named_parameters()}
-    for group in parameter_groups(run.student, run.recipe):
-        for p in group["params"]:
-            found[names.pop(id(p))] = (group["lr_factor"], group["decay_factor"], group["prototypes"])
-    assert not names  # each parameter is in one group
-    assert found["backbone.norm.weight"] == (1, 0, False)
-    assert found["backbone.blocks.5.attn.qkv.weight"] == (0.5, 1, False)
-    assert found["backbone.blocks.0.mlp.fc1.bias"] == (0.5**6, 0, False)
-    assert found["backbone.blocks.0.ls1.gamma"] == (0.5**6, 0, False)
-    assert found["backbone.blocks.0.norm2.weight"] == (0.5**6, 0, False)
-    assert found["backbone.pos_embed"] == found["backbone.cls_token"] == (0.5**7, 1, False)
-    assert found["backbone.patch_embed.proj.weight"] == (0.5**7 * 0.2, 1, False)
-    of_stem = {value for name, value in found.items() if ".stem." in name}
-    assert of_stem == {(0.5**7 * 0.2, 1, False), (0.5**7 * 0.2, 0, False)}
-    assert found["dino_head.prototypes"] == (1, 1, True)
 
 
 def test_softmax_centering_moves_its_centres(folder, tmp_path):
