@@ -86,6 +86,14 @@ def test_parts_add_up():
     assert Owner.first() == 7 and next(ticks) == 8  # the clock is gone
 
 
+@pytest.mark.parametrize("tied, heads", [(False, 2), (True, 1)])
+def test_a_tied_head_is_counted_once(tied, heads):
+    """Were it patched twice, each of its calls would cost two parts as much as it took."""
+    run = train.start_run(get_recipe("shapes", tied_heads=tied), CPU)
+    parts = [part for *_, part in bench.parts_of(run)]
+    assert parts.count("student heads") == parts.count("teacher heads") == heads
+
+
 def test_the_program(capsys):
     assert main([*FLAGS, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
