@@ -8,8 +8,9 @@
 
     share of peak = (FLOPs of an image · images/s) / (FLOP/s of a large matrix product, measured in the same run)
 
-The step is `train.train_step` itself, on random pixels.  A first pass gives its time; a second one, with a clock
-around what the step calls, where the time goes; a third one counts the FLOPs of matrix products and attention.
+The step is `train.train_step` itself, on random pixels.  Two passes give its time, with crops made before and with
+augmentation; a third, with a clock around what the step calls, where the time goes; a fourth counts the FLOPs of matrix
+products and attention.
 """
 
 import json
@@ -329,9 +330,10 @@ def main(argv=None):
     """The program; returns its exit status."""
     keep_pages()
     parser = Parser(prog="bench.py",
-                    description="Time training steps; any field of a recipe is a flag, as in train.py.")  # fmt: skip
+                    description="Time training steps.  Any field of a recipe is a flag (train.py --help).")  # fmt: skip
     parser.add_argument("--steps", type=positive, default=5, help="steps that are timed (default: %(default)s)")
     parser.add_argument("--amp", choices=("bf16", "none"), default="bf16", help="precision (default: %(default)s)")
+    parser.add_argument("--no-amp", dest="amp", action="store_const", const="none", help="the same as --amp none")
     parser.add_argument("--json", action="store_true", help="one line for machines")
     parser.add_argument("--part", choices=("augment", "sinkhorn", "losses", "attention", "loader", "launches"),
                         help="one part alone; loader: of --data; launches: on a GPU, and its waits")  # fmt: skip

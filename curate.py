@@ -16,9 +16,9 @@
 The paper's scale is 1.3 billion images on 20 nodes of 8 GPUs, under two days.  From what one CPU core did here:
 1 M × 384 random vectors against themselves took 545 s, looking into a quarter of all cells, 5·10⁸ codes a second.  The
 same quarter of 1.3 G vectors is 4·10¹⁷ codes, 120 hours on 20 nodes of 96 such cores; real features, which have cells,
-need a smaller share (PROBED), and the hours fall with it.  A ViT 192 wide embeds 20 images of 160² a second on a core:
-9 hours.  On a shared disk: 4 KB of thumbnail and 1.5 KB of feature an image, 5.3 TB and 2.0 TB.  In memory, of each
-of 160 ranks: 8 M codes of 48 bytes and ids of 8, 0.5 GB.
+need a smaller share (PROBED in neighbours.py), and the hours fall with it.  A ViT 192 wide embeds 20 images of 160² a
+second on a core: 9 hours.  On a shared disk: 4 KB of thumbnail and 1.5 KB of feature an image, 5.3 TB and 2.0 TB.  In
+memory, of each of 160 ranks: 8 M codes of 48 bytes and ids of 8, 0.5 GB.
 
 Every stage leaves its result in OUT's work folder, named by a digest of all that decides it.  A run that was killed
 goes on from there, and a run with another threshold starts at the first stage that the threshold changes.
@@ -416,17 +416,24 @@ def parse_args(argv):
     parser.add_argument("--html", help="a saved page, a folder of them, or a .warc.gz: their images' addresses")
     parser.add_argument("--download", action="store_true", help="fetch those addresses too, into OUT's work folder")
     parser.add_argument("--allow-private", action="store_true", help="also from addresses of the local network")
-    parser.add_argument("--hash-bits", type=int, default=2, help="of 64 that copies differ in at most")
-    parser.add_argument("--self-threshold", type=number(-1, 1), default=0.6, help="cosine above which images are one")
-    parser.add_argument("--reference-threshold", type=number(-1, 1), default=0.45, help="the same to excluded images")
-    parser.add_argument("--neighbours", type=positive, default=64, help="neighbours that are looked at")
+    parser.add_argument("--hash-bits", type=int, default=2, help="of 64 that copies differ in at most (default: "
+                        "%(default)s)")
+    parser.add_argument("--self-threshold", type=number(-1, 1), default=0.6, help="cosine above which images are one "
+                        "(default: %(default)s)")
+    parser.add_argument("--reference-threshold", type=number(-1, 1), default=0.45, help="the same to excluded images "
+                        "(default: %(default)s)")
+    parser.add_argument("--neighbours", type=positive, default=64, help="neighbours that are looked at (default: "
+                        "%(default)s)")
     parser.add_argument("--mode", choices=("auto", "samples", "clusters"), default="auto",
                         help=f"retrieval; auto: clusters for fewer than {SMALL} curated images")
-    parser.add_argument("--per-image", type=positive, default=4, help="samples: images for each curated one")
+    parser.add_argument("--per-image", type=positive, default=4, help="samples: images for each curated one "
+                        "(default: %(default)s)")
     parser.add_argument("--clusters", type=positive, help=f"of the pool (default: one for {CLUSTER_SIZE} images, at "
                         f"most {CLUSTERS})")
-    parser.add_argument("--per-cluster", type=positive, default=PER_CLUSTER, help="images from each cluster")
-    parser.add_argument("--max-total", type=positive, default=MAX_TOTAL, help="images from all clusters")
+    parser.add_argument("--per-cluster", type=positive, default=PER_CLUSTER, help="images from each cluster "
+                        "(default: %(default)s)")
+    parser.add_argument("--max-total", type=positive, default=MAX_TOTAL, help="images from all clusters "
+                        "(default: %(default)s)")
     parser.add_argument("--size", type=side, help="side of an embedded image (default: 224, in whole patches)")
     parser.add_argument("--seed", type=int, default=0, help="of the index, k-means and random choices")
     add_pictures(parser)

@@ -296,8 +296,9 @@ def parse_args(argv):
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
     parser.add_argument("--size", type=side, help="side of the images in pixels (default: the network's "
                         f"own, at most {EVAL_SIZE}; {PIXEL_SIZE} for a baseline, the most for 'pixels')")
-    parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")
-    parser.add_argument("--patch-size", type=side, default=4, help="its patch side in pixels")
+    parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random "
+                        "(default: %(default)s)")
+    parser.add_argument("--patch-size", type=side, default=4, help="its patch side in pixels (default: %(default)s)")
     parser.add_argument("--k", type=positive, nargs="+", default=KS, help="neighbours that vote (default: 20 200)")
     parser.add_argument("--linear", nargs="*", choices=LINEAR, default=[], help="grid: the probe of B.3, [CLS] of 1 or "
                         "4 blocks, with and without the mean patch token; cls: of the last [CLS] alone; logistic: "

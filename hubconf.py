@@ -7,7 +7,7 @@ import torch as _torch
 import vit as _vit
 from support.weights import load_vit as _load_vit
 
-dependencies = ["torch", "einops", "safetensors"]
+dependencies = ["torch", "einops", "numpy", "PIL", "safetensors", "tqdm"]
 
 
 def _build(arch, weights=None, **options):

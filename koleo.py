@@ -9,8 +9,8 @@ minus the Kozachenko-Leonenko estimate of entropy, but for constants: lowering i
 
 The paper takes the first global crop.  The official code and we take both: a loss for each view, among the images of a
 GPU.  Here log d = ½ log(d² + ε), and a zero row has no direction, so it stays at the origin and gets no gradient.
-The official code takes log(d + ε) of a distance whose gradient blows up: three or more equal rows or a zero row give
-10⁶ times the usual gradient (inf or NaN in half precision), and clipping then hands the whole step to KoLeo.
+The official code takes log(d + ε) of a distance whose gradient blows up: three or more equal rows give
+10⁶ times the usual gradient, a zero row 10⁹ (inf or NaN in half precision); clipping then gives KoLeo the whole step.
 """
 
 import torch

@@ -81,7 +81,7 @@ class Recipe:
     momentum: float = _f(0.994, "momentum of the teacher at step 0", SHARE)  # Table 16
     momentum_end: float = _f(1.0, "momentum of the teacher at the last step", SHARE)  # Table 16
     # from other weights
-    init: str = _f("", "start from these weights: all that evaluate.py --weights takes; their architecture is taken")
+    init: str = _f("", "start from these weights, a file or an official name; their architecture is taken")
     init_lr: float = _f(1e-4, "base learning rate from --init on, after head_warmup", POSITIVE)  # B.2: "reduced"
     head_warmup: float = _f(0.1, "share of the steps in which new heads learn alone (init, teacher)", SHARE)  # ours
     # high-resolution phase (B.2)
@@ -130,7 +130,7 @@ cifar10 = Recipe(
     hires_share=0.05, hires_size=32, hires_image_size=32, hires_lr=1e-3, init_lr=1e-3,
 )  # fmt: skip
 
-# The same for one H100 and under 25 minutes, on paper: 150 times the arithmetic, so about √150 = 12 times the weights
+# The same for one H100 and under 25 minutes, on paper: 140 times the arithmetic, so about √140 = 12 times the weights
 # (vit_tiny has 6.5 times) and 21 times the images.  As in cifar10 there are 8 prototypes for each image of a batch, and
 # the teacher's average reaches back 1/(1 − m) steps, 1/300 of them; the peak rate, 2.8e-3, is within what short runs
 # found alike, 1.5e-3 to 3e-3.  All values ours.

@@ -3,7 +3,7 @@
     python train.py                                    the built-in pictures, minutes on a laptop
     python train.py --data DIR --recipe cifar10        your own pictures; any field of recipes.py is a flag
     python train.py --resume                           go on after Ctrl-C, a crash, or kill -9
-    python train.py --init dinov2_vits14 ...           start from released weights, or from a finished run
+    python train.py --init runs/mine/checkpoint.pt ... start from a finished run, or from released weights
     torchrun --nproc-per-node 8 train.py ...           eight GPUs (distributed.py)
 
     L = L_DINO + w · L_iBOT + 0.1 · Σ_v L_KoLeo(global view v),        teacher ← m · teacher + (1 − m) · student

@@ -1,4 +1,4 @@
-"""The README's tables about curation, measured again.
+"""The tables about curation in docs/log.md, measured again.
 
     python tests/measure_curation.py copies FOLDER photos.tar cifar10.tar.xz vit.pt      FOLDER is filled with copies
     python tests/measure_curation.py million FOLDER                                      2 GB of random vectors
