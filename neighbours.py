@@ -20,6 +20,7 @@ import distributed
 EXACT_BELOW = 100_000  # vectors, ours: up to here the exact product is as fast as an index that must be trained
 SPARE = 2  # candidates for each wanted neighbour, ours; and never fewer than FEWEST
 FEWEST = 32
+MOST = 2048  # and for ties never more: what Faiss can list on a GPU
 PROBED = 1 / 4  # share of the cells that a query looks into, ours: enough even for random vectors, which have no cells
 BLOCK = 2048  # queries at once
 
@@ -70,20 +71,34 @@ def nearest(queries, x, k, seed=0, name=None):
 def nearest_in_blocks(queries, x, k, seed=0, name=None):
     """The same, as (first query, cosines (B, k), ids (B, k)) for one block of queries after the other."""
     index = build_index(x, shard(len(x)), seed)
-    wanted = max(SPARE * k, FEWEST)
     blocks = range(0, len(queries), BLOCK)
     for start in tqdm(blocks, name, unit="block", leave=False, disable=not name or distributed.rank() > 0):
         q = np.ascontiguousarray(queries[start : start + BLOCK])  # (B, D)
-        candidates = certain(*best(*gathered(*index.search(q, wanted)), wanted))  # (B, wanted), of all shards
+        candidates = candidates_of(index, q, k)  # (B, C), of all shards
         part = shard(len(q))
         cosines, ids = best(exact_cosines(q[part], x, candidates[part]), candidates[part], k)
-        yield start, joined(cosines), joined(ids)
+        yield start, joined(np.where(ids < 0, np.float32(-1), cosines)), joined(ids)
+
+
+def candidates_of(index, q, k):
+    """Ids (B, C) that the shards' indices propose for queries (B, D), −1 where there are fewer.
+
+    Where ties leave fewer than k that are certain, a longer list is asked for; in one of MOST all of them stay.
+    """
+    wanted = max(SPARE * k, FEWEST)
+    while True:
+        scores, ids = best(*gathered(*index.search(q, wanted)), wanted)  # (B, wanted) each
+        sure = certain(scores, ids)
+        short = ((sure >= 0).sum(1) < k) & (sure != ids).any(1)  # (B,)
+        if not short.any() or wanted >= MOST:
+            return np.where(short[:, None], ids, sure)
+        wanted = min(4 * wanted, MOST)
 
 
 def certain(scores, ids):
     """(B, C) falling scores and ids -> the ids, −1 where a score ties with the last one, unless all do.
 
-    Codes of few bits tie often, and which of the last ones got into the list depends on the shards.
+    Codes of few bits tie often, copies always, and which of the last ones got into the list depends on the shards.
     """
     tied = (scores == scores[:, -1:]) & (scores < scores[:, :1])
     return np.where(tied, -1, ids)
@@ -99,11 +114,12 @@ def exact_cosines(q, x, ids):
 
 
 def best(scores, ids, k):
-    """(B, C) scores and ids -> the k largest scores of each row, falling, equal ones by rising id: (B, ≤k) twice."""
+    """(B, C) scores and ids -> the k largest of each row, falling, equal ones by rising id, −∞ where the id is −1:
+    (B, ≤k) twice."""
     scores = np.where(ids < 0, -np.inf, scores)
     order = np.lexsort((ids, -scores))[:, :k]
     scores, ids = np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-    return np.where(ids < 0, -1, scores).astype(np.float32), ids
+    return scores.astype(np.float32), ids
 
 
 def gathered(*arrays):
@@ -116,8 +132,7 @@ def joined(array):
     world = distributed.world_size()
     if world == 1:
         return array
-    longest = int(distributed.max_over_ranks(torch.tensor(len(array))))
-    padded = np.concatenate([array, np.zeros((longest - len(array), *array.shape[1:]), array.dtype)])
     counts = distributed.gather(torch.tensor(len(array))).tolist()
+    padded = np.concatenate([array, np.zeros((max(counts) - len(array), *array.shape[1:]), array.dtype)])
     parts = distributed.gather(torch.from_numpy(padded)).numpy()  # (world, longest, ...)
     return np.concatenate([part[:count] for part, count in zip(parts, counts)])

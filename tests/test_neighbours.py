@@ -47,13 +47,36 @@ def test_best_by_hand():
     scores, ids = best(np.array([[5.0, 9, 5, 7]]), np.array([[8, -1, 3, 4]]), 3)
     assert ids.tolist() == [[4, 3, 8]] and scores.tolist() == [[7, 5, 5]]
     scores, ids = best(np.array([[5.0, 9]]), np.array([[8, -1]]), 2)
-    assert ids.tolist() == [[8, -1]] and scores.tolist() == [[5, -1]]
+    assert ids.tolist() == [[8, -1]] and scores.tolist() == [[5, -np.inf]]
 
 
 def test_what_ties_with_the_last_is_left_out():
     scores = np.array([[9.0, 7, 5, 5], [3, 3, 3, 3]])
     ids = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     assert certain(scores, ids).tolist() == [[1, 2, -1, -1], [5, 6, 7, 8]]
+
+
+def test_copies_at_the_end_of_the_list_are_neighbours_all_the_same():
+    """Two nearer rows and 200 equal ones, which fill the first lists of 32 and 128: the five nearest are the two and
+    three of the equal ones, the lowest."""
+    angles = np.arccos(np.array([0.95, 0.94] + [0.9] * 200))
+    x = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    cosines, ids = nearest(np.array([[1, 0]], dtype=np.float32), x, 5)
+    assert ids.tolist() == [[0, 1, 2, 3, 4]]
+    np.testing.assert_allclose(cosines, [[0.95, 0.94, 0.9, 0.9, 0.9]], rtol=1e-6)
+
+
+def test_more_copies_than_the_longest_list_holds(monkeypatch):
+    monkeypatch.setattr(neighbours, "MOST", 40)
+    x = np.repeat(np.array([[1, 0], [0.6, 0.8]], dtype=np.float32), [1, 100], axis=0)
+    cosines, ids = nearest(x[:1], x, 3)
+    assert ids[0, 0] == 0 and (ids[0, 1:] > 0).all() and cosines[0] == pytest.approx([1, 0.6, 0.6])
+
+
+def test_an_opposite_row_is_a_neighbour_if_there_is_no_other():
+    """Its cosine is the −1 that stands where nobody is."""
+    cosines, ids = nearest(np.array([[1, 0]], dtype=np.float32), np.array([[1, 0], [-1, 0]], dtype=np.float32), 3)
+    assert ids.tolist() == [[0, 1, -1]] and cosines.tolist() == [[1, -1, -1]]
 
 
 def test_exact_cosines_by_hand():
