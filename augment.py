@@ -199,7 +199,8 @@ class MultiCrop:
     def __init__(self, global_size, local_size, n_local, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32),
                  blur_sigma=(0.1, 2.0), jitter=1.0):  # fmt: skip
         self.radius = math.ceil(2 * blur_sigma[1])  # 9 taps at DINO's largest sigma, as in the reference code
-        assert min(global_size, local_size) > self.radius, f"blur of radius {self.radius} needs larger views"
+        least = min(global_size, local_size) if n_local else global_size
+        assert least > self.radius, f"blur of radius {self.radius} needs larger views"
         assert 6 * STRENGTH[3] * jitter <= 1, f"jitter {jitter}: the hue can turn by a sixth, jitter 1.66"
         self.blur_sigma, self.strength = blur_sigma, jitter * torch.tensor(STRENGTH)
         self.kinds = (

@@ -24,6 +24,7 @@ Every stage leaves its result in OUT's work folder, named by a digest of all tha
 goes on from there, and a run with another threshold starts at the first stage that the threshold changes.
 """
 
+import hashlib
 import io
 import os
 import sys
@@ -68,6 +69,7 @@ from support.weights import load_vit
 SMALL = 1_000_000  # curated images: fewer are retrieved by clusters, more by samples (App. A)
 CLUSTERS, PER_CLUSTER, MIN_HITS, MAX_TOTAL = 100_000, 10_000, 3, 1_000_000  # App. A
 CLUSTER_SIZE = 100  # pool images for each cluster at least, ours: small pools have fewer clusters
+MOST_NEIGHBOURS = 1024  # ours: of each twice as many candidates, what Faiss can list on a GPU
 TRAINING = 256  # images for each centroid that k-means sees, as in Faiss
 SHOWN_ROWS, SHOWN = 8, 7  # curated images of the picture, selected ones beside each
 
@@ -286,7 +288,8 @@ def load_network(args):
     size = args.size or whole_patches(224, vit.patch_size)
     if size % vit.patch_size:
         raise UserError(f"--size {size} does not divide into patches of {vit.patch_size}")
-    return vit, size, digest(*[p.cpu().double().abs().sum().item() for p in vit.parameters()])
+    weights = [hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for p in vit.parameters()]
+    return vit, size, digest(*weights)
 
 
 def without_copied_files(stages, pool, how, n_bits):
@@ -442,6 +445,12 @@ def parse_args(argv):
     check_scale(args.scale)
     if not 0 <= args.hash_bits < 16:
         raise UserError(f"--hash-bits must be between 0 and 15, got {args.hash_bits}")
+    if args.neighbours > MOST_NEIGHBOURS:
+        raise UserError(f"--neighbours must be at most {MOST_NEIGHBOURS}, got {args.neighbours}")
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed must be between 0 and {2**31 - 1}, got {args.seed}")
+    if args.out.suffix in (".csv", ".png"):
+        raise UserError(f"--out {args.out}: {args.out.suffix} stands beside the list; give the list another ending")
     if args.download and not args.html:
         raise UserError("--download needs --html")
     check_out(args.out)

@@ -94,8 +94,8 @@ class Recipe:
     # running
     amp: bool = _f(True, "bf16 autocast where the device has bf16 arithmetic")
     compile: bool = _f(False, "torch.compile of the two ViTs")
-    micro_batch: int = _f(0, "images of a GPU that go forward and backward at once, 0: all; Sinkhorn-Knopp, KoLeo "
-                             "and the masks then see that piece alone", (0, 10**9))  # fmt: skip
+    micro_batch: int = _f(0, "images of a GPU that go forward and backward at once, 0: all; centering, KoLeo and "
+                             "the masks then see that piece alone", (0, 10**9))  # fmt: skip
     checkpointing: bool = _f(False, "keep only the input of each block for the backward pass, and compute it again")
     workers: int = _f(0, "processes of a GPU that decode streamed images; 0: one for each core", (0, 1000))
     seed: int = _f(0, "seed of everything random", (0, 10**9))

@@ -13,7 +13,7 @@ then the average of the student is what the run is for.
 
 A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its folder.  All that is random in
 step s is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one, on a CPU to the last
-bit; a GPU sums in no fixed order.
+bit; a GPU sums in no fixed order, and with --compile the first step of a session and of a phase is not compiled.
 """
 
 import copy
@@ -50,7 +50,7 @@ from support.data import batches, in_memory, load_splits
 from support.failures import in_one_line
 from support.flags import UserError, alone_in, find_device, make_folder, parse_args, recipe_of
 from support.memory import check_memory, keep_pages
-from support.metrics import add_metrics
+from support.metrics import add_metrics, read_metrics, seconds_of
 from support.precision import autocast
 from support.record import Recorder, signals_noted
 from support.report import draw_curves, scores_in_words
@@ -445,6 +445,7 @@ def main(argv=None):
     make_folder(out, *FILES)
     with alone_in(out):
         run, device = prepare(options, recipe, changes, device)
+        began -= seconds_of(read_metrics(out / "metrics.jsonl", run.step))  # of earlier sessions
         rows, stopped = train(run, out, device)
         if stopped and distributed.rank() == 0:
             print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")

@@ -28,6 +28,11 @@ def read_metrics(path, last_step):
     return [row for row in rows if row["step"] <= last_step and "final" not in row]
 
 
+def seconds_of(rows):
+    """The seconds that a run had taken at its last row, in all its sessions."""
+    return rows[-1].get("seconds", 0.0) if rows else 0.0
+
+
 def write_metrics(path, rows):
     """The file with these rows, a line of JSON each."""
     write_safely(path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in rows)))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import distributed
 from support.collapse import check_health, collapse_meter, collapse_warning
 from support.memory import peak_memory
-from support.metrics import add_metrics, means, read_metrics, write_metrics
+from support.metrics import add_metrics, means, read_metrics, seconds_of, write_metrics
 from support.report import draw_curves, scores_in_words
 
 
@@ -37,12 +37,16 @@ class Recorder:
         self.rows = read_metrics(out / "metrics.jsonl", run.step)
         if self.first:
             write_metrics(out / "metrics.jsonl", self.rows)
-        self.before = self.rows[-1].get("seconds", 0.0) if self.rows else 0.0
-        self.began = self.logged = time.perf_counter()
+        self.before, self.began = seconds_of(self.rows), time.perf_counter()
+        self.count_from_here()
         self.healthy = torch.ones((), dtype=torch.bool, device=device)
         r = run.recipe
         self.bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=not self.first,
                         mininterval=1)  # fmt: skip
+
+    def count_from_here(self):
+        """From now on images/s are those of the steps that come."""
+        self.logged, self.logged_step = time.perf_counter(), self.run.step
 
     def row(self, numbers):
         """A row, with the step, the arithmetic and the seconds so far."""
@@ -61,7 +65,7 @@ class Recorder:
         if self.first:
             draw_curves(self.rows, self.run.recipe, self.out / "curves.png")
             self.bar.write(f"step {self.run.step}: {scores_in_words(scores)}", file=sys.stderr)
-        self.logged = time.perf_counter()
+        self.count_from_here()
 
     def due(self):
         """Whether the step that was just taken is to be told of."""
@@ -78,10 +82,10 @@ class Recorder:
         meter = collapse_meter(p_t, losses["dino"], cls)
         numbers = means({"healthy": self.healthy, **losses, **meter})
         check_health(numbers.pop("healthy") == 1, run.step, self.out)
-        rate = (run.step % r.log_every or r.log_every) * r.batch / (time.perf_counter() - self.logged)
+        rate = (run.step - self.logged_step) * r.batch / (time.perf_counter() - self.logged)
         self.row({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(self.device)})
         self.bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {numbers['entropy_image']:.2f} of ln K")
         warning = collapse_warning(numbers)
         if warning and self.first and run.step > 0.1 * r.steps:  # at first all features are alike
             self.bar.write(f"step {run.step}: {warning}", file=sys.stderr)
-        self.logged = time.perf_counter()
+        self.count_from_here()

@@ -58,7 +58,7 @@ def what_is_there(options, recipe, changes):
     if options.resume and checkpoint.exists():
         saved = read_checkpoint(checkpoint)
         return recipe_to_go_on(saved, checkpoint, options.recipe, changes), saved
-    if options.resume and warmed.exists() and not recipe.teacher:
+    if options.resume and warmed.exists() and (not recipe.teacher or heads_of(recipe.teacher)):
         raise UserError(f"{out} holds the heads of a teacher alone; --resume beside all flags of that run goes on")
     if checkpoint.exists() or (warmed.exists() and not options.resume):
         raise UserError(f"{out} already holds a run; --resume to go on with it, or --out for another folder")

@@ -532,3 +532,8 @@ def test_gpu_agrees_and_does_not_wait(side):
         torch.cuda.set_sync_debug_mode("default")
     for a, b in zip(crop(images, 1), out, strict=True):
         torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=0)
+
+
+def test_the_size_of_local_views_does_not_matter_where_there_are_none():
+    globals_, locals_ = MultiCrop(16, 1, 0)(torch.zeros(2, 3, 20, 20, dtype=torch.uint8), 0)
+    assert globals_.shape == (4, 3, 16, 16) and len(locals_) == 0

@@ -10,6 +10,7 @@ import tarfile
 from contextlib import redirect_stdout
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from conftest import in_ranks
 from PIL import Image
 
-from curate import component_of, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
+from curate import component_of, deduplicate, load_network, main, remove_near, retrieve_clusters, retrieve_samples
 from support import stages
 from support.data import load_images
 from vit import vit_nano
@@ -253,6 +254,19 @@ def test_names_that_a_list_can_and_cannot_hold(place, tmp_path, capsys):
     assert images.skipped == [] and {os.fsencode(Path(name).name) for name in images.names} == set(names[:4])
 
 
+def test_weights_have_one_digest_on_any_number_of_threads(place):
+    """Threads cut sums in other places, and the digest names what a killed run has embedded."""
+    options = SimpleNamespace(weights=place / "vit.pt", device="cpu", size=None)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(load_network(options)[2])
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found)) == 1
+
+
 def test_work_files_that_are_cut_short_are_made_again(place, whole, tmp_path):
     """As a machine that crashed may leave them: half of them in turn, of none of its bytes to all but one."""
     (whole, more), out = whole, tmp_path / "selected.txt"
@@ -341,6 +355,11 @@ def test_three_ranks_select_the_same(place, tmp_path):
     (("--download",), "--download needs --html"),
     (("--device", "cuda:99"), "there is no device"),
     (("--hash-bits", 99), "--hash-bits must be between"),
+    (("--neighbours", 10**9), "--neighbours must be at most 1024"),
+    (("--seed", 2**31), "--seed must be between 0 and 2147483647"),
+    (("--seed", -1), "--seed must be between 0 and 2147483647"),
+    (("--out", "selected.png"), "--out selected.png: .png stands beside the list"),
+    (("--out", "selected.csv"), "--out selected.csv: .csv stands beside the list"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(place, tmp_path, monkeypatch, capsys, more, words):
     for name in ("empty", "junk", "one"):

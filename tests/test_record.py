@@ -58,6 +58,21 @@ def test_going_on_drops_what_came_after_the_checkpoint_and_adds_the_seconds(tmp_
     assert again.rows[-1]["seconds"] > again.rows[0]["seconds"]
 
 
+def test_images_per_second_are_those_of_the_steps_that_were_taken(tmp_path, monkeypatch):
+    """32 images a second, batches of 32, a row at steps 3 and 6: also after going on at step 2, one step before a row,
+    and after an evaluation of an hour between two rows."""
+    monkeypatch.setattr(record.time, "perf_counter", lambda: now)
+    now = 0
+    seen = recorder(tmp_path, step=2)
+    for step in range(2, 6):
+        now += 1
+        take(seen)
+        if step == 3:
+            now += 3600
+            seen.evaluation({"evaluation_flops": 1})
+    assert [row["images_per_s"] for row in seen.rows if "images_per_s" in row] == [32, 32]
+
+
 def test_an_evaluation_is_known_after_a_kill(tmp_path, capsys):
     seen = recorder(tmp_path, step=2)
     assert not seen.evaluated()

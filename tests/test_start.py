@@ -235,10 +235,13 @@ def test_stopped_in_the_teachers_warm_up(folder, released, tmp_path, monkeypatch
     assert stopped.value.code == 130
     assert "stopped at step 1 of the teacher's heads; the same command with --resume" in capsys.readouterr().out
     other = shutil.copy(released, tmp_path / "other.pth")
+    assert main(start(folder, tmp_path / "with heads", steps=1)) == 0
+    capsys.readouterr()
     for wrong, says in (
         (words, "already holds a run"),
         (["--out", str(tmp_path / "run"), "--resume"], "beside all flags"),
         ([*words, "--resume", "--teacher", str(other)], "heads of another run's teacher"),
+        ([*words, "--resume", "--teacher", str(tmp_path / "with heads/checkpoint.pt")], "beside all flags"),
     ):
         assert main(wrong) == 2
         err = capsys.readouterr().err

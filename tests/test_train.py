@@ -227,6 +227,8 @@ def test_ctrl_c_saves_and_stops(folder, whole, tmp_path, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGINT) is usual
     assert main([*flags(folder, tmp_path), "--resume"]) == 0
     assert rows(tmp_path) == rows(whole)
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert seconds == sorted(seconds)  # the last row's are of both sessions
 
 
 def test_a_signal_to_another_rank_saves_and_stops_too(folder, tmp_path, monkeypatch):
