@@ -82,7 +82,8 @@ def pca_rgb(patch_tokens, threshold=0.5, grid=None, invert=False, mask=True, whi
         assert h * w == len(tokens), f"{len(tokens)} patches do not fill a grid of {h}×{w}; give grid=(h, w)"
     assert 0 <= threshold < 1, f"threshold must be in [0, 1), got {threshold}"
     x = torch.cat([tokens.detach().cpu().double() for tokens in patch_tokens])  # (P, D)
-    assert x.isfinite().all(), "patch_tokens hold NaN or infinite values: the network has diverged"
+    if not x.isfinite().all():
+        raise ValueError("patch_tokens hold NaN or infinite values: the network has diverged")
     inside = torch.ones(len(x), dtype=torch.bool)
     if mask:
         inside = foreground_mask(scale(pca(x, 1)[:, 0]), border_patches(grid), threshold, invert)
@@ -194,6 +195,11 @@ def fine_tokens(vit, images, size):
     return rearrange(F.avg_pool2d(grid, 2, 1)[..., :-1, :-1], "i d h w -> i (h w) d")
 
 
+def in_rows(groups):
+    """The members of all groups, each of at most PAIRS_PER_ROW, and Nones that fill a group's row up."""
+    return [x for group in groups for x in [*group, *[None] * (PAIRS_PER_ROW - len(group))]]
+
+
 def draw_split(vit, images, size, path):
     """pca.png of a split from load_images, with the pictures of a kind in a row.
 
@@ -212,7 +218,8 @@ def draw_split(vit, images, size, path):
     side, found = math.isqrt(foreground.shape[1]), foreground.split([len(rows) for rows in groups])
     colours = [foreground_rgb(tokens[i].flatten(0, 1).double(), found[i].flatten()) for i in some]  # (I·N, 3) each
     colours = [rearrange(c, "(i h w) c -> i h w c", h=side, w=side)[:PAIRS_PER_ROW] for c in colours]
-    draw_pca(torch.cat([images.pixels[groups[i][:PAIRS_PER_ROW]] for i in some]), torch.cat(colours), path)
+    pictures = [images.pixels[groups[i][:PAIRS_PER_ROW]] for i in some]
+    draw_pca(in_rows(pictures), in_rows(colours), path)
     if not scored:
         return {}
     rows = torch.cat(groups)

@@ -132,18 +132,21 @@ def draw_pca(images, colours, path, columns=PAIRS_PER_ROW, raw=False):
 
     Colours are interpolated between the middles of patches, for the eye; raw: each patch as it is.
 
-    images: I of (3, H, W) uint8. colours: I of (h, w, 3) in [0, 1], drawn over the same area as the image.
-    columns: pairs in a row.
+    images: I of (3, H, W) uint8, or None where a place stays empty. colours: I of (h, w, 3) in [0, 1], drawn over the
+    same area as the image. columns: pairs in a row.
     """
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    height = 1.6 * max(image.shape[1] / image.shape[2] for image in images)  # inches, of a picture 1.6 wide
+    shapes = [image.shape for image in images if image is not None]
+    height = 1.6 * max(h / w for _, h, w in shapes)  # inches, of a picture 1.6 wide
     # Figure rather than pyplot, which keeps every figure of the process and picks a window system.
     figure = Figure(figsize=(3.4 * columns, (height + 0.1) * rows), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, 2 * columns)).reshape(-1)
     for ax in axes:
         ax.axis("off")
     for i, (image, colour) in enumerate(zip(images, colours, strict=True)):
+        if image is None:
+            continue
         axes[2 * i].imshow(rearrange(image, "c h w -> h w c").cpu().numpy())
         extent = (0, image.shape[2], image.shape[1], 0)
         axes[2 * i + 1].imshow(colour.cpu().numpy(), extent=extent, interpolation="nearest" if raw else "bilinear")

@@ -11,6 +11,7 @@ from conftest import MeanColour, split_of
 from einops import rearrange
 from PIL import Image
 
+import pca_viz
 from augment import normalize
 from pca_viz import (
     border_patches,
@@ -273,7 +274,7 @@ def test_an_image_that_is_all_foreground():
     (torch.zeros(0, 9, 2), 0.5, "at least one number"),
 ])  # fmt: skip
 def test_misuse_is_named(tokens, threshold, words):
-    with pytest.raises(AssertionError, match=words):
+    with pytest.raises((AssertionError, ValueError), match=words):
         pca_rgb(tokens, threshold)
 
 
@@ -325,6 +326,28 @@ def test_a_split_is_drawn_and_scored(tmp_path):
     test.parts = (test.pixels[:, 0] > 0).to(torch.uint8)
     scores = draw_split(MeanColour(), test, 16, tmp_path / "pca.png")
     assert scores == {"iou": 1, "agreement": 1, "agreement_chance": 1}
+
+
+def test_a_kind_has_a_row_of_its_own(tmp_path, monkeypatch):
+    """Kinds of one, four and two pictures, four to a row: 1 and 3 empty places, 4, 2 and 2 empty ones."""
+    test, drawn = split_of([(9, 99, 9)] * 7, [0, 1, 1, 1, 1, 2, 2]), []
+    monkeypatch.setattr(pca_viz, "draw_pca", lambda *arguments: drawn.extend(arguments) or draw_pca(*arguments))
+    draw_split(MeanColour(), test, 16, tmp_path / "pca.png")
+    for places in drawn[:2]:
+        assert [place is None for place in places] == [False, *[True] * 3, *[False] * 6, True, True]
+    assert Image.open(tmp_path / "pca.png").height > Image.open(tmp_path / "pca.png").width / 4
+
+
+def test_a_network_whose_tokens_overflow_is_one_line(tmp_path, capsys):
+    network = vit_nano(patch_size=8, img_size=16)
+    torch.nn.init.constant_(network.norm.weight, 3e38)
+    torch.save(network.state_dict(), tmp_path / "vit.pt")
+    Image.new("RGB", (20, 20), (9, 99, 9)).save(tmp_path / "a.png")
+    assert main([str(tmp_path / "a.png"), "--weights", str(tmp_path / "vit.pt"), "--size", "16", "--out",
+                 str(tmp_path / "pca.png"), "--device", "cpu"]) == 2  # fmt: skip
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "pca_viz.py: error: patch_tokens hold NaN or infinite values: the network has diverged"
+    assert not (tmp_path / "pca.png").exists()
 
 
 def test_iou_on_a_grid_that_is_not_square():
