@@ -121,12 +121,12 @@ def make_step(r, device):
     crop = train.make_crop(r)
     images = torch.randint(0, 256, (r.batch, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
     values = train.values_at(r.steps // 2, r)
-    made = crop(images, 0)  # before the clock starts
+    made = {len(piece): crop(piece, 0) for piece in images.split(r.micro_batch or r.batch)}  # before the clock starts
 
     def step(crop=crop):
         train.train_step(run, images, crop, values)
 
-    return run, crop, step, lambda images, seed: made
+    return run, crop, step, lambda images, seed: made[len(images)]
 
 
 def most_memory(device):
@@ -288,8 +288,8 @@ def bench_part(part, r, steps, device):
             logits.grad = None
             dino_loss(logits, probs).backward()
 
-    copy = min(seconds_of(size.detach().clone, device, steps))
     before = most_memory(device)
+    copy = min(seconds_of(size.detach().clone, device, steps))
     seconds, around = spread(seconds_of(call, device, steps))
     matrices = (most_memory(device) - before) / (size.numel() * 4)
     return {"part": part, "seconds": seconds, "spread": around, "copies": seconds / copy, "extra_matrices": matrices}
@@ -318,6 +318,8 @@ def largest_batch(r, device):
     """The recipe with the largest batch, of whole eights, that is expected to fit on this GPU."""
     if device.type != "cuda":
         raise UserError("--largest needs a GPU; --memory cuda says what fits without one")
+    if r.micro_batch:
+        raise UserError("--largest is of a step in one piece: with --micro_batch any batch takes as much")
     [batch] = largest_batches(count_memory, r, [torch.cuda.mem_get_info(device)[0]])
     return replace(r, batch=max(batch // 8 * 8, 1))
 

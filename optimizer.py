@@ -1,11 +1,12 @@
 """The optimizers, and what each parameter's rate and weight decay are (Table 16, B.1; official train/train.py).
 
     AdamW   θ ← θ − η_θ · ( m̂ / (√v̂ + ε) + λ_θ · θ )
-    Muon    W ← W − η_W · ( 0.2 · √max(rows, columns) · U Vᵀ + λ_W · W ),      U Σ Vᵀ = the momentum of W's gradient
+    Muon    W ← W − η_W · ( 0.2 · √max(rows, columns) · U Vᵀ + λ_W · W ),      U Σ Vᵀ = 0.05 · G + 0.95 · M
 
     η_θ = η · layer_decay^(n + 1 − l) · (patch_embed_lr in the patch embedding),         λ_θ = λ, or 0
 
 η, λ  the schedules' learning rate and weight decay at a step
+G, M  the gradient of W, and its moving average, M ← 0.95 · M + 0.05 · G (Nesterov's momentum)
 l     the layer of θ: 0 for the patch embedding and all tokens, 1 to n for the blocks, n + 1 for what comes after;
       the heads' rate is η
 

@@ -5,6 +5,7 @@ Each part is a process of its own with a time limit, so one that fails or hangs 
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 from tqdm import tqdm
+
+from support.files import write_safely
 
 ROOT = Path(__file__).parents[1]
 STEP = "--recipe vitl14 --hires_share 0 --no-checkpointing --batch 64"  # 2×224² + 8×98², K = 131,072
@@ -37,6 +40,7 @@ def plan(device, on_gpu, data):
         parts["launches and waits"] = (f"bench.py {STEP} --part launches {on}", 60)
     parts["cifar10, a step"] = (f"bench.py --recipe cifar10 {'' if on_gpu else '--batch 2 --steps 1'} {on}", 60)
     if data:
+        data = shlex.quote(str(data))
         parts["cifar10, loader"] = (f"bench.py --recipe cifar10 --data {data} --part loader {on}", 120)
         parts["cifar10, trained"] = (f"train.py --recipe cifar10 --data {data} --device {device}", SECONDS + 60)
     return parts
@@ -44,8 +48,9 @@ def plan(device, on_gpu, data):
 
 def run(command, limit):
     """Start a program of ours; its last line, or RuntimeError with what it says of itself."""
-    done = subprocess.run([sys.executable, *command.split()], capture_output=True, text=True, timeout=limit, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *shlex.split(command)], capture_output=True, text=True, timeout=limit,
+                          cwd=ROOT, env=environment)  # fmt: skip
     if done.returncode:
         raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
     return done.stdout.strip().splitlines()[-1]
@@ -54,7 +59,7 @@ def run(command, limit):
 def train_for_a_while(command, limit, step, folder):
     """A training run of about SECONDS, as long as the speed of `step` allows: its last row."""
     steps = max(1, int(SECONDS * step["images_per_s"] / step["batch"]))
-    run(f"{command} --out {folder} --steps {steps} --eval_every 0", limit)
+    run(f"{command} --out {shlex.quote(folder)} --steps {steps} --eval_every 0", limit)
     last = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[-1])
     return {name: last[name] for name in ("step", "knn_20", "knn_200", "seconds")}
 
@@ -64,7 +69,7 @@ def agreement(device, limit):
     losses = []
     for where in ("cpu", device):
         with tempfile.TemporaryDirectory() as folder:
-            run(f"train.py {SAME} --out {folder}/run --device {where}", limit)
+            run(f"train.py {SAME} --out {shlex.quote(f'{folder}/run')} --device {where}", limit)
             rows = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
             losses.append([row["loss"] for row in rows if "loss" in row])
     apart = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
@@ -93,7 +98,8 @@ def run_everything(device, on_gpu, data, out):
         except Exception as error:  # whatever it is, the other parts go on
             found = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
         results[name] = {**found, "command": command, "wall_s": time.perf_counter() - began}
-        Path(out).write_text(json.dumps(results, indent=1))  # also of a run that is killed
+        whole = json.dumps(results, indent=1)
+        write_safely(Path(out), lambda new, text=whole: new.write_text(text))  # also of a run that is killed
     print("\n".join(table(results)))
     if not on_gpu:
         print("every size cut down: a trial of the command, no measurement")

@@ -151,17 +151,29 @@ def alone_in(folder):
     if fcntl is None or os.environ.get("RANK", "0") != "0":
         yield
         return
-    with open(folder / ".lock", "w") as file:
+    file = locked(folder / ".lock", fcntl)
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        file.close()
+
+
+def locked(path, fcntl):
+    """An open file with a lock; UserError if another process has it.  A file that its last holder has meanwhile taken
+    away is no use: the next one would make another, and hold that."""
+    while True:
+        file = open(path, "w")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise UserError(f"another process trains in {folder}; --out for another folder") from None
+            raise UserError(f"another process trains in {path.parent}; --out for another folder") from None
         except OSError:  # a file system without locks
-            pass
-        try:
-            yield
-        finally:
-            (folder / ".lock").unlink(missing_ok=True)
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
 
 
 def check_out(path, flag="--out"):

@@ -18,6 +18,7 @@ import vit
 from bench import bench_part, bench_step, count_memory, main, measure_parts, spread
 from masking import sample_masks
 from recipes import get_recipe
+from support.flags import UserError
 from support.scaling import keep_blocks
 
 TINY = dict(arch="vit_nano", patch_size=8, image_size=16, global_size=16, local_size=8, n_local=1, n_prototypes=16,
@@ -105,6 +106,26 @@ def test_the_program(capsys):
     assert main(FLAGS) == 0
     text = capsys.readouterr().out
     assert re.match(r"vit_nano, batch 4, K 16, on cpu, \d+ threads? \(.*\)\nimages/s", text) and "student ViT" in text
+
+
+def test_crops_made_before_are_those_of_a_piece():
+    """Of 5 images in pieces of 2: two pieces of 2 and one of 1, two global views each."""
+    *_, made = bench.make_step(get_recipe("shapes", **{**TINY, "batch": 5, "micro_batch": 2}), CPU)
+    for n in (2, 1):
+        assert len(made(torch.zeros(n, 3, 8, 8), 0)[0]) == 2 * n
+
+
+def test_no_amp_is_float32(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(bench, "bench_step", lambda r, *_: seen.append(r.amp) or {})
+    for words in (["--no-amp"], ["--amp", "none"], ["--amp", "bf16"], []):
+        assert main(["--json", "--device", "cpu", *words]) == 0
+    assert seen == [False, False, True, True]
+
+
+def test_the_largest_batch_of_pieces_is_one_line():
+    with pytest.raises(UserError, match="with --micro_batch any batch takes as much"):
+        bench.largest_batch(get_recipe("shapes", micro_batch=2), torch.device("cuda"))
 
 
 @pytest.mark.parametrize("part", ["augment", "sinkhorn", "losses", "attention"])

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +65,15 @@ def test_a_part_of_a_cpu(capsys):
     assert program == "bench.py" and bench.main(flags) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["batch"] == 2 and found["global_size"] == 28 and found["images_per_s"] > 0
+
+
+def test_a_path_with_a_blank_is_one_word(monkeypatch):
+    words = []
+    monkeypatch.setattr(everything.subprocess, "run", lambda command, **_: words.append(command) or SimpleNamespace(
+        returncode=0, stdout="7\n"))  # fmt: skip
+    for command, limit in everything.plan("cpu", False, "my data/it's.tar").values():
+        everything.run(command, limit)
+    assert [command.count("my data/it's.tar") for command in words if "--data" in command] == [1, 1]
 
 
 def test_a_process_that_ends_well_and_one_that_does_not():

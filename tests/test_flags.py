@@ -168,6 +168,25 @@ def test_a_device_that_is_not_here():
             find_device(name)
 
 
+def test_a_lock_on_a_file_that_has_gone_is_none(tmp_path, monkeypatch):
+    """Between opening and locking, the last holder leaves and takes its file along, and another process makes one."""
+    fcntl = pytest.importorskip("fcntl")
+    lockf, path, replaced = fcntl.lockf, tmp_path / ".lock", []
+
+    def late(file, how):
+        if not replaced:
+            replaced.append(path.unlink())
+            path.touch()
+        lockf(file, how)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    opened = []
+    monkeypatch.setattr(flags, "open", lambda *arguments: opened.append(open(*arguments)) or opened[-1], raising=False)
+    with flags.alone_in(tmp_path):
+        assert len(opened) == 2 and os.path.samestat(os.fstat(opened[1].fileno()), os.stat(path))
+    assert not path.exists()
+
+
 def test_where_a_result_can_go(tmp_path, monkeypatch):
     check_out(tmp_path / "new.png")
     (tmp_path / "file").write_text("")

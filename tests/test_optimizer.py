@@ -28,14 +28,15 @@ def one(value, rate=1.0, decay=1.0, prototypes=False, muon=False):
     return {"params": [p], "lr_factor": rate, "decay_factor": decay, "prototypes": prototypes, "muon": muon}
 
 
-def step(groups, gradients, values=VALUES):
-    """One step of all groups, whose parameters have those gradients; what the parameters are then."""
+def step(groups, *gradients, values=VALUES):
+    """A step of all groups for each of the lists of their parameters' gradients; what the parameters are then."""
     optimizers = make_optimizers(groups)
     set_rates(optimizers, values)
-    for group, gradient in zip(groups, gradients):
-        group["params"][0].grad = torch.tensor(gradient)
-    for optimizer in optimizers:
-        optimizer.step()
+    for some in gradients:
+        for group, gradient in zip(groups, some):
+            group["params"][0].grad = torch.tensor(gradient)
+        for optimizer in optimizers:
+            optimizer.step()
     return [group["params"][0].detach() for group in groups]
 
 
@@ -49,7 +50,7 @@ def test_adamw_by_hand():
 def test_frozen_prototypes_neither_move_nor_shrink():
     """Their rate is 0; the others take their step of 0.1 · (1 + 0.5 · 2) = 0.2, and so do prototypes later."""
     groups, frozen = [one([2.0], prototypes=True), one([2.0])], {**VALUES, "frozen_prototypes": True}
-    assert torch.cat(step(groups, [[3.0]] * 2, frozen)).tolist() == pytest.approx([2.0, 1.8])
+    assert torch.cat(step(groups, [[3.0]] * 2, values=frozen)).tolist() == pytest.approx([2.0, 1.8])
     assert torch.cat(step([one([2.0], prototypes=True)], [[3.0]])).tolist() == pytest.approx([1.8])
 
 
@@ -65,6 +66,16 @@ def test_muon_by_hand():
     assert 0.65 < moved[0, 0] < 1.25 and -1.25 < moved[1, 1] < -0.65
     moved[0, 0] = moved[1, 1] = 0
     assert moved.abs().max() < 1e-5
+
+
+@needs_muon
+def test_muon_by_hand_in_the_second_step():
+    """M is 0.05 · 3 = 0.15 after a gradient of 3, and after one of −2.5 it is 0.95 · 0.15 − 0.05 · 2.5 = 0.0175.
+    0.05 · G + 0.95 · M = −0.125 + 0.0166 is below 0, so W rises by 0.02 of itself: 0.1 · 0.2 · √1, to within 0.65 and
+    1.25; by M alone it would fall."""
+    once, twice = (step([one([2.0]), one([[1.0]], decay=0.0, muon=True)], *[[[3.0], [[G]]] for G in some])[1].item()
+                   for some in ([3.0], [3.0, -2.5]))  # fmt: skip
+    assert 0.65 < (1 - once) / 0.02 < 1.25 and 0.65 < (twice - once) / 0.02 < 1.25
 
 
 def test_parameter_groups():
