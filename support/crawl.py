@@ -23,7 +23,7 @@ import zlib
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 import lxml.html
 from PIL import Image
@@ -112,7 +112,8 @@ def is_cut(file):
 def image_addresses(text, url=""):
     """The http(s) addresses of a page's images: bytes of HTML and the page's own address -> a list, unique."""
     try:
-        root = lxml.html.document_fromstring(without_endless_tags(text))
+        parser = lxml.html.HTMLParser(encoding=encoding_of(text))
+        root = lxml.html.document_fromstring(without_endless_tags(text), parser)
     except (lxml.etree.ParserError, ValueError):  # an empty page
         return []
     base = next((urljoined(url, tag.get("href")) for tag in root.iter("base") if tag.get("href")), url)
@@ -123,6 +124,14 @@ def image_addresses(text, url=""):
             raw += [part.split()[0] for part in re.split(r",\s", tag.get(name) or "") if part.strip()]
     addresses = [urljoined(base, r.strip()).split("#")[0] for r in raw]
     return list(dict.fromkeys(a for a in addresses if is_web(a)))
+
+
+def encoding_of(text):
+    """"utf-8" for bytes that are nothing else, whatever they say of themselves; None: what the page says."""
+    try:
+        return "utf-8" if text.decode() else None
+    except UnicodeDecodeError:
+        return None
 
 
 def without_endless_tags(text):
@@ -234,9 +243,16 @@ def fetch_image(address, folder, allow_private):
     return "saved", str(path.relative_to(folder))
 
 
+def as_asked(address):
+    """An address as it is sent: blanks and letters beyond ASCII as %20 and the like, those of a host in Punycode."""
+    parts = urlsplit(address)
+    place = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    return quote(urlunsplit((parts.scheme, place, parts.path, parts.query, "")), safe="%/:=&?~#+!$,;'@()*[]")
+
+
 def fetch(address, allow_private):
     """The bytes of an http(s) answer, at most MAX_BYTES of them, within DEADLINE seconds."""
-    request = urllib.request.Request(address, headers={"User-Agent": AGENT, "Accept": "image/*"})
+    request = urllib.request.Request(as_asked(address), headers={"User-Agent": AGENT, "Accept": "image/*"})
     watch = Watch(allow_private)
     timer = threading.Timer(DEADLINE, watch.cut)
     timer.start()

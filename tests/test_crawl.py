@@ -43,6 +43,20 @@ def test_where_pages_keep_addresses():
     ]
 
 
+@pytest.mark.parametrize("page", ['<img src="bär.png">'.encode(),
+                                  '<meta charset="latin-1"><img src="bär.png">'.encode("latin-1")])  # fmt: skip
+def test_letters_beyond_ascii(page):
+    """UTF-8 without a word of it, and another encoding that says so."""
+    assert image_addresses(page, "http://h.example/") == ["http://h.example/bär.png"]
+
+
+def test_addresses_as_they_are_asked_for():
+    """UTF-8 of ä is C3 A4; Punycode of bücher is xn--bcher-kva, with the port behind; what is quoted stays so."""
+    assert crawl.as_asked("http://h/my photo.png?q=a b&c=%41") == "http://h/my%20photo.png?q=a%20b&c=%41"
+    assert crawl.as_asked("https://bücher.example:81/bär.png") == "https://xn--bcher-kva.example:81/b%C3%A4r.png"
+    assert crawl.as_asked("http://[::1]:8/a(1)+b,c;d@2x.png") == "http://[::1]:8/a(1)+b,c;d@2x.png"
+
+
 def test_the_base_of_a_page():
     page = b'<head><base href="https://other.example/x/"></head><img src="a.jpg">'
     assert image_addresses(page) == ["https://other.example/x/a.jpg"]
@@ -249,6 +263,8 @@ def server():
 
 EXPECTED = {
     "good.jpg": "saved",
+    "my photo.jpg": "saved",
+    "bär.jpg": "saved",
     "moved.jpg": "saved",
     "busy-once.jpg": "saved",
     "missing.jpg": "HTTP 404",
@@ -281,7 +297,7 @@ def test_a_server_that_does_everything_wrong(server, tmp_path, monkeypatch):
     assert found == {**EXPECTED, "a.jpg": "broken off"}
     assert counts == {reason: list(found.values()).count(reason) for reason in found.values()}
     saved = sorted(str(p.relative_to(tmp_path / "images")) for p in tmp_path.rglob("*.png"))
-    assert saved == sorted(row["file"] for row in rows if "file" in row) and len(saved) == 3
+    assert saved == sorted(row["file"] for row in rows if "file" in row) and len(saved) == 5
     assert {p.name for p in tmp_path.iterdir()} == {"images"} and not list(tmp_path.rglob("*.tmp"))
     assert server.seen.count("/busy-once.jpg") == 2 and server.seen.count("/missing.jpg") == 1
 
