@@ -93,6 +93,12 @@ def wait():
         dist.barrier()
 
 
+def print_first(text, **options):
+    """Print, on rank 0 alone."""
+    if rank() == 0:
+        print(text, **options)
+
+
 def from_first_rank(make):
     """make() as rank 0 computes it, on all ranks: any object that can be pickled.  Errors too are everybody's."""
     answer = [None, None]

@@ -34,6 +34,7 @@ import vit
 from augment import MultiCrop, move
 from centering import SoftmaxCentering
 from dino_loss import dino_loss
+from distributed import print_first
 from evaluate import measure_knn
 from head import Head
 from ibot_loss import ibot_loss
@@ -360,8 +361,7 @@ def prepare(options, recipe, changes, device):
         restore(run, saved)
     start = f"goes on at step {run.step}" if saved else from_where
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
-    if distributed.rank() == 0:
-        print(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {threads}, {start} of {recipe.steps} steps")
+    print_first(f"{out}: {recipe.arch} of {n:.1f} M parameters on {device}, {threads}, {start} of {recipe.steps} steps")
     return run, device
 
 
@@ -380,13 +380,11 @@ def warm_teacher(recipe, out, device):
         if saved["recipe"] != asdict(r):
             raise UserError(f"{out} holds the heads of another run's teacher; the flags of that one, or another --out")
         restore(run, saved)
-    if distributed.rank() == 0:
-        print(f"{out}: heads for the teacher {recipe.teacher}, {steps} steps")
+    print_first(f"{out}: heads for the teacher {recipe.teacher}, {steps} steps")
     _, stopped = train(run, out, device)
     distributed.wait()  # until the first rank has written
     if stopped:
-        if distributed.rank() == 0:
-            print(f"stopped at step {run.step} of the teacher's heads; the same command with --resume goes on")
+        print_first(f"stopped at step {run.step} of the teacher's heads; the same command with --resume goes on")
         distributed.stop()
         raise SystemExit(130)
     return checkpoint
@@ -447,9 +445,9 @@ def main(argv=None):
         run, device = prepare(options, recipe, changes, device)
         began -= seconds_of(read_metrics(out / "metrics.jsonl", run.step))  # of earlier sessions
         rows, stopped = train(run, out, device)
-        if stopped and distributed.rank() == 0:
-            print(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
-        if not stopped:
+        if stopped:
+            print_first(f"stopped at step {run.step} of {run.recipe.steps}; --resume goes on from {out}")
+        else:
             finish(run, out, rows, began)
     distributed.stop()
     return 130 if stopped else 0  # 130: what a shell expects of Ctrl-C

@@ -61,12 +61,13 @@ def in_blocks(path, n, shape, dtype, compute, name):
     distributed.wait()
     out, done = mapped(path, (n, *shape), dtype), mapped(marks, (-(-n // ROWS),), np.uint8)
     mine = range(distributed.rank(), len(done), distributed.world_size())
-    left = [block for block in mine if not done[block]]
-    for block in tqdm(left, name, unit_scale=ROWS, unit="img", disable=distributed.rank() > 0):
-        rows = slice(block * ROWS, min((block + 1) * ROWS, n))
-        out[rows] = compute(range(rows.start, rows.stop))
-        out.flush()
-        done[block] = 1
+    left = {block: range(block * ROWS, min((block + 1) * ROWS, n)) for block in mine if not done[block]}
+    with tqdm(total=sum(map(len, left.values())), desc=name, unit="img", disable=distributed.rank() > 0) as bar:
+        for block, rows in left.items():
+            out[rows.start : rows.stop] = compute(rows)
+            out.flush()
+            done[block] = 1
+            bar.update(len(rows))
     distributed.wait()
     return out
 

@@ -7,6 +7,7 @@ import torch
 
 import distributed
 import vit
+from distributed import print_first
 from recipes import TO_BE_GIVEN
 from support.checkpoint import CheckpointError, read_checkpoint
 from support.flags import CHOICES, UserError, check_recipe, recipe_of, show
@@ -68,8 +69,8 @@ def what_is_there(options, recipe, changes):
 def recipe_to_go_on(saved, checkpoint, name, changes):
     """The recipe of a checkpoint; UserError if the command line, of recipe `name` or None, says anything else."""
     recipe, missing = recipe_of(saved, checkpoint)
-    if missing and distributed.rank() == 0:
-        print(f"{checkpoint} is of an older version, and has the defaults of {', '.join(missing)}")
+    if missing:
+        print_first(f"{checkpoint} is of an older version, and has the defaults of {', '.join(missing)}")
     asked = {"recipe": (recipe.name, name)} if name and recipe.name else {}
     asked |= {name: (getattr(recipe, name), value) for name, value in changes.items()}
     for flag, (is_, wanted) in asked.items():

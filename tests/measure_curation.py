@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import curate  # noqa: E402
 import pca_hash  # noqa: E402
 from support.files import find_files  # noqa: E402
+from support.pictures import MAX_MEGAPIXELS  # noqa: E402
+from support.sources import Source, embed, thumbnails  # noqa: E402
 from support.weights import load_vit  # noqa: E402
 
 KINDS = ("original", "jpeg30", "half", "crop", "flip", "colour")
@@ -64,18 +66,18 @@ def report(what, pairs, kind, group):
 def copies(folder, photos, cifar, weights):
     if not folder.exists():
         make_copies(folder, photos, cifar)
-    source = curate.Source([folder / "photos", folder / "cifar"])
+    source = Source([folder / "photos", folder / "cifar"])
     paths = [Path(source.name(i)) for i in range(len(source))]
     ours = [path.parent.parent.name == "photos" for path in paths]
     kind = np.array([int(path.name[0]) if mine else -1 for path, mine in zip(paths, ours)])
     group = np.array([path.parent.name if mine else path.name for path, mine in zip(paths, ours)])
-    how = None, curate.MAX_MEGAPIXELS  # no scale: none of these is deep
-    grey = curate.thumbnails(source, folder / "thumbnails.npy", how)["grey"]
+    how = None, MAX_MEGAPIXELS  # no scale: none of these is deep
+    grey = thumbnails(source, folder / "thumbnails.npy", how)["grey"]
     h = pca_hash.hashes(grey, pca_hash.principal_components(grey))
     for bits in (2, 4):
         report(f"hash, {bits} bits", pca_hash.copies(h, bits), kind, group)
     network, every = load_vit(weights), range(len(source))
-    e = np.array(curate.embed(network, source, every, 160, folder / "features.npy", "embed", how))
+    e = np.array(embed(network, source, every, 160, folder / "features.npy", "embed", how))
     for threshold in (0.6, 0.8, 0.9):
         report(f"cosine > {threshold}", curate.edges_above(e, threshold, 64, 0), kind, group)
         print(f"{'':14} left: {len(curate.deduplicate(e, threshold))}")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import pca_hash
-from curate import thumbnail
 from pca_hash import averaging, copies, hashes, principal_components
+from support.sources import thumbnail
 
 N = 60
 BICUBIC = Image.Resampling.BICUBIC

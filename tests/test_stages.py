@@ -32,7 +32,7 @@ def squares(rows):
     return np.array([[i * i] for i in rows])
 
 
-def test_a_file_that_was_half_made_is_gone_on_with(tmp_path):
+def test_a_file_that_was_half_made_is_gone_on_with(tmp_path, capsys):
     """2·ROWS + 3 rows are three blocks; the run is killed within the second, and the first is not computed again."""
     n, asked = 2 * ROWS + 3, []
 
@@ -46,6 +46,7 @@ def test_a_file_that_was_half_made_is_gone_on_with(tmp_path):
     out = in_blocks(tmp_path / "x.npy", n, (1,), np.int64, lambda rows: asked.append(rows) or squares(rows), "squares")
     assert asked == [range(ROWS, 2 * ROWS), range(2 * ROWS, n)]
     assert out[:, 0].tolist() == [i * i for i in range(n)]
+    assert f"{ROWS + 3}/{ROWS + 3} " in capsys.readouterr().err  # images, not whole blocks
 
 
 def test_rows_of_a_file(tmp_path):
