@@ -69,7 +69,7 @@ def parse(argv):
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each arm (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the runs and results (default: runs/ablation_RECIPE)")
     args, flags = parser.parse_known_args(argv)
-    options, recipe, changes = parse_args(flags)
+    options, recipe, changes = parse_args(flags, ["--arms", "--seeds"])
     if contrary := sorted(set(changes) & {"seed", *(name for arm in args.arms for name in ARMS[arm])}):
         raise UserError(f"--{contrary[0]} is what the runs differ in")
     if options.resume:

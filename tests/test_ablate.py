@@ -198,6 +198,7 @@ def test_wrong_flags_are_one_line(arguments, tmp_path, capsys):
                          (["--centering", "softmax"], "--centering is what the runs differ in"),
                          (["--resume"], "the same command goes on"), ([], "have other flags: --steps 9;"),
                          (["--data", "nowhere"], "nowhere: no such file or folder"),
+                         (["--arm", "dino"], "did you mean --arms"),
                          (["--data", ""], "has no pictures"), (["--teacher", "?"], "has no teacher")):  # fmt: skip
         assert main([*arguments, *flags]) == 2
         error = capsys.readouterr().err

@@ -146,6 +146,7 @@ def test_the_loader_alone(tmp_path):
     (["--steps", "0"], "'0' is not a whole number of at least 1"),
     (["--device", "cuda:99"], "there is no device"),
     (["--colour", "red"], "unknown argument --colour"),
+    (["--parts", "augment"], "did you mean --part"),
     (["--part", "hat"], "invalid choice"),
     (["--teacher", "nofile.pt"], "cannot read nofile.pt"),
     (["--init", "nofile.pt"], "--init is for train.py"),
