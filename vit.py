@@ -19,6 +19,7 @@ from collections import OrderedDict
 from functools import partial
 from itertools import pairwise
 
+import einops.layers.torch  # noqa: F401  on PyTorch before 2.8 loads its compiler, which fails on device "meta"
 import torch
 from einops import rearrange, repeat
 from torch import nn

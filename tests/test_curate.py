@@ -297,7 +297,7 @@ def test_killed_in_a_stage_and_started_again(place, whole, tmp_path, monkeypatch
     """The process dies in the middle of each stage: before a result is renamed, or within a growing file."""
     (whole, more), killed = whole, tmp_path / "selected.txt"
     monkeypatch.setattr(stages, "ROWS", 8 if stage != "curated" else 2)  # several blocks
-    write, blocks, deaths = stages.write_safely, stages.tqdm, []
+    write, deaths = stages.write_safely, []
 
     def dying(path, save):
         if path.name.startswith(stage) and not path.name.endswith(".done.npy") and not deaths:
@@ -307,15 +307,15 @@ def test_killed_in_a_stage_and_started_again(place, whole, tmp_path, monkeypatch
                 raise Death
         write(path, save)
 
-    def some(left, *args, **options):
-        for count, block in enumerate(blocks(left, *args, **options)):
-            if count == 1 and len(deaths) == 1 and stage in ("thumbnails", "pool", "curated"):
-                deaths.append("in a block")
+    class Bar(stages.tqdm):
+        def update(self, n=1):
+            if len(deaths) == 1 and stage in ("thumbnails", "pool", "curated"):
+                deaths.append("after a block")
                 raise Death
-            yield block
+            super().update(n)
 
     monkeypatch.setattr(stages, "write_safely", dying)
-    monkeypatch.setattr(stages, "tqdm", some)
+    monkeypatch.setattr(stages, "tqdm", Bar)
     with pytest.raises(Death):
         run(*flags(place, killed, *more))
     assert not killed.exists() and deaths
