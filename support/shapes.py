@@ -100,7 +100,8 @@ COATS = {
 
 
 def fish(part, u):
-    """Each kind draws its parts, from the hindmost to the foremost; u(low, high) is drawn anew for each picture."""
+    """Tail, two fins, body, head.  Each kind draws its parts, from the hindmost to the foremost; u(low, high) is drawn
+    anew for each picture."""
     swim = u(-0.35, 0.35)
     part("tail", blade, (-0.5, 0), BACK + swim, 0.42, 0.06, 0.32)
     part("wing", blade, (0, -0.2), -DOWN - u(0, 0.4), u(0.25, 0.35), 0.24, 0.12, -0.15)
@@ -110,6 +111,7 @@ def fish(part, u):
 
 
 def bird(part, u):
+    """Two legs, tail, body, head, and a wing that may be folded."""
     for side in (-0.08, 0.08):
         part("leg", limb, (side, 0.2), DOWN + u(-0.4, 0.4), 0.5, 0.05, 0.045)
     part("tail", blade, (-0.4, 0), BACK + u(0, 0.5), 0.5, 0.08, 0.18)
@@ -119,6 +121,7 @@ def bird(part, u):
 
 
 def dog(part, u):
+    """Four legs, a tail that wags, body, head."""
     for at in (-0.45, -0.33, 0.3, 0.42):
         part("leg", limb, (at, 0.15), DOWN + u(-0.35, 0.35), 0.55, 0.09, 0.07)
     part("tail", limb, (-0.5, -0.1), BACK + u(0, 1), 0.45, 0.07, 0.05)
@@ -127,6 +130,7 @@ def dog(part, u):
 
 
 def giraffe(part, u):
+    """Four legs, tail, a neck that nods, body, head."""
     for at in (-0.32, -0.22, 0.18, 0.28):
         part("leg", limb, (at, 0.3), DOWN + u(-0.2, 0.2), 0.7, 0.07, 0.05)
     part("tail", limb, (-0.35, 0.15), DOWN + u(0.2, 1), 0.4, 0.05, 0.07)
@@ -137,6 +141,7 @@ def giraffe(part, u):
 
 
 def butterfly(part, u):
+    """Two wings on each side, body, head."""
     for side in (-1, 1):
         spread = u(-0.15, 0.15)
         part("wing", blade, (-0.1, 0), side * (DOWN + 0.7 + spread), 0.62, 0.16, 0.3)
@@ -146,6 +151,7 @@ def butterfly(part, u):
 
 
 def beetle(part, u):
+    """Three legs on each side, body, head."""
     for side in (-1, 1):
         for at, angle in ((-0.35, 0.5), (0, 0.05), (0.3, -0.5)):
             part("leg", limb, (at, 0), side * (DOWN + angle + u(-0.2, 0.2)), u(0.68, 0.78), 0.06, 0.05)
@@ -154,6 +160,7 @@ def beetle(part, u):
 
 
 def car(part, u):
+    """A cabin and the body below, two windows, two wheels."""
     part("body", box, (-0.1, -0.2), 0, u(0.42, 0.52), 0.3, 0.15)
     part("body", box, (0, 0.08), 0, 0.92, 0.22, 0.1)
     for at in (-0.34, 0.1):
@@ -163,6 +170,7 @@ def car(part, u):
 
 
 def bus(part, u):
+    """A long body, five windows, two wheels."""
     part("body", box, (0, -0.02), 0, 0.98, u(0.38, 0.44), 0.08)
     for at in (-0.72, -0.36, 0, 0.36, 0.72):
         part("window", box, (at, -0.14), 0, 0.14, 0.16, 0.04)
@@ -171,6 +179,7 @@ def bus(part, u):
 
 
 def plane(part, u):
+    """The far wing, tail, body, four windows, the near wing."""
     flap = u(-0.15, 0.15)
     part("wing", blade, (0.2, 0), -DOWN - 0.45 + flap, 0.7, 0.24, 0.12)
     part("tail", blade, (-0.75, 0), -DOWN - 0.5, u(0.38, 0.46), 0.16, 0.08)
@@ -181,6 +190,7 @@ def plane(part, u):
 
 
 def tractor(part, u):
+    """Bonnet and cabin, a window, a large wheel and a small one."""
     part("body", box, (0.4, 0), 0, 0.5, 0.22, 0.05)
     part("body", box, (-0.32, -0.2), 0, 0.36, u(0.48, 0.54), 0.05)
     part("window", box, (-0.32, -0.4), 0, 0.25, 0.2, 0.04)

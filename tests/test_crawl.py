@@ -60,7 +60,8 @@ def test_addresses_as_they_are_asked_for():
 def test_the_base_of_a_page():
     page = b'<head><base href="https://other.example/x/"></head><img src="a.jpg">'
     assert image_addresses(page) == ["https://other.example/x/a.jpg"]
-    assert image_addresses(b'<base href="/y/"><img src="a.jpg">', "http://s.example/z/p") == ["http://s.example/y/a.jpg"]
+    page = b'<base href="/y/"><img src="a.jpg">'
+    assert image_addresses(page, "http://s.example/z/p") == ["http://s.example/y/a.jpg"]
 
 
 def test_only_the_web():
@@ -70,7 +71,8 @@ def test_only_the_web():
     assert image_addresses(page) == []
 
 
-@pytest.mark.parametrize("page", [b"", b"   ", b"\x00\xff\xfe", b"<", b"<img", b"<img src=", b"<!-- <img src='http://h/a'>"])
+@pytest.mark.parametrize("page", [b"", b"   ", b"\x00\xff\xfe", b"<", b"<img", b"<img src=",
+                                  b"<!-- <img src='http://h/a'>"])  # fmt: skip
 def test_broken_pages(page):
     assert image_addresses(page, "http://h/") == []
 
