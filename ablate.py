@@ -64,12 +64,12 @@ def measure(weights, recipe, device, picture):
 
 def parse(argv):
     """Command line -> its options, train.py's, the whole recipe, and train.py's flags as they stand."""
-    parser = Parser(prog="ablate.py", description="The paper's ablation; any flag of train.py holds for all its arms.")
+    parser = Parser(prog="ablate.py", description="The paper's ablation; any flag of train.py holds for all arms.")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which ones (default: all)")
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each arm (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the runs and results (default: runs/ablation_RECIPE)")
     args, flags = parser.parse_known_args(argv)
-    options, recipe, changes = parse_args(flags, ["--arms", "--seeds"])
+    options, recipe, changes = parse_args(flags, parser)
     if contrary := sorted(set(changes) & {"seed", *(name for arm in args.arms for name in ARMS[arm])}):
         raise UserError(f"--{contrary[0]} is what the runs differ in")
     if options.resume:

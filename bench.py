@@ -345,8 +345,7 @@ def main(argv=None):
     parser.add_argument("--memory", choices=("cpu", "cuda"), help="on paper: what a step will take there, by part")
     parser.add_argument("--scaling", action="store_true", help="draw bench.png: batch, K, crop size and depth")
     args, rest = parser.parse_known_args(argv)
-    words = [*rest, "--amp" if args.amp == "bf16" else "--no-amp"]
-    options, r, _ = parse_args(words, ["--part", "--memory", "--largest", "--scaling", "--json"])
+    options, r, _ = parse_args([*rest, "--amp" if args.amp == "bf16" else "--no-amp"], parser)
     if r.init:
         raise UserError("--init is for train.py: here --arch, --patch_size, --n_registers and --ffn say the network")
     if args.memory:

@@ -3,12 +3,12 @@
     AdamW   θ ← θ − η_θ · ( m̂ / (√v̂ + ε) + λ_θ · θ )
     Muon    W ← W − η_W · ( 0.2 · √max(rows, columns) · U Vᵀ + λ_W · W ),      U Σ Vᵀ = 0.05 · G + 0.95 · M
 
-    η_θ = η · layer_decay^(n + 1 − l) · (patch_embed_lr in the patch embedding),         λ_θ = λ, or 0
+    η_θ = η · layer_decay^(n + 1 − layer) · (patch_embed_lr in the patch embedding),         λ_θ = λ, or 0
 
 η, λ  the schedules' learning rate and weight decay at a step
 G, M  the gradient of W, and its moving average, M ← 0.95 · M + 0.05 · G (Nesterov's momentum)
-l     the layer of θ: 0 for the patch embedding and all tokens, 1 to n for the blocks, n + 1 for what comes after;
-      the heads' rate is η
+layer of θ: 0 for the patch embedding and all tokens, 1 to n for the blocks, n + 1 for the norm after them; the heads'
+      rate is η
 
 λ_θ is 0 for biases, norms and LayerScale.  The paper has AdamW alone; Muon, for the matrices of the blocks, is ours
 (Jordan et al. 2024; the factor before U Vᵀ, which makes a step as long as AdamW's, Liu et al. 2025).  PyTorch's Muon

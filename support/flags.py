@@ -35,11 +35,11 @@ class UserError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with near matches for a misspelt flag, those of `others` among them."""
+    """argparse whose errors are one line, with near matches for a misspelt flag, also from the parser `before`."""
 
-    def __init__(self, others=(), **options):
+    def __init__(self, before=None, **options):
         super().__init__(allow_abbrev=False, **options)
-        self.others = others
+        self.before = before
 
     def error(self, message):
         raise UserError(" ".join(message.split()))
@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         """As argparse does; UserError for what it does not know."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = difflib.get_close_matches(unknown[0], [*self._option_string_actions, *self.others], n=3)
+            known = [flag for parser in (self, self.before) if parser for flag in parser._option_string_actions]
+            near = difflib.get_close_matches(unknown[0], known, n=3)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"unknown argument {unknown[0]}{hint}")
         return options
@@ -190,9 +191,9 @@ def check_out(path, flag="--out"):
 # ---------------------------------------------------------------------------- train.py: a flag for each field
 
 
-def parse_args(argv=None, others=()):
-    """Command line -> (options, recipe, the fields set by hand); others: flags that another program took before."""
-    parser = Parser(others, prog="train.py", description="Train DINOv2; any field of a recipe is a flag.")
+def parse_args(argv=None, before=None):
+    """Command line -> (options, recipe, the fields set by hand); before: the parser that has taken its flags out."""
+    parser = Parser(before, prog="train.py", description="Train DINOv2; any field of a recipe is a flag.")
     parser.add_argument("--recipe", choices=RECIPES, help="where the fields below start from (default: shapes)")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     add_device(parser)

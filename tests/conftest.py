@@ -28,6 +28,7 @@ SLOW = ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure",
 mp.get_context("forkserver").set_forkserver_preload(SLOW)
 
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
 shards_on_cpus = pytest.mark.skipif(torch.__version__ < (2, 9), reason="FSDP2 on CPUs needs PyTorch 2.9")
 
 

@@ -37,7 +37,7 @@ GROUPS = {  # fields of a recipe
     "optimizer": ("optimizer",),
     "stem": ("stem",),
 }
-USUAL = {**asdict(Recipe()), "centering": "softmax"}  # official ssl_default_config.yaml, and Table 16 for the momentum
+USUAL = {**asdict(Recipe()), "centering": "softmax"}  # most are official
 ARMS = {  # the groups that have the usual values
     "recipe": [],
     "recipe, K = 65,536": ["K"],

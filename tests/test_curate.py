@@ -254,7 +254,7 @@ def test_names_that_a_list_can_and_cannot_hold(place, tmp_path, capsys):
     assert images.skipped == [] and {os.fsencode(Path(name).name) for name in images.names} == set(names[:4])
 
 
-def test_weights_have_one_digest_on_any_number_of_threads(place):
+def test_weights_have_one_digest_on_any_number_of_threads(place, tmp_path):
     """Threads cut sums in other places, and the digest names what a killed run has embedded."""
     options = SimpleNamespace(weights=place / "vit.pt", device="cpu", size=None)
     before, found = torch.get_num_threads(), []
@@ -265,6 +265,11 @@ def test_weights_have_one_digest_on_any_number_of_threads(place):
     finally:
         torch.set_num_threads(before)
     assert len(set(found)) == 1
+    network = torch.load(place / "vit.pt", weights_only=True)
+    network["norm.bias"][-1] += 1e-6  # the last value of all
+    torch.save(network, tmp_path / "other.pt")
+    options.weights = tmp_path / "other.pt"
+    assert load_network(options)[2] != found[0]
 
 
 def test_work_files_that_are_cut_short_are_made_again(place, whole, tmp_path):

@@ -5,13 +5,13 @@
 
 import pytest
 import torch
+from conftest import needs_muon
 from torch import nn
 
 from optimizer import make_optimizers, parameter_groups, set_rates
 from recipes import get_recipe
 from train import build_network
 
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
 VALUES = {"lr": 0.1, "weight_decay": 0.5, "frozen_prototypes": False}
 
 

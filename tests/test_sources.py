@@ -64,7 +64,8 @@ def test_all_sources_have_one_scale(folder):
         scale, max_megapixels = None, 100
 
     low, high = Source([folder / "low"]), Source([folder / "high"])
-    assert look_at([low, high], args) == (look_at([high], args)[0], 100) != look_at([low], args)
+    assert look_at([low, high], args) == look_at([high, low], args) == look_at([high], args) != look_at([low], args)
+    assert look_at([low], args)[1] == 100
 
 
 def test_features_are_the_networks_cls_with_length_one(folder):
