@@ -47,6 +47,13 @@ def test_adamw_by_hand():
     assert torch.cat(step(groups, [[3.0]] * 3)).tolist() == pytest.approx([1.8, 1.9, 1.9])
 
 
+def test_adamw_by_hand_in_the_second_step():
+    """Gradients 1, then 0: m = 0.9 · 0.1 = 0.09, m̂ = 0.09 / (1 − 0.9²) = 0.4737; v = 0.999 · 0.001 = 0.000999,
+    v̂ = 0.000999 / (1 − 0.999²) = 0.49975.  θ = 2 − 0.1 · 1 − 0.1 · 0.4737 / √0.49975 = 1.9 − 0.06701."""
+    [theta] = step([one([2.0], decay=0.0)], [[1.0]], [[0.0]])
+    assert theta.item() == pytest.approx(1.83299, abs=1e-5)
+
+
 def test_frozen_prototypes_neither_move_nor_shrink():
     """Their rate is 0; the others take their step of 0.1 · (1 + 0.5 · 2) = 0.2, and so do prototypes later."""
     groups, frozen = [one([2.0], prototypes=True), one([2.0])], {**VALUES, "frozen_prototypes": True}
@@ -68,14 +75,15 @@ def test_muon_by_hand():
     assert moved.abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("G, sign", [(-1.3, 1), (-1.5, -1)])
 @needs_muon
-def test_muon_by_hand_in_the_second_step():
-    """M is 0.05 · 3 = 0.15 after a gradient of 3, and after one of −2.5 it is 0.95 · 0.15 − 0.05 · 2.5 = 0.0175.
-    0.05 · G + 0.95 · M = −0.125 + 0.0166 is below 0, so W rises by 0.02 of itself: 0.1 · 0.2 · √1, to within 0.65 and
-    1.25; by M alone it would fall."""
-    once, twice = (step([one([2.0]), one([[1.0]], decay=0.0, muon=True)], *[[[3.0], [[G]]] for G in some])[1].item()
-                   for some in ([3.0], [3.0, -2.5]))  # fmt: skip
-    assert 0.65 < (1 - once) / 0.02 < 1.25 and 0.65 < (twice - once) / 0.02 < 1.25
+def test_muon_by_hand_in_the_second_step(G, sign):
+    """After a gradient of 3, M = 0.05 · 3 = 0.15, and after G, 0.95 · 0.15 + 0.05 · G = 0.1425 + 0.05 · G.  Then
+    0.05 · G + 0.95 · M = 0.0975 · G + 0.1354 is 0 at G = −1.39: W falls for −1.3 and rises for −1.5, by
+    0.1 · 0.2 · √1 = 0.02, to within 0.65 and 1.25.  By M alone it would fall until −2.85, by G alone rise from 0."""
+    once, twice = (step([one([2.0]), one([[1.0]], decay=0.0, muon=True)], *[[[3.0], [[g]]] for g in some])[1].item()
+                   for some in ([3.0], [3.0, G]))  # fmt: skip
+    assert 0.65 < (1 - once) / 0.02 < 1.25 and 0.65 < sign * (once - twice) / 0.02 < 1.25
 
 
 def test_parameter_groups():

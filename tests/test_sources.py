@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from support.flags import UserError
-from support.sources import Source, embed, look_at, name_broken, thumbnails
+from support.sources import Source, embed, look_at, name_broken, picture_or_grey, thumbnails
 from vit import vit_pico
 
 HOW = (None, 100)
@@ -52,6 +52,11 @@ def test_a_broken_picture_has_no_pixels_and_is_named_with_the_reason(folder, cap
     name_broken(source, found, HOW)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(folder / "some" / "b.png") in error
+
+
+def test_a_picture_that_breaks_past_its_thumbnail_is_grey(folder):
+    source = Source([folder / "some"])
+    assert (picture_or_grey(source, 1, 16, HOW) == 128).all() and (picture_or_grey(source, 2, 16, HOW) == 200).all()
 
 
 def test_all_sources_have_one_scale(folder):

@@ -150,6 +150,12 @@ def test_the_arithmetic_of_several_processes(monkeypatch):
     assert run.training_flops == 1180
 
 
+def test_a_batch_that_does_not_divide_among_the_processes(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.distributed, "world_size", lambda: 4)
+    assert main(flags(folder, tmp_path / "run")) == 2
+    assert "--batch 6 does not divide among 4 processes" in capsys.readouterr().err
+
+
 @needs_muon
 def test_muon_wants_one_process(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
