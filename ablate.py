@@ -20,14 +20,13 @@ from tqdm import tqdm
 from evaluate import frozen_features, linear_accuracy, measure_knn
 from pca_viz import draw_split
 from support.arms import FLAGS, flags_of, read_done, train_arm
-from support.data import in_memory
-from support.failures import in_one_line
-from support.files import write_safely
-from support.flags import Parser, UserError, alone_in, find_device, make_folder, parse_args, positive
-from support.metrics import read_metrics, write_metrics
+from support.cli import Parser, parse_args, positive, report_errors
+from support.device import choose_threads, find_device
+from support.files import UserError, lock_folder, make_folder, write_safely
+from support.images import in_memory
+from support.log import read_metrics, write_metrics
 from support.report import ablation_table, draw_ablation
 from support.start import need_pictures, need_teacher
-from support.threads import choose_threads
 from support.weights import load_vit
 from train import sizes_at, splits_at
 
@@ -89,14 +88,14 @@ def write_results(rows, out):
     return table
 
 
-@in_one_line("ablate.py")
+@report_errors("ablate.py")
 def main(argv=None):
     """The program; returns its exit status."""
     args, options, recipe, flags = parse(argv)
     device, _ = find_device(options.device), choose_threads(options.threads)
     out, images, failures = args.out, recipe.steps * recipe.batch, []
     make_folder(out, *RESULTS, FLAGS)
-    with alone_in(out):
+    with lock_folder(out):
         splits_at(recipe.steps, recipe)  # before anything is kept, so that a wrong --data is one line
         rows = read_done(out, flags)
         done = [(row["arm"], row["seed"]) for row in rows]

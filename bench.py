@@ -32,15 +32,13 @@ import train
 import vit
 from dino_loss import dino_loss
 from sinkhorn import sinkhorn_knopp
-from support.data import batches
+from support.cli import Parser, parse_args, positive, report_errors
+from support.device import autocast, choose_threads, find_device, keep_pages, peak_memory
 from support.everything import run_everything
-from support.failures import in_one_line
-from support.flags import Parser, UserError, find_device, parse_args, positive
+from support.files import UserError
 from support.footprint import Footprint, largest_batches, memory_table
-from support.memory import keep_pages, peak_memory
-from support.precision import autocast
+from support.images import batches
 from support.scaling import draw_scaling
-from support.threads import choose_threads
 
 WARMUP = 4  # steps that are not timed: allocators fill their pools, and kernels are chosen
 
@@ -120,7 +118,7 @@ def make_step(r, device):
     run = train.start_run(r, device)
     crop = train.make_crop(r)
     images = torch.randint(0, 256, (r.batch, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
-    values = train.values_at(r.steps // 2, r)
+    values = train.schedules_at(r.steps // 2, r)
     made = {len(piece): crop(piece, 0) for piece in images.split(r.micro_batch or r.batch)}  # before the clock starts
 
     def step(crop=crop):
@@ -244,7 +242,7 @@ def count_memory(r, device_type):
                 optimizer.zero_grad()
         images = torch.empty(r.batch, 0)  # crops are made of nothing
         alive.forget()
-        in_parts(lambda crop: train.train_step(run, images, crop, train.values_at(0, r)), crop, run, around)
+        in_parts(lambda crop: train.train_step(run, images, crop, train.schedules_at(0, r)), crop, run, around)
     return alive.at_peak
 
 
@@ -327,7 +325,7 @@ def largest_batch(r, device):
 # ---------------------------------------------------------------------------- the program
 
 
-@in_one_line("bench.py")
+@report_errors("bench.py")
 def main(argv=None):
     """The program; returns its exit status."""
     keep_pages()

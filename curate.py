@@ -36,29 +36,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 import distributed
-import pca_hash
+from curation import pca_hash
+from curation.addresses import collect_addresses, download
+from curation.neighbours import nearest, nearest_in_blocks
+from curation.sources import Source, embed, look_at, name_broken, thumbnails
+from curation.work_files import Stages, digest, once, rows_of
 from distributed import print_first
-from neighbours import nearest, nearest_in_blocks
-from support.crawl import collect_addresses, download
-from support.failures import in_one_line
-from support.files import write_safely
-from support.flags import (
-    Parser,
-    UserError,
-    add_device,
-    add_pictures,
-    check_out,
-    check_scale,
-    find_device,
-    number,
-    positive,
-    side,
-)
-from support.pictures import whole_patches
+from support.cli import Parser, add_device, add_pictures, check_scale, number, positive, report_errors, side
+from support.device import choose_threads, find_device
+from support.files import UserError, check_out, write_safely
+from support.images import whole_patches
 from support.report import draw_selected, write_selected
-from support.sources import Source, embed, look_at, name_broken, thumbnails
-from support.stages import Stages, digest, once, rows_of
-from support.threads import choose_threads
 from support.weights import load_vit
 
 SMALL = 1_000_000  # curated images: fewer are retrieved by clusters, more by samples (App. A)
@@ -347,7 +335,7 @@ def parse_args(argv):
     return args
 
 
-@in_one_line("curate.py", ValueError)
+@report_errors("curate.py", ValueError)
 def main(argv=None):
     """The program; returns its exit status."""
     args = parse_args(argv)

@@ -34,24 +34,10 @@ from linear_probe import (
     probe_tokens,
     segmentation_iou,
 )
-from support.data import Images, in_order, load_images
-from support.failures import in_one_line
-from support.files import DataError, write_safely
-from support.flags import (
-    CHOICES,
-    Parser,
-    UserError,
-    add_device,
-    add_pictures,
-    check_out,
-    check_scale,
-    find_device,
-    positive,
-    side,
-)
-from support.pictures import whole_patches
-from support.precision import autocast
-from support.threads import choose_threads
+from support.cli import CHOICES, Parser, add_device, add_pictures, check_scale, positive, report_errors, side
+from support.device import autocast, choose_threads, find_device
+from support.files import UserError, check_out, write_safely
+from support.images import Images, in_order, load_images, whole_patches
 from support.weights import load_vit
 
 KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the far end of its sweep (10, 20, 100, 200)
@@ -189,21 +175,21 @@ def load_both(args, vit, size):
     for split in ("train", "test"):
         try:
             splits.append(load_images(args.data, split, size, scale=args.scale, max_megapixels=args.max_megapixels))
-        except DataError:
+        except UserError:
             if not (splits and vit and args.save):  # features of training images alone can be saved
                 raise
     labelled = len(splits) == 2 and all(images.labels is not None for images in splits)
     if not labelled and not args.save:
         where = f"the test split of {args.data}" if splits[0].classes else args.data
-        raise DataError(f"{where} has no labels: put the images of each class into a folder of its own, or list them "
+        raise UserError(f"{where} has no labels: put the images of each class into a folder of its own, or list them "
                         "in a .csv with path,label; --save FILE.npz needs none")  # fmt: skip
     if vit is None and any(images.pixels is None for images in splits):
-        raise DataError(f"{args.data} is too large for --weights pixels, which holds all images in memory")
+        raise UserError(f"{args.data} is too large for --weights pixels, which holds all images in memory")
     return splits, labelled
 
 
 def evaluate(args):
-    """Prints the table of one set of weights on one data set. Raises DataError, ValueError or OSError."""
+    """Prints the table of one set of weights on one data set. Raises UserError, ValueError or OSError."""
     vit, size = network_of(args)
     splits, labelled = load_both(args, vit, size)
     kinds = args.linear or ["grid", "logistic"] + ["parts"] * (vit is not None and splits[0].parts is not None)
@@ -318,7 +304,7 @@ def parse_args(argv):
     return args
 
 
-@in_one_line("evaluate.py", ValueError)
+@report_errors("evaluate.py", ValueError)
 def main(argv=None):
     """The program; returns its exit status."""
     evaluate(parse_args(argv))

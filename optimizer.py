@@ -52,7 +52,7 @@ def rate_of(name, n, r):
 
 
 def set_rates(optimizers, values):
-    """Give all groups what the schedules say at a step (train.values_at)."""
+    """Give all groups what the schedules say at a step (train.schedules_at)."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             frozen = group["prototypes"] and values["frozen_prototypes"]

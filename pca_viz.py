@@ -35,23 +35,11 @@ from tqdm import tqdm
 from attention import cls_attention
 from augment import normalize
 from matching import mutual_matches, part_agreement, spread_out
-from support.data import read_images
-from support.failures import in_one_line
-from support.files import write_safely
-from support.flags import (
-    Parser,
-    UserError,
-    add_device,
-    add_pictures,
-    check_out,
-    check_scale,
-    find_device,
-    number,
-    positive,
-    side,
-)
+from support.cli import Parser, add_device, add_pictures, check_scale, number, positive, report_errors, side
+from support.device import choose_threads, find_device
+from support.files import UserError, check_out, write_safely
+from support.images import read_images
 from support.report import PAIRS_PER_ROW, draw_attention, draw_matches, draw_pca
-from support.threads import choose_threads
 from support.weights import load_vit
 
 FLAT = 1e-6  # ours: a component with less spread than this share of the largest feature is float32 rounding
@@ -327,7 +315,7 @@ def draw_colours(args, images, grids, tokens):
     return f"{result}, {len(cosine)} mutual matches, {len(pairs)} of them drawn"
 
 
-@in_one_line("pca_viz.py", ValueError)
+@report_errors("pca_viz.py", ValueError)
 def main(argv=None):
     """The program; returns its exit status."""
     draw(parse_args(argv))

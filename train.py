@@ -30,66 +30,40 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import distributed
-import vit
 from augment import MultiCrop, move
 from centering import SoftmaxCentering
 from dino_loss import dino_loss
 from distributed import print_first
 from evaluate import measure_knn
-from head import Head
 from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
+from network import build_network
 from optimizer import make_optimizers, parameter_groups, set_rates
 from pca_viz import draw_split
 from recipes import Recipe
 from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
-from support.checkpoint import read_checkpoint, restore, save_checkpoint, write_safely
-from support.collapse import check_health
-from support.data import batches, in_memory, load_splits
-from support.failures import in_one_line
-from support.flags import UserError, alone_in, find_device, make_folder, parse_args, recipe_of
-from support.memory import check_memory, keep_pages
-from support.metrics import add_metrics, read_metrics, seconds_of
-from support.precision import autocast
-from support.record import Recorder, signals_noted
+from support.checkpoint import read_checkpoint, restore, save_checkpoint
+from support.cli import parse_args, recipe_of, report_errors
+from support.device import autocast, check_memory, choose_threads, find_device, keep_pages
+from support.files import UserError, lock_folder, make_folder, write_safely
+from support.images import batches, in_memory, load_splits
+from support.log import RunLog, add_metrics, catch_signals, check_health, read_metrics, seconds_of
 from support.report import draw_curves, scores_in_words
 from support.start import (
-    adopt,
     check_processes,
+    find_checkpoint,
     heads_of,
+    init_from,
     need_pictures,
     need_teacher,
     warmed_teacher,
-    what_is_there,
 )
-from support.threads import choose_threads
 
 FILES = ("checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png")  # that a run leaves
 
 # ---------------------------------------------------------------------------- networks
-
-
-def build_network(r, img_size=None):
-    """The ViT and its two untied heads (§4), for a recipe; img_size: that of its positions, if not the run's."""
-    backbone = getattr(vit, r.arch)(
-        patch_size=r.patch_size,
-        img_size=img_size or (r.hires_size if r.hires_share else r.global_size),
-        n_registers=r.n_registers,
-        ffn=r.ffn,
-        drop_path=0.0 if r.teacher else r.drop_path,  # §5: no stochastic depth in distillation
-        layer_scale=r.layer_scale,
-        checkpointing=r.checkpointing,
-        stem=r.stem,
-    )
-    heads = {
-        "dino_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.dino_bottleneck),
-        "ibot_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.ibot_bottleneck),
-    }
-    if r.tied_heads:
-        heads["ibot_head"] = heads["dino_head"]
-    return nn.ModuleDict({"backbone": backbone, **heads})
 
 
 @dataclass
@@ -160,7 +134,7 @@ def phases(r):
             ("hires", low, r.steps, r.hires_lr)]  # fmt: skip
 
 
-def values_at(step, r):
+def schedules_at(step, r):
     """What the schedules say at a step: a dict.  Each phase has all of them from their start, compressed; but
     prototypes are frozen in the first phase alone, and not at high resolution."""
     phase, first, end, rate = next(phase for phase in phases(r) if step < phase[2])
@@ -286,7 +260,7 @@ def update_teacher(student, ema, momentum):
 
 def sizes_at(step, r):
     """Sides of the decoded squares and of the global crops in a step's phase; of the last phase, when all is done."""
-    hires = values_at(min(step, r.steps - 1), r)["hires"]
+    hires = schedules_at(min(step, r.steps - 1), r)["hires"]
     return (r.hires_image_size, r.hires_size) if hires else (r.image_size, r.global_size)
 
 
@@ -317,12 +291,12 @@ def train(run, out, device):
     """
     r, world = run.recipe, distributed.world_size()
     splits_at(run.step, r)  # before the bar, so that a wrong --data is one line
-    record, hires, stop, counts = Recorder(run, out, device), None, False, {}
-    with signals_noted() as signals, record.bar:
+    record, hires, stop, counts = RunLog(run, out, device), None, False, {}
+    with catch_signals() as signals, record.bar:
         while run.step < r.steps and not stop:
             if r.eval_every and run.step and run.step % r.eval_every == 0 and not record.evaluated():
                 record.evaluation(evaluate(run, whole_vit(run), out))
-            values = values_at(run.step, r)
+            values = schedules_at(run.step, r)
             if values["hires"] != hires:  # a phase begins, or a resumed run joins it
                 hires = values["hires"]
                 stream, crop = images_from(run.step, r, device), make_crop(r, run.step)
@@ -342,7 +316,7 @@ def train(run, out, device):
 def prepare(options, recipe, changes, device):
     """What the command line says -> (run, device): a new run, or one that goes on."""
     out, warmed = options.out, warmed_teacher(options.out)
-    recipe, saved = what_is_there(options, recipe, changes)
+    recipe, saved = find_checkpoint(options, recipe, changes)
     need_pictures(recipe)
     need_teacher(recipe)
     device = distributed.start(device)
@@ -353,7 +327,7 @@ def prepare(options, recipe, changes, device):
         teacher = warm_teacher(recipe, out, device)
     start, from_where = None, "starts"
     if recipe.init and not saved:
-        recipe, start, words = adopt(recipe, changes, build_network)
+        recipe, start, words = init_from(recipe, changes, build_network)
         from_where = f"starts from {recipe.init} ({words})"
     check_memory(recipe, device, build_network)
     run = start_run(recipe, device, start, teacher)
@@ -372,7 +346,7 @@ def warm_teacher(recipe, out, device):
     out = checkpoint.parent
     r = replace(recipe, init=recipe.teacher, teacher="", steps=steps, head_warmup=1.0, hires_share=0.0, eval_every=0,
                 drop_path=0.0)  # fmt: skip
-    r, start, _ = adopt(r, {"patch_size": recipe.patch_size, "head_warmup": 1.0}, build_network, resize=False)
+    r, start, _ = init_from(r, {"patch_size": recipe.patch_size, "head_warmup": 1.0}, build_network, resize=False)
     make_folder(out)
     run = start_run(r, device, start)
     if checkpoint.exists():
@@ -433,7 +407,7 @@ def finish(run, out, rows, began):
     print(f"{words}, {row['seconds']:.0f} s, {out}")
 
 
-@in_one_line("train.py")
+@report_errors("train.py")
 def main(argv=None):
     """The program; returns its exit status."""
     began = time.perf_counter()
@@ -441,7 +415,7 @@ def main(argv=None):
     options, recipe, changes = parse_args(argv)
     device, out = find_device(options.device), options.out
     make_folder(out, *FILES)
-    with alone_in(out):
+    with lock_folder(out):
         run, device = prepare(options, recipe, changes, device)
         began -= seconds_of(read_metrics(out / "metrics.jsonl", run.step))  # of earlier sessions
         rows, stopped = train(run, out, device)

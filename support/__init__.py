@@ -1,1 +1,1 @@
-"""What the paper does not speak of: files, formats, flags, pictures of progress."""
+"""What every program needs besides the paper: command lines, runs, weights, and images."""

@@ -6,10 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from support.files import write_safely
-from support.flags import UserError
-from support.metrics import read_metrics
-from support.record import signals_noted
+from support.files import UserError, write_safely
+from support.log import catch_signals, read_metrics
 
 PROGRAM = Path(__file__).parents[1] / "train.py"
 FLAGS = "flags.json"  # those with which a folder's arms are trained
@@ -30,7 +28,7 @@ def train_arm(flags, out, bar, batch):
         return batch * rows[-1]["step"] if rows else 0
 
     bar.initial += trained()  # speed and time left are of what is done now
-    with open(out / "log.txt", "w") as log, signals_noted() as signals:
+    with open(out / "log.txt", "w") as log, catch_signals() as signals:
         command = [sys.executable, PROGRAM, "--eval_every", "0", *flags, "--out", out, "--resume"]
         process = subprocess.Popen(command, stdout=log, stderr=log)
         while process.poll() is None:

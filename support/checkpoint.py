@@ -11,15 +11,13 @@ from dataclasses import asdict
 import torch
 
 import distributed
-from support.files import check_regular, write_safely
+from support.files import UserError, check_regular, write_safely
 
 
 class Damaged(ValueError):
     """A file whose checksums are wrong."""
 
 
-class CheckpointError(Exception):
-    """A file that is not a checkpoint of train.py: one line for the person, exit status 2."""
 
 
 def save_checkpoint(run, out):
@@ -72,28 +70,28 @@ def read_tensors(path, **options):
 
 
 def read_checkpoint(path):
-    """The dict that save_checkpoint wrote; CheckpointError in one line for anything else."""
+    """The dict that save_checkpoint wrote; UserError in one line for anything else."""
     try:
         saved = read_tensors(path, mmap=True)
         parts = [saved[name] for name in ("recipe", "student", "teacher", "centering", "optimizer")]
         if type(saved["step"]) is int and all(isinstance(part, dict) for part in parts):
             return saved
     except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Damaged as error:
-        raise CheckpointError(str(error)) from None
+        raise UserError(str(error)) from None
     except Exception:  # torch.load raises half a dozen kinds for a file that is not its own
         pass
-    raise CheckpointError(f"{path} is not a checkpoint of train.py")
+    raise UserError(f"{path} is not a checkpoint of train.py")
 
 
 def restore(run, saved):
-    """Set run to where the checkpoint was written; CheckpointError if it is not of this run."""
+    """Set run to where the checkpoint was written; UserError if it is not of this run."""
     try:
         load_parts(run, saved)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"the checkpoint does not fit its own recipe ({reason}); start anew") from None
+        raise UserError(f"the checkpoint does not fit its own recipe ({reason}); start anew") from None
 
 
 def load_parts(run, saved):

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from support.files import DataError, cache_folder, write_safely
-from support.pictures import reason_of, resize
+from support.files import UserError, reason_of, write_safely
+from support.find import cache_folder
+from support.images import resize
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # the other version is pickles: code
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -22,13 +23,13 @@ CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 def read_cifar10(split, size):
     """One split as pixels (N, 3, size, size) uint8, labels (N,) int64 and the ten names.
 
-    The official archive holds records of one byte of label and 3·32·32 of pixels.  Raises DataError.
+    The official archive holds records of one byte of label and 3·32·32 of pixels.  Raises UserError.
     """
     path = cache_folder() / CIFAR10_URL.split("/")[-1]
     if not path.exists():
         download(CIFAR10_URL, path)
     if md5_of(path) != CIFAR10_MD5:
-        raise DataError(f"{path} is not what {CIFAR10_URL} serves (wrong checksum); delete it and run again")
+        raise UserError(f"{path} is not what {CIFAR10_URL} serves (wrong checksum); delete it and run again")
     with tarfile.open(path) as tar:
         parts = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar
                  if m.name.endswith((".bin", "batches.meta.txt"))}
@@ -45,7 +46,7 @@ def read_cifar10(split, size):
 
 
 def download(url, path):
-    """`url` into `path`, whole and with the right checksum, or not at all. Raises DataError."""
+    """`url` into `path`, whole and with the right checksum, or not at all. Raises UserError."""
     by_hand = f"download {url} yourself and put it at {path}"
 
     def fetch(new):
@@ -56,12 +57,12 @@ def download(url, path):
                 f.write(piece)
                 bar.update(len(piece))
         if md5_of(new) != CIFAR10_MD5:
-            raise DataError(f"what {url} sent is damaged (wrong checksum); run again, or {by_hand}")
+            raise UserError(f"what {url} sent is damaged (wrong checksum); run again, or {by_hand}")
 
     try:
         write_safely(path, fetch, shared=True)
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"cifar10 cannot be downloaded ({reason_of(error)}); {by_hand}") from None
+        raise UserError(f"cifar10 cannot be downloaded ({reason_of(error)}); {by_hand}") from None
 
 
 def md5_of(path):

@@ -11,7 +11,7 @@ from matplotlib.patches import ConnectionPatch
 from PIL import Image, ImageOps
 
 from support.files import write_safely
-from support.pictures import MAX_MEGAPIXELS, decode
+from support.images import MAX_MEGAPIXELS, decode
 
 PAIRS_PER_ROW = 4  # image and colours side by side, four times in a row
 SHOWN_SIZE, MARGIN = 112, 4  # pixels, of an image among the selected ones, and around it

@@ -9,8 +9,9 @@ import distributed
 import vit
 from distributed import print_first
 from recipes import TO_BE_GIVEN
-from support.checkpoint import CheckpointError, read_checkpoint
-from support.flags import CHOICES, UserError, check_recipe, recipe_of, show
+from support.checkpoint import read_checkpoint
+from support.cli import CHOICES, check_recipe, recipe_of, show
+from support.files import UserError
 from support.weights import given_vit
 
 HEADS = ("dino_head", "ibot_head")
@@ -53,7 +54,7 @@ def warmed_teacher(out):
     return out / "teacher" / "checkpoint.pt"
 
 
-def what_is_there(options, recipe, changes):
+def find_checkpoint(options, recipe, changes):
     """The command line of train.py -> (the recipe of the run, its checkpoint if it goes on, else None)."""
     out, checkpoint, warmed = options.out, options.out / "checkpoint.pt", warmed_teacher(options.out)
     if options.resume and checkpoint.exists():
@@ -82,7 +83,7 @@ def recipe_to_go_on(saved, checkpoint, name, changes):
 # ---------------------------------------------------------------------------- other weights
 
 
-def adopt(recipe, changes, build, resize=True):
+def init_from(recipe, changes, build, resize=True):
     """A recipe with --init -> (the recipe of a network as in that file, its state dict, what this is in words).
 
     changes: the fields set by hand, which may not contradict the file.  build(recipe) -> the network and its heads.
@@ -138,6 +139,6 @@ def heads_of(path):
     """The teacher's two heads in a checkpoint.pt of train.py, by name; {} for any other file."""
     try:
         teacher = read_checkpoint(Path(path))["teacher"]
-    except CheckpointError:
+    except UserError:
         return {}
     return {name: x for name, x in teacher.items() if name.startswith(HEADS)}

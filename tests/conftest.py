@@ -17,7 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.threads import choose_threads  # noqa: E402  of the path above
+from support.device import choose_threads  # noqa: E402  of the path above
 
 choose_threads()  # once, and not by each program that a test calls
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))

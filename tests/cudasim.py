@@ -115,8 +115,7 @@ def step(recipe, depth, **changes):
     import train
     from bench import measure_parts
     from recipes import get_recipe
-    from support.collapse import collapse_meter
-    from support.metrics import means
+    from support.log import collapse_meter, means
     from support.scaling import keep_blocks
 
     r, sim, build = get_recipe(recipe, **changes), CudaSim(), train.build_network
@@ -143,7 +142,7 @@ def step(recipe, depth, **changes):
         sim.alive.forget()
         found = []
         parts = measure_parts(
-            lambda crop: found.extend(train.train_step(run, images, crop, train.values_at(run.step, r))),
+            lambda crop: found.extend(train.train_step(run, images, crop, train.schedules_at(run.step, r))),
             crop, run, lambda: sim.launches)  # fmt: skip
         waits, (losses, p_t, cls) = dict(sim.waits), found
         sim.waits.clear()
@@ -154,7 +153,7 @@ def step(recipe, depth, **changes):
 
 def loader():
     """Waits of a batch after the first one: of images that stay in the device's memory, and of a streamed set."""
-    from support.data import Files, Images, batches
+    from support.images import Files, Images, batches
 
     square, names, waits = torch.zeros(3, 4, 4, dtype=torch.uint8), list("abcdefgh"), {}
     files = Files(names, None, 4, None, None, 1)

@@ -15,10 +15,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import curate  # noqa: E402
-import pca_hash  # noqa: E402
-from support.files import find_files  # noqa: E402
-from support.pictures import MAX_MEGAPIXELS  # noqa: E402
-from support.sources import Source, embed, thumbnails  # noqa: E402
+from curation import pca_hash
+from curation.sources import Source, embed, thumbnails  # noqa: E402
+from support.find import find_files  # noqa: E402
+from support.images import MAX_MEGAPIXELS  # noqa: E402
 from support.weights import load_vit  # noqa: E402
 
 KINDS = ("original", "jpeg30", "half", "crop", "flip", "colour")

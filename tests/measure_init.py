@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import train
 from evaluate import measure_knn
-from support.flags import parse_args
+from support.cli import parse_args
 from support.weights import load_vit
 
 ARMS = {"heads first, then all at init_lr": [], "all at once at the recipe's rate": ["--head_warmup", "0", "--init_lr"]}

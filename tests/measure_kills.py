@@ -29,7 +29,7 @@ from PIL import Image  # noqa: E402
 
 import curate  # noqa: E402
 import train  # noqa: E402
-from support import record  # noqa: E402
+from support import log as record  # noqa: E402
 from vit import vit_pico  # noqa: E402
 
 CLOCK = ("seconds", "images_per_s", "peak_memory")

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 import train
 from evaluate import measure_knn
 from recipes import Recipe
-from support.flags import parse_args
+from support.cli import parse_args
 
 OURS = ["--recipe", "cifar10", "--batch", "32", "--hires_share", "0", "--eval_every", "0"]
 GROUPS = {  # fields of a recipe

@@ -15,7 +15,7 @@ import ablate
 import train
 from ablate import ARMS, flags_of, main
 from recipes import get_recipe
-from support.flags import parse_args
+from support.cli import parse_args
 from support.report import ablation_table, draw_ablation
 
 # ---------------------------------------------------------------------------- the arms
@@ -48,7 +48,7 @@ def step(run):
     """A step on noise -> the losses."""
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     crop = train.MultiCrop(8, 4, run.recipe.n_local, blur_sigma=(0.1, 0.5))
-    return train.train_step(run, images, crop, train.values_at(run.step, run.recipe))[0]
+    return train.train_step(run, images, crop, train.schedules_at(run.step, run.recipe))[0]
 
 
 def test_tied_heads_are_one_head(tmp_path):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from support import arms
-from support.flags import UserError
+from support.files import UserError
 
 BAR = "\rdino, seed 0:  50%|#####     | 16/32 [00:01<00:01, 16.0img/s]"
 SAVES_ON_SIGTERM = """

@@ -18,7 +18,7 @@ import vit
 from bench import bench_part, bench_step, count_memory, main, measure_parts, spread
 from masking import sample_masks
 from recipes import get_recipe
-from support.flags import UserError
+from support.files import UserError
 from support.scaling import keep_blocks
 
 TINY = dict(arch="vit_nano", patch_size=8, image_size=16, global_size=16, local_size=8, n_local=1, n_prototypes=16,
@@ -180,7 +180,7 @@ def allocated_at_the_peak(r):
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         for _ in range(2):
-            train.train_step(run, images, crop, train.values_at(0, r))
+            train.train_step(run, images, crop, train.schedules_at(0, r))
     changes = []
     events = list(profile.profiler.kineto_results.experimental_event_tree())
     while events:

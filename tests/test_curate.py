@@ -20,8 +20,8 @@ from conftest import in_ranks
 from PIL import Image
 
 from curate import component_of, deduplicate, load_network, main, remove_near, retrieve_clusters, retrieve_samples
-from support import stages
-from support.data import load_images
+from curation import work_files as stages
+from support.images import load_images
 from vit import vit_nano
 
 

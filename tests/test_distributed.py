@@ -18,7 +18,7 @@ import train
 import vit
 from recipes import get_recipe
 from support.checkpoint import read_checkpoint, restore, save_checkpoint
-from support.metrics import means
+from support.log import means
 from support.scaling import keep_blocks
 
 # --------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def some_steps(run, last):
     masks = torch.arange(2 * BATCH)[:, None] % 2 > torch.arange(4) % 2  # each odd image, two patches of four
     while run.step < last:
         with patch.object(train, "sample_masks", lambda *_: mine(masks)):
-            images, values = torch.zeros(BATCH // world, 3, 8, 8), train.values_at(5, run.recipe)
+            images, values = torch.zeros(BATCH // world, 3, 8, 8), train.schedules_at(5, run.recipe)
             found, *_ = train.train_step(run, images, crop, values)
         losses.append(means(found))
     return losses

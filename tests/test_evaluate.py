@@ -24,7 +24,7 @@ from evaluate import (
     pixel_features,
 )
 from support import shapes
-from support.data import Images
+from support.images import Images
 from vit import vit_pico
 
 

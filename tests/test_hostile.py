@@ -122,13 +122,14 @@ def test_archives(place, tmp_path, request):
 
 def test_an_archive_cut_short_says_so(tmp_path, capsys):
     """At a member's boundary nothing else tells: 12 pictures, and no end mark."""
-    from support.files import DataError, find_files
+    from support.files import UserError
+    from support.find import find_files
 
     made = hostile.archives(tmp_path)
     assert len(find_files(made["no_end.tar"])[0]) == 12
     assert "has no end mark, and may be cut short" in capsys.readouterr().err
     for name in ("too_long.tar", "negative.tar", "cut.tar", "comment.zip"):
-        with pytest.raises(DataError):
+        with pytest.raises(UserError):
             find_files(made[name])
     names, read, _ = find_files(made["bomb.zip"])
     with pytest.raises(ValueError, match="unpacked over the limit of 1024 MiB"):

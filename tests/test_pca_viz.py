@@ -26,7 +26,7 @@ from pca_viz import (
     scale,
     tokens_of,
 )
-from support.pictures import resized
+from support.images import resized
 from support.report import draw_pca
 from vit import vit_nano
 

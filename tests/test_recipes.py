@@ -8,8 +8,8 @@ import torch
 
 import vit
 from recipes import RECIPES, Recipe, get_recipe
-from support.flags import check_recipe
-from train import values_at
+from support.cli import check_recipe
+from train import schedules_at
 
 
 def test_every_field_is_explained():
@@ -36,16 +36,16 @@ def test_vitl14_has_the_papers_schedule():
     The official base rate is 2e-4: 2e-4 · √(3072/1024) = 2e-4 · 1.732 = 3.46e-4.  Then 10k iterations at 518².
     """
     r = RECIPES["vitl14"]
-    peak = values_at(100_000, r)
+    peak = schedules_at(100_000, r)
     assert math.isclose(peak["lr"], 3.46e-4, rel_tol=2e-3)
-    assert values_at(99_000, r)["lr"] < peak["lr"] > values_at(101_000, r)["lr"]
-    first, last = values_at(0, r), values_at(624_999, r)
+    assert schedules_at(99_000, r)["lr"] < peak["lr"] > schedules_at(101_000, r)["lr"]
+    first, last = schedules_at(0, r), schedules_at(624_999, r)
     names = ("lr", "weight_decay", "momentum", "teacher_temp")
     assert [first[name] for name in names] == pytest.approx([0, 0.04, 0.994, 0.04])
     assert [last[name] for name in names] == pytest.approx([1e-6, 0.2, 1.0, 0.07])
-    assert not last["hires"] and values_at(625_000, r)["hires"]
-    assert first["frozen_prototypes"] and values_at(1249, r)["frozen_prototypes"]  # the first epoch of 1250
-    assert not values_at(1250, r)["frozen_prototypes"]
+    assert not last["hires"] and schedules_at(625_000, r)["hires"]
+    assert first["frozen_prototypes"] and schedules_at(1249, r)["frozen_prototypes"]  # the first epoch of 1250
+    assert not schedules_at(1250, r)["frozen_prototypes"]
 
 
 def test_vitg14_is_vitl14_but_for_its_network():
@@ -71,11 +71,11 @@ def test_distilled_recipes_have_the_papers_values(name, size):
     assert (network.embed_dim, len(network.blocks), block.attn.n_heads) == size and isinstance(block.mlp, vit.Mlp)
     assert (r.drop_path, r.batch, r.data, r.teacher) == (0.0, 2048, "", "?")
     assert (r.n_prototypes, r.patch_size) == (RECIPES["vitg14"].n_prototypes, RECIPES["vitg14"].patch_size)
-    assert values_at(100_000, r)["lr"] == pytest.approx(1e-3) and values_at(99_000, r)["lr"] < 1e-3
-    first, last = values_at(0, r), values_at(624_999, r)
+    assert schedules_at(100_000, r)["lr"] == pytest.approx(1e-3) and schedules_at(99_000, r)["lr"] < 1e-3
+    first, last = schedules_at(0, r), schedules_at(624_999, r)
     assert (first["weight_decay"], first["momentum"]) == pytest.approx((0.04, 0.994))
     assert (last["weight_decay"], last["momentum"]) == pytest.approx((0.2, 1.0))
-    assert not last["hires"] and values_at(625_000, r)["hires"]
+    assert not last["hires"] and schedules_at(625_000, r)["hires"]
 
 
 def test_cifar10_long_is_cifar10_made_longer():
@@ -85,14 +85,14 @@ def test_cifar10_long_is_cifar10_made_longer():
     short, long = RECIPES["cifar10"], RECIPES["cifar10_long"]
     assert (short.n_prototypes, long.n_prototypes) == (8 * 64, 8 * 512) and (short.batch, long.batch) == (64, 512)
     assert short.momentum == 0.95 and long.momentum == pytest.approx(0.98125, abs=5e-4)
-    assert values_at(1520, long)["lr"] == pytest.approx(2.828e-3, rel=1e-3)
-    assert not values_at(15_199, long)["hires"] and values_at(15_200, long)["hires"]
+    assert schedules_at(1520, long)["lr"] == pytest.approx(2.828e-3, rel=1e-3)
+    assert not schedules_at(15_199, long)["hires"] and schedules_at(15_200, long)["hires"]
 
 
 def test_high_resolution_compresses_every_schedule():
     """B.2: 20 steps of which the last quarter, 5, are at high resolution; each schedule runs through in them."""
     r = get_recipe("shapes", steps=20, hires_share=0.25, lr_warmup=0.2, hires_lr=1e-3, batch=1024)
-    at = [values_at(step, r) for step in range(20)]
+    at = [schedules_at(step, r) for step in range(20)]
     assert [v["hires"] for v in at] == [False] * 15 + [True] * 5
     for phase in (at[:15], at[15:]):
         ends = {"weight_decay": "weight_decay_end", "momentum": "momentum_end"}

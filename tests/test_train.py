@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pca_viz
 import train
 from recipes import get_recipe
-from support import record
+from support import log as record
 from support.weights import load_vit
 from train import main
 
@@ -126,7 +126,7 @@ def test_the_arithmetic_of_a_run(whole):
     counts, known = [], {}
     for step in (0, 1, 9, 9):
         images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
-        arguments = run, images, train.make_crop(run.recipe, step), train.values_at(step, run.recipe)
+        arguments = run, images, train.make_crop(run.recipe, step), train.schedules_at(step, run.recipe)
         before = run.training_flops
         with FlopCounterMode(display=False) as counter:
             train.counted_step(*arguments, known)
@@ -313,8 +313,8 @@ def test_a_folder_is_one_runs_alone(folder, tmp_path, capsys):
     script = f"""if True:
         import sys, time, pathlib
         sys.path.insert(0, {str(Path(train.__file__).parent)!r})
-        from support.flags import alone_in
-        with alone_in(pathlib.Path({str(tmp_path)!r})):
+        from support.flags import lock_folder
+        with lock_folder(pathlib.Path({str(tmp_path)!r})):
             print("held", flush=True)
             time.sleep(60)
     """
@@ -384,7 +384,7 @@ def test_step_moves_student_and_teacher_as_it_says():
     """One step: AdamW changes the student, and the teacher becomes m · teacher + (1 − m) · student."""
     run = small_run(momentum=0.75, freeze_prototypes=0.5)
     before = {k: v.clone() for k, v in run.ema.state_dict().items()}
-    values = {**train.values_at(1, run.recipe), "momentum": 0.75}
+    values = {**train.schedules_at(1, run.recipe), "momentum": 0.75}
     crop = train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5))
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     train.train_step(run, images, crop, values)
@@ -399,7 +399,7 @@ def test_a_step_without_local_views():
     run = small_run(n_local=0, drop_path=0.5)
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     losses, _, _ = train.train_step(run, images, train.MultiCrop(8, 4, 0, blur_sigma=(0.1, 0.5)),
-                                    train.values_at(1, run.recipe))  # fmt: skip
+                                    train.schedules_at(1, run.recipe))  # fmt: skip
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -422,7 +422,7 @@ def test_a_step_in_pieces(monkeypatch):
         monkeypatch.setattr(train, "compute_losses", watched)
         monkeypatch.setattr(train, "update_student", lambda run, values, found=found: found.append(weight_of(run).grad))
         losses, *_ = train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)),
-                                      train.values_at(1, run.recipe))  # fmt: skip
+                                      train.schedules_at(1, run.recipe))  # fmt: skip
         monkeypatch.undo()
         assert [share for share, *_ in seen] == ([0.5, 0.5] if size == 2 else [0.75, 0.25])
         torch.testing.assert_close(found[0], sum(share * gradient for share, _, [gradient] in seen))
@@ -438,7 +438,7 @@ def test_masks_and_crops_have_seeds_of_their_own(monkeypatch):
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     for _ in range(2):
         train.train_step(run, images, lambda images, seed: seeds.append(seed) or crop(images, seed),
-                         train.values_at(1, run.recipe))  # fmt: skip
+                         train.schedules_at(1, run.recipe))  # fmt: skip
     assert len(set(seeds)) == len(seeds) == 5  # of the weights, and of two steps
 
 
@@ -451,7 +451,7 @@ def test_koleo_spreads_each_global_view_by_itself(monkeypatch):
     run.student.backbone.training_features = lambda *x: given.append(training_features(*x)) or given[-1]
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     crop = train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5))
-    losses, *_ = train.train_step(run, images, crop, train.values_at(1, run.recipe))
+    losses, *_ = train.train_step(run, images, crop, train.schedules_at(1, run.recipe))
     first, second = given[0][0][:8].chunk(2)
     assert [x.shape for x in seen] == [(4, 96)] * 2 and torch.equal(seen[0], first) and torch.equal(seen[1], second)
     torch.testing.assert_close(losses["koleo"], (koleo_loss(first) + koleo_loss(second)).detach())
@@ -465,7 +465,7 @@ def test_the_student_alone_sees_masks():
         backbone.training_features = lambda *x, name=name, forward=backbone.training_features: (
             seen.update({name: x}), forward(*x))[1]  # fmt: skip
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
-    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(1, run.recipe))
+    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.schedules_at(1, run.recipe))
     (globals_, locals_), masks, at = seen["student"]
     assert locals_.shape == (8, 3, 4, 4) and masks[0].shape == (8, 4) and masks[0].any() and masks[1] is None
     assert torch.equal(at, masks[0].flatten().nonzero()[:, 0])
@@ -484,7 +484,7 @@ def test_compile_is_asked_for_what_a_step_calls(monkeypatch):
     monkeypatch.setattr(torch, "compile", compile)
     run = small_run(compile=True)
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
-    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(1, run.recipe))
+    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.schedules_at(1, run.recipe))
     assert called == compiled[::-1] and len(compiled) == 2  # the teacher first
 
 
@@ -494,7 +494,7 @@ def test_flops_of_a_compiled_run_are_those_of_a_plain_one(monkeypatch):
     images, flops = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8), []
     for compiled in (False, True):
         run = small_run(compile=compiled)
-        crop, values = train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(1, run.recipe)
+        crop, values = train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.schedules_at(1, run.recipe)
         counts = {}
         for _ in range(2):  # counted, and not
             losses, *_ = train.counted_step(run, images, crop, values, counts)
@@ -509,7 +509,7 @@ def test_the_norm_of_one_head_counts_once():
     for p in run.student.parameters():
         p.grad = torch.ones_like(p)
     n = sum(p.numel() for p in run.student.parameters())  # each once
-    assert train.update_student(run, train.values_at(1, run.recipe)).item() == pytest.approx(n**0.5, rel=1e-5)
+    assert train.update_student(run, train.schedules_at(1, run.recipe)).item() == pytest.approx(n**0.5, rel=1e-5)
 
 
 def test_untied_heads():
@@ -550,7 +550,7 @@ def test_gradients_are_clipped_part_by_part():
         lambda *_: norms.update({k: torch.stack([p.grad.norm() for p in m.parameters()]).norm().item()
                                  for k, m in run.student.items()})
     )  # fmt: skip
-    total = train.update_student(run, train.values_at(0, run.recipe))
+    total = train.update_student(run, train.schedules_at(0, run.recipe))
     assert norms == pytest.approx({"backbone": 0.5, "dino_head": 0.5, "ibot_head": 0.5}, rel=1e-4)
     assert total.item() == pytest.approx(math.sqrt(sum(p.numel() for p in run.student.parameters())), rel=1e-4)
 
@@ -593,7 +593,7 @@ def test_distillation(folder, whole, tmp_path, monkeypatch):
     after = torch.load(teacher, weights_only=True)["teacher"]
     assert all(torch.equal(before[key], after[key]) for key in before)
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
-    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.values_at(0, run.recipe))
+    train.train_step(run, images, train.MultiCrop(8, 4, 2, blur_sigma=(0.1, 0.5)), train.schedules_at(0, run.recipe))
     assert seen[-2:] == [[None], [None, None]]  # teacher, student
     assert all(torch.equal(run.teacher.state_dict()[key], before[key]) for key in before)
 
@@ -702,9 +702,9 @@ def test_cuda_step_never_waits():
     run = train.start_run(get_recipe("shapes", batch=8), torch.device("cuda"))
     crop = train.MultiCrop(run.recipe.global_size, run.recipe.local_size, 2, blur_sigma=(0.1, 0.5))
     images = torch.randint(256, (8, 3, 64, 64), dtype=torch.uint8, device="cuda")
-    train.train_step(run, images, crop, train.values_at(0, run.recipe))  # warm up
+    train.train_step(run, images, crop, train.schedules_at(0, run.recipe))  # warm up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train.train_step(run, images, crop, train.values_at(1, run.recipe))
+        train.train_step(run, images, crop, train.schedules_at(1, run.recipe))
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,1 @@
+"""What curate.py needs besides the paper: neighbours, hashes, sources and work files (§3)."""

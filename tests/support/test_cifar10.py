@@ -1,0 +1,72 @@
+"""CIFAR-10 from a stand-in for its server: downloaded once, checked, read.
+
+    pytest tests/test_cifar10.py
+"""
+
+import hashlib
+import io
+import tarfile
+
+import pytest
+import torch
+from conftest import one_line
+
+from support import cifar10
+from support.files import UserError
+from support.images import load_images
+
+pytestmark = pytest.mark.usefixtures("cache")  # no test reads or writes the user's own
+
+
+def fake_cifar(path, n=2):
+    """An archive like the official one: n records in each of the five train files, one in the test file."""
+    def record(label, rgb):
+        return bytes([label]) + b"".join(bytes([level]) * 1024 for level in rgb)
+    members = {f"data_batch_{b}.bin": b"".join(record(i, (b, i, 7)) for i in range(n)) for b in range(1, 6)}
+    members["test_batch.bin"] = record(1, (200, 100, 50))
+    members["batches.meta.txt"] = b"airplane\nautomobile\n\n"
+    members["readme.html"] = b"not data"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for name, body in sorted(members.items(), reverse=True):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_cifar10_downloads_once_and_reads_the_records(tmp_path, cache, monkeypatch):
+    served = tmp_path / "served/cifar-10-binary.tar.gz"
+    monkeypatch.setattr(cifar10, "CIFAR10_MD5", fake_cifar(served))
+    monkeypatch.setattr(cifar10, "CIFAR10_URL", served.as_uri())
+    train = load_images("cifar10", "train", size=32)
+    served.unlink()  # from now on it must come from the cache
+    assert [p.name for p in cache.iterdir()] == ["cifar-10-binary.tar.gz"]
+    assert train.pixels.shape == (10, 3, 32, 32) and train.classes == ["airplane", "automobile"]
+    assert train.labels.tolist() == [0, 1] * 5 and train.labels.dtype == torch.int64
+    assert train.pixels[:, :, 5, 5].tolist() == [[b, i, 7] for b in range(1, 6) for i in range(2)]
+    test = load_images("cifar10", "test", size=8)
+    assert test.pixels.shape == (1, 3, 8, 8) and test.pixels[0, :, 4, 4].tolist() == [200, 100, 50]
+
+
+def test_cifar10_damaged_on_the_way_leaves_nothing(tmp_path, cache, monkeypatch):
+    served = tmp_path / "served/cifar-10-binary.tar.gz"
+    fake_cifar(served)
+    monkeypatch.setattr(cifar10, "CIFAR10_URL", served.as_uri())
+    with pytest.raises(UserError, match="wrong checksum") as error:
+        load_images("cifar10")
+    assert served.as_uri() in one_line(error) and list(cache.iterdir()) == []
+
+
+def test_cifar10_offline_says_what_to_put_where(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(cifar10, "CIFAR10_URL", (tmp_path / "nowhere/cifar-10-binary.tar.gz").as_uri())
+    with pytest.raises(UserError) as error:
+        load_images("cifar10")
+    assert cifar10.CIFAR10_URL in one_line(error) and str(cache / "cifar-10-binary.tar.gz") in str(error.value)
+    assert list(cache.iterdir()) == []
+
+
+def test_cifar10_put_there_by_hand_is_checked_too(cache):
+    fake_cifar(cache / "cifar-10-binary.tar.gz")
+    with pytest.raises(UserError, match="wrong checksum"):
+        load_images("cifar10")

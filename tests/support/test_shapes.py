@@ -1,0 +1,102 @@
+"""The built-in pictures: reproducible, of the right parts at the right places, smooth, and too hard for raw pixels.
+
+Run: python -m pytest tests/test_shapes.py
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evaluate import knn_accuracy, pixel_features
+from support import shapes
+from support.images import load_images
+
+PARTS_OF = {  # each kind's parts, read off the list of PARTS
+    "fish": "body head wing tail", "bird": "body head leg wing tail", "dog": "body head leg tail",
+    "giraffe": "body head leg tail", "butterfly": "body head wing", "beetle": "body head leg",
+    "car": "body wheel window", "bus": "body wheel window", "plane": "body wing tail window",
+    "tractor": "body wheel window",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def splits():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "N_IMAGES", {"train": 2000, "test": 300})
+        return [load_images("shapes", split, size=32) for split in ("train", "test")]
+
+
+def test_shapes_come_from_the_seed(monkeypatch):
+    monkeypatch.setattr(shapes, "N_IMAGES", {"train": 20, "test": 20})
+    one, same, other, test, next_test = (load_images("shapes", split, size=32, seed=seed) for split, seed in (
+        ("train", 1), ("train", 1), ("train", 2), ("test", 1), ("test", 0)))
+    assert torch.equal(one.pixels, same.pixels) and torch.equal(one.parts, same.parts)
+    for different in (other, test, next_test):
+        assert not (one.pixels.flatten(1)[:, None] == different.pixels.flatten(1)).all(-1).any()
+    assert one.pixels.shape == (20, 3, 32, 32) and one.parts.shape == (20, 32, 32) and len(one.classes) == 10
+    assert one.labels.bincount().tolist() == [2] * 10
+
+
+def test_kinds_have_their_parts(splits):
+    """All of them somewhere, and no others anywhere; things are cut off by the border, but never wholly outside."""
+    for images in splits:
+        for label, kind in enumerate(images.classes):
+            found = images.parts[images.labels == label].unique().tolist()
+            assert [shapes.PARTS[part - 1] for part in found if part] == sorted(
+                PARTS_OF[kind].split(), key=shapes.PARTS.index), kind
+        foreground = images.parts > 0
+        assert foreground.flatten(1).any(1).all() and 0.2 < foreground.float().mean() < 0.4
+        borders = foreground[:, 0], foreground[:, -1], foreground[:, :, 0], foreground[:, :, -1]  # 4 of (N, S)
+        assert torch.cat(borders, dim=1).any(1).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("outline, sizes, inside, edge, outside", [
+    (shapes.oval, (2.0, 1.0), (0, 0), (0, 1), (0, 1.5)),  # half axes
+    (shapes.oval, (2.0, 1.0), (1.9, 0), (2, 0), (2.1, 0)),
+    (shapes.box, (2.0, 1.0), (1.9, 0.5), (2, 0), (2.5, 0)),  # half sides
+    (shapes.box, (2.0, 1.0), (1.9, 0.9), (0, 1), (2, 1)),  # a round corner
+    (shapes.limb, (2.0, 0.5, 0.1), (0, 0.4), (0, 0.5), (2, 0.2)),  # radius 0.5 where it starts, 0.1 at its end
+    (shapes.limb, (2.0, 0.5, 0.1), (1, 0.2), (1, 0.3), (1, 0.4)),  # and 0.3 half way
+    (shapes.blade, (2.0, 0.5, 0.1), (1, 0.2), (1, 0.3), (-0.1, 0)),  # the same widths, straight ends
+    (shapes.blade, (2.0, 0.5, 0.5, 1.0), (1, 0.5), (1, 0), (1, -0.2)),  # half way it is moved across by 0.5
+])  # fmt: skip
+def test_outlines_are_distances(outline, sizes, inside, edge, outside):
+    points = [torch.tensor(float(v)) for point in (inside, edge, outside) for v in point]
+    sizes = [torch.tensor(size) for size in sizes]
+    values = [outline(a, b, *sizes).item() for a, b in zip(points[::2], points[1::2])]
+    assert values[0] < -0.01 and abs(values[1]) < 1e-6 and values[2] > 0.01
+
+
+def test_parts_lie_where_they_are_drawn():
+    """A bus has wheels below its windows and its body around them, however it is turned within TURN."""
+    _, parts = shapes.draw(shapes.bus, 40, 64, torch.Generator().manual_seed(0))
+    rows = torch.arange(64.0)[:, None].expand(64, 64)
+    numbers = [shapes.PARTS.index(name) + 1 for name in ("wheel", "window")]
+    seen = [p for p in parts if all((p == number).any() for number in numbers)]
+    wheels, windows = (torch.stack([rows[p == number].mean() for p in seen]) for number in numbers)
+    assert len(seen) > 20 and (wheels > windows).float().mean() > 0.9
+
+
+def test_edges_are_smooth(monkeypatch):
+    """A picture without clouds, which depend on the size, equals the one drawn four times as large and averaged over
+    4×4, to a few grey levels."""
+    monkeypatch.setattr(F, "interpolate", lambda x, size, mode: torch.full((len(x), 1, size, size), 0.5))
+    small, large = (shapes.draw(shapes.dog, 50, size, torch.Generator().manual_seed(0))[0].float()
+                    for size in (64, 256))  # fmt: skip
+    error = (F.avg_pool2d(large, 4) - small).abs()
+    assert error.mean() < 3 and error.quantile(0.95) < 12
+
+
+def test_neither_pixels_nor_colours_tell_the_kind(splits):
+    """Twenty nearest neighbours: above chance (0.1), and far from solved."""
+    train, test = splits
+    accuracy = knn_accuracy(*(x for pair in zip(pixel_features(train.pixels, test.pixels), (train.labels, test.labels))
+                              for x in pair))  # fmt: skip
+    assert 0.15 < accuracy < 0.45
+    colours = []  # of each picture the mean colours of its thing and of its ground (N, 6)
+    for images in splits:
+        thing, pixels = (images.parts > 0).float()[:, None], images.pixels.float()
+        sums = [(pixels * mask).sum((2, 3)) / mask.sum((2, 3)) for mask in (thing, 1 - thing)]
+        colours.append(torch.cat(sums, dim=1))
+    mean = colours[0].mean(0)
+    assert knn_accuracy(colours[0] - mean, train.labels, colours[1] - mean, test.labels) < 0.3
