@@ -1,23 +1,18 @@
 """Image-level objective (§4, "Image-level objective"; Caron et al., DINO, 2021).
 
-    L_DINO = − Σ p_t log p_s,        p_s = softmax(z_s / τ_s)
+    L_DINO = − Σ_k p_t,k log p_s,k,        p_s = softmax(z_s / τ_s)
 
-summed over the K prototypes, H(p_t, p_s) for short, between the [CLS] token of one view seen by the teacher and of
-ANOTHER view seen by the student, averaged over the images and over all such pairs of views:
+This is the cross-entropy H(p_t, p_s) between the [CLS] token of one view, seen by the teacher, and the [CLS] token of
+ANOTHER view of the same image, seen by the student.  The loss is the mean over all images and all such pairs of views.
 
-    z_s  student_logits  (V, B, K)   V views of B images, the G global ones first; K prototypes
-    p_t  teacher_probs   (G, B, K)   centred teacher outputs of the global views, rows sum to 1
+    z_s  student_logits  (V, B, K)   V views of B images, the G global views first; K prototypes
+    p_t  teacher_probs   (G, B, K)   centred teacher outputs of the global views; rows sum to 1
     τ_s  student_temp                student temperature
 
-The cross-entropy is linear in the teacher, so a student view meets the sum of all its targets at once:
+H is linear in p_t.  So each student view needs one cross-entropy, with the sum of its targets:
 
     Σ_{t≠s} H(p_t, p_s) = H(q_s, p_s),        q_s = Σ_{t≠s} p_t
-
-A local view's q_s is q = Σ_t p_t; a global one's is q less the teacher's probabilities of the same view.
-The official code loops over pairs; it too takes one mean over all G·(V−1) pairs, global and local alike.
 """
-
-from cross_entropy import cross_entropy
 
 
 def dino_loss(student_logits, teacher_probs, student_temp=0.1):
@@ -32,10 +27,11 @@ def dino_loss(student_logits, teacher_probs, student_temp=0.1):
     4.0
     """
     V, (G, B, _) = len(student_logits), teacher_probs.shape
-    assert V >= 2 and G <= V, f"need two views or more, and no more teacher views than views; got V={V}, G={G}"
+    assert V >= 2 and G <= V, f"dino_loss needs V >= 2 student views and G <= V teacher views; got V={V}, G={G}"
     p_t = teacher_probs.float()
     q, total = p_t.sum(dim=0), 0  # (B, K)
     for s, z_s in enumerate(student_logits):  # (B, K)
-        q_s = q - p_t[s] if s < G else q  # (B, K)
-        total = total + cross_entropy(z_s, q_s, student_temp).sum()
+        q_s = q - p_t[s] if s < G else q  # a local view has no teacher of its own
+        log_p_s = (z_s.float() / student_temp).log_softmax(dim=-1)
+        total = total - (q_s * log_p_s).sum()
     return total / (B * G * (V - 1))
