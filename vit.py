@@ -8,8 +8,7 @@
 
 Packing (§5): batches of different resolution go through together, their tokens end to end in one (T, D) matrix, with
 `shapes` [(b, n), ...], Σ b·n = T; only attention is called once for each resolution.  Stochastic depth (§5) computes a
-branch for a random subset of the samples and no other.  In training, the last MLP is computed only for the tokens that
-the losses see, and drops some of these tokens, not samples (ours).
+branch for a random subset of the samples and no other.
 
 Keys are the official ones, so weights travel both ways.  The official code needs xFormers for packing.
 """
@@ -107,11 +106,9 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim) if ffn == "swiglu" else Mlp(dim)
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, x, shapes, subsets=(None, None), used=None):
-        """x (T, D) -> (T, D), or with `used` (U,), the rows that the MLP is computed for, (U, D); two subsets."""
+    def forward(self, x, shapes, subsets=(None, None)):
+        """Packed tokens x (T, D) -> (T, D); subsets: of the samples, one for each branch."""
         x = add_branch(x, lambda x, shapes: self.ls1(self.attn(self.norm1(x), shapes)), shapes, subsets[0])
-        if used is not None:  # from here on no token sees another
-            x, shapes = x.index_select(0, used), [(len(used), 1)]
         return add_branch(x, lambda x, shapes: self.ls2(self.mlp(self.norm2(x))), shapes, subsets[1])
 
 
@@ -245,16 +242,14 @@ class ViT(nn.Module):
             x = torch.cat([x[:, :1], self.register_tokens.expand(b, -1, -1), x[:, 1:]], dim=1)  # (B, 1 + R + N, D)
         return x
 
-    def run_blocks(self, x, shapes, used=None):
-        """Tokens (T, D) before the first block -> after the last one (T, D), or only the rows `used` (U,) of those."""
+    def run_blocks(self, x, shapes):
+        """Tokens before the first block (T, D) -> after the last one (T, D)."""
         rate = self.drop_path if self.training else 0.0
         subsets = draw_subsets(shapes, rate, 2 * len(self.blocks), x.device)
-        if used is not None:
-            subsets[-1:] = draw_subsets([(len(used), 1)], rate, 1, x.device)
         for i, block in enumerate(self.blocks):
             if self.checkpointing and self.training:
                 block = partial(checkpoint, block, use_reentrant=False)
-            x = block(x, shapes, subsets[2 * i : 2 * i + 2], used if i == len(self.blocks) - 1 else None)
+            x = block(x, shapes, subsets[2 * i : 2 * i + 2])
         return x
 
     def pack(self, batches, masks):
@@ -285,10 +280,10 @@ class ViT(nn.Module):
         x, masks: lists of batches and of masks (or None).  at (M,): which patches, as places in (B·N,).
         """
         packed, shapes = self.pack(x, masks)
-        rows = unpack(torch.arange(len(packed), device=at.device), shapes)  # [(b, n), ...]
-        patches = rows[0][:, 1 + self.n_registers :].flatten()[at]  # (M,)
-        used = torch.cat([*(row[:, 0] for row in rows), patches])  # (ΣB + M,)
-        return self.norm(self.run_blocks(packed, shapes, used)).split([len(used) - len(at), len(at)])
+        parts = unpack(self.run_blocks(packed, shapes), shapes)  # [(b, n, D), ...]
+        cls = torch.cat([part[:, 0] for part in parts])  # (ΣB, D)
+        patches = parts[0][:, 1 + self.n_registers :].flatten(0, 1)[at]  # (M, D)
+        return self.norm(cls), self.norm(patches)
 
     def forward(self, x, masks=None, *, is_training=False):
         """Images (B, 3, H, W) -> [CLS] features (B, D), or with is_training all that forward_features gives."""
