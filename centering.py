@@ -1,12 +1,16 @@
-"""Softmax centering of the teacher with a moving average (DINO, Caron et al. 2021, eq. 4).
-
-§4 and Table 1 replace it by Sinkhorn-Knopp; it is kept as the ablation's other arm.
+"""Softmax centering of the teacher (DINO, Caron et al. 2021, eq. 4).  The paper replaces it by Sinkhorn-Knopp (§4).
 
     p_t = softmax((z_t − c) / τ_t),        c ← m·c + (1 − m)·mean_b z_t
 
     z_t  logits  (B, K)   teacher scores
-    c    centre  (K,)     moving average over batches (and ranks); a batch is centred by those before it
-    τ_t  temp             teacher temperature: centering alone drifts to uniform, sharpening alone to one code
+    c    centre  (K,)     moving average of earlier batches, over all ranks
+    τ_t  temp             teacher temperature, for Sinkhorn-Knopp too
+
+A low temperature sharpens a softmax, a high one flattens it.  The teacher's is below the student's τ_s = 0.1: its
+targets are surer than the student, which must become sure too.  Sharpening alone ends with one prototype for all
+images, centering alone with flat targets; together they prevent both.  Short runs with small batches need a colder
+teacher: at first cosines differ by about 1/√128 = 0.09.  That is 2 nats at τ_t = 0.04, so targets are nearly flat,
+and 9 nats at τ_t = 0.01.  Many steps with 2,048 images leave the flat start; 400 steps with 32 did not.
 """
 
 import torch
@@ -16,15 +20,7 @@ from distributed import sum_over_ranks, world_size
 
 
 class SoftmaxCentering(nn.Module):
-    """Keeps the centre c; forward(logits (B, K), temp) -> probabilities (B, K) float32, then moves c.
-
-    >>> centering = SoftmaxCentering(2)
-    >>> z = torch.tensor([[1.0, 3.0]]).log()
-    >>> centering(z, temp=1.0)  # c = 0
-    tensor([[0.2500, 0.7500]])
-    >>> torch.allclose(centering.centre, 0.1 * z[0])
-    True
-    """
+    """Holds the centre c (K,), which starts at 0."""
 
     def __init__(self, n_prototypes, momentum=0.9):  # 0.9: DINO
         super().__init__()
@@ -33,9 +29,9 @@ class SoftmaxCentering(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits, temp):
-        """Probabilities of (B, K) logits under the centre so far; the centre then moves towards their mean."""
+        """Logits (B, K) -> probabilities (B, K) float32, from the centre so far.  Then update the centre."""
         z = logits.float()  # (B, K)
         p_t = ((z - self.centre) / temp).softmax(dim=-1)  # (B, K)
-        if len(z):  # empty only where no patch is masked, and then on every rank
+        if len(z):  # empty only if no patch is masked, and then on every rank
             self.centre.lerp_(sum_over_ranks(z.mean(dim=0)) / world_size(), 1 - self.momentum)
         return p_t

@@ -2,25 +2,22 @@
 
     L_KoLeo = − (1/B) Σ_i log d_i,        d_i = min_{j≠i} ‖x_i − x_j‖
 
-minus the Kozachenko-Leonenko estimate of entropy, but for constants: lowering it spreads a batch over the sphere.
+It pushes every image away from its nearest neighbour, so a batch spreads over the whole unit sphere.
 
-    x  (B, D)   the student's [CLS] tokens of one view, before the head, made unit vectors first
-    d  (B,)     distance of each to its nearest other
+    x  (B, D)   the student's [CLS] tokens of one global view, before the head; made unit vectors here
+    d  (B,)     distance of each row to its nearest other row
 
-The paper takes the first global crop.  The official code and we take both: a loss for each view, among the images of a
-GPU.  Here log d = ½ log(d² + ε), and a zero row has no direction, so it stays at the origin and gets no gradient.
-The official code takes log(d + ε) of a distance whose gradient blows up: three or more equal rows give
-10⁶ times the usual gradient, a zero row 10⁹ (inf or NaN in half precision); clipping then gives KoLeo the whole step.
+Like the official code, train.py adds one such term for each global view; the paper names only the first.
+
+We compute log d as ½ log(d² + ε), which bounds the gradient.  The official log(d + ε) does not: three equal rows or a
+zero row get 10⁶ times the usual gradient or more, and after clipping little is left of the other losses.
 """
 
 import torch
 
 
 def koleo_loss(x, eps=1e-8):
-    """−mean log(distance to the nearest other row) of x (B, D), normalised inside; a float32 scalar.
-
-    Bounded: a row's log d pulls at its own unit vector and at its nearest one's by at most 1/(2·√eps·B) each.
-    Equal rows repel nothing (gradient 0).  B = 1 gives 0.
+    """−mean log(distance to the nearest other row) of x (B, D); a float32 scalar.  Zero rows and B = 1 get no gradient.
 
     >>> x = torch.tensor([[3.0, 0.0], [0.0, 2.0]])  # unit vectors e1, e2: both distances √2
     >>> round(-2 * koleo_loss(x).item() / torch.log(torch.tensor(2.0)).item(), 4)

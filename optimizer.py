@@ -2,15 +2,13 @@
 
     θ ← θ − η_θ · ( m̂ / (√v̂ + ε) + λ_θ · θ )
 
-    m ← 0.9 · m + 0.1 · g,        v ← 0.999 · v + 0.001 · g²,        m̂ = m / (1 − 0.9ⁱ),    v̂ = v / (1 − 0.999ⁱ)
+    m ← 0.9 · m + 0.1 · g,    v ← 0.999 · v + 0.001 · g²,    m̂ = m / (1 − 0.9ⁱ),    v̂ = v / (1 − 0.999ⁱ)
 
-    g     gradient of θ           i  number of the update, from 1
-    m, v  moving averages of g and g², both 0 at first; m̂ and v̂ correct for this start
-    ε     1e-8
+    g     gradient of θ;   i  number of the update, from 1;   ε  1e-8
+    m, v  moving averages of g and g², 0 at first; m̂ and v̂ correct for that start
 
     η_θ = η · layer_decay^(n + 1 − layer) · (patch_embed_lr for the patch embedding)
     λ_θ = λ, or 0 for biases, norms and LayerScale
-
     η, λ  the scheduled learning rate and weight decay
     layer of θ: 0 for the patch embedding and all tokens, 1 to n for the n blocks, n + 1 for the last norm and the heads
 """
@@ -19,19 +17,19 @@ import torch
 
 
 def make_optimizer(groups):
-    """One AdamW for all groups of parameter_groups."""
+    """One AdamW for the groups of parameter_groups."""
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)  # official ssl_default_config.yaml
 
 
 def parameter_groups(student, r):
-    """Parameters grouped by η_θ / η ("lr_factor"), λ_θ / λ ("decay_factor"), and whether they are prototypes."""
+    """Parameters by η_θ / η ("lr_factor"), λ_θ / λ ("decay_factor"), and whether they are prototypes."""
     groups = {}
     for name, p in student.named_parameters():
         decay = 0.0 if name.endswith(("bias", "gamma")) or ".norm" in name else 1.0
         key = (lr_factor(name, len(student.backbone.blocks), r), decay, name.endswith("prototypes"))
         groups.setdefault(key, []).append(p)
-    names = ("lr_factor", "decay_factor", "prototypes")
-    return [{"params": params, **dict(zip(names, key, strict=True))} for key, params in groups.items()]
+    return [{"params": params, "lr_factor": lr, "decay_factor": decay, "prototypes": prototypes}
+            for (lr, decay, prototypes), params in groups.items()]  # fmt: skip
 
 
 def lr_factor(name, n, r):

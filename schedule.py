@@ -1,12 +1,11 @@
-"""Warm-up and cosine (B.1, Table 16): the one shape of all schedules, for rate, weight decay, momentum and temperature.
+"""Linear warm-up, then a cosine (B.1, Table 16): for learning rate, weight decay, momentum and teacher temperature.
 
-    v(s) = v_w + (v_0 − v_w)·s/w                                 for s < w            linear warm-up
-    v(s) = v_1 + (v_0 − v_1)·½(1 + cos π (s − w)/(T − 1 − w))    for w ≤ s ≤ T − 1    cosine
+    v(s) = v_w + (v_0 − v_w)·s/w                                 for s < w
+    v(s) = v_1 + (v_0 − v_1)·½(1 + cos π (s − w)/(T − 1 − w))    for w ≤ s ≤ T − 1
 
-    s  step      T  total     w  warmup
-    v_0  start   v_1  end     v_w  warmup_start
+    s  step,    T  total,    w  warmup,    v_0  start,    v_1  end,    v_w  warmup_start
 
-The official schedule spends two steps at the peak and would reach its end only at step T, which is never run.
+The official schedule stays at the peak for two steps, and reaches its end at step T, after the last one.
 """
 
 import math

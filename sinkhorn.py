@@ -1,27 +1,24 @@
 """Sinkhorn-Knopp centering of the teacher (§4, "Sinkhorn-Knopp centering"; Caron et al., SwAV, 2020).
 
-The teacher's scores become the transport plan that is nearest to them and that uses all prototypes equally:
+The targets follow the teacher's scores, but use all prototypes equally:
 
-    Q* = argmax ⟨Q, Z/τ⟩ + H(Q)
+    Q* = argmax_Q  Σ_bk Q_bk Z_bk − τ Σ_bk Q_bk log Q_bk        over Q ≥ 0 with  Σ_k Q_bk = 1  and  Σ_b Q_bk = B/K
 
-    over all  Q ≥ 0  with  Qᵀ1_B = 1_K / K  and  Q 1_K = 1_B / B
+The solution is exp(Z/τ) with rows and columns rescaled.  Start from Q = exp(Z/τ) and repeat three times:
 
-Its answer is exp(Z/τ) with rows and columns rescaled.  From Q = exp(Z/τ), three times,
+    Q_bk ← Q_bk / Σ_b Q_bk        all columns get the same sum; the factor B/K cancels in the next line
+    Q_bk ← Q_bk / Σ_k Q_bk        every row sums to 1
 
-    Q_bk ← Q_bk / Σ_b Q_bk        each prototype gets the same mass, 1
-    Q_bk ← Q_bk / Σ_k Q_bk        each sample's row sums to 1, so Q is B times the plan
+At the end the rows are exact and the columns approximate: the largest and the smallest column sum draw together.
 
-after which the rows are exact, and each column is nearer to its B/K than before.
-
-    Z  logits  (B, K)   teacher scores of B samples for K prototypes; Σ_b goes over those of all ranks.  Samples are the
-                        [CLS] tokens of both global views together, or the masked patches
-    τ  temp             teacher temperature
+    Z  logits  (B, K)   teacher scores; K prototypes; B samples, over all ranks: the [CLS] tokens of both global views
+                        together, or the masked patches
+    τ  temp             teacher temperature; centering.py says what it does
     Q  (B, K)           targets
 
-The first time in logarithms, a softmax over samples and then one over prototypes, since exp(Z/τ) can be too large for
-float32, or too small.  From then on neither happens: where all columns sum to 1 no row sums to more than K, so dividing
-by the rows leaves each column a K-th of its mass at least.  The official code takes exp(Z/τ), which gives NaN from
-scores of 4 at τ = 0.04 on, and no mass to a prototype that is 104 nats below another.
+The first iteration uses logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones need none: when
+columns sum to 1, no row sums to more than K, so each column keeps at least 1/K.  The official code returns NaN once a
+score reaches 3.55 at τ = 0.04, or once a prototype lies about 104 − ln(B·K) nats below the others (0/0, all NaN).
 """
 
 import torch
@@ -31,9 +28,7 @@ from distributed import max_over_ranks, sum_over_ranks
 
 @torch.no_grad()
 def sinkhorn_knopp(logits, temp, n_iters=3):
-    """Teacher logits (B, K), any float type -> targets Q (B, K) float32, rows sum to 1.
-
-    temp: τ > 0.  n_iters: 3 in the paper (§4).  Prototype sums go over the samples of all ranks.
+    """Teacher logits (B, K), temperature > 0 -> targets (B, K) float32, rows sum to 1.  Paper: 3 iterations.
 
     >>> z = torch.tensor([[1.0, 2.0], [1.0, 1.0]]).log()  # exp(z) = [[1, 2], [1, 1]]
     >>> (sinkhorn_knopp(z, temp=1.0, n_iters=1) * 35).round()  # by columns: rows (1/2, 2/3), (1/2, 1/3)
@@ -51,6 +46,5 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
 
 def logsumexp_over_samples(x):
     """log Σ_b exp(x_bk) over the rows of all ranks: (B, K) -> (K,).  A rank may have no rows."""
-    top = x.amax(dim=0) if len(x) else x.new_full(x.shape[1:], -torch.inf)  # (K,)
-    top = max_over_ranks(top)
-    return top + sum_over_ranks((x - top).exp_().sum(dim=0)).log()
+    highest = max_over_ranks(x.amax(dim=0) if len(x) else x.new_full(x.shape[1:], -torch.inf))  # (K,)
+    return highest + sum_over_ranks((x - highest).exp_().sum(dim=0)).log()
