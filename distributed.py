@@ -155,7 +155,7 @@ def local_shards(network):
     return [p.to_local() for p in network.parameters()]
 
 
-def whole(x):
+def full_tensor(x):
     """A sharded tensor as a plain one, on all ranks."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 

@@ -1,4 +1,4 @@
-"""Files and folders: errors in one line, whole files or none, one process a folder."""
+"""Files and folders: expected errors, whole files or none, one process per folder."""
 
 import contextlib
 import functools
@@ -10,94 +10,33 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
-
-class UserError(Exception):
-    """A wrong flag, path or file: one line for the person, exit status 2."""
+MAX_BYTES = 2**30  # ours: the largest image file that is read
 
 
-def make_folder(path, *files):
-    """The folder --out of a run, made if it is not there; UserError if it cannot be, or `files` not written in it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f"nothing can be written into {path}")
-    for name in files:
-        if (path / name).is_dir():
-            raise UserError(f"{path / name} is a folder, where a file shall be")
-
-
-@contextlib.contextmanager
-def lock_folder(folder):
-    """Hold a folder until the block ends, or the process, however it does; UserError if another process holds it.
-
-    By the first rank, with a lock of the system's; where it has none, nothing is held.
-    """
-    try:
-        import fcntl
-    except ImportError:  # on Windows
-        fcntl = None
-    if fcntl is None or os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    file = locked(folder / ".lock", fcntl)
-    try:
-        yield
-    finally:
-        (folder / ".lock").unlink(missing_ok=True)
-        file.close()
-
-
-def locked(path, fcntl):
-    """An open file with a lock; UserError if another process has it.  A file that its last holder has meanwhile taken
-    away is no use: the next one would make another, and hold that."""
-    while True:
-        file = open(path, "w")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise UserError(f"another process trains in {path.parent}; --out for another folder") from None
-        except OSError:  # a file system without locks
-            return file
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()
-
-
-def check_out(path, flag="--out"):
-    """UserError unless a file can be written at `path`, before hours are spent on what belongs into it."""
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} for {flag}")
-    if path.is_dir():
-        raise UserError(f"{flag} {path} is a folder; give the name of a file")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{flag}: nothing can be written into {path.parent}")
-
-
-MAX_BYTES = 2**30  # ours: of an image file
+class UserError(ValueError):
+    """A wrong flag, path or file: one line that says what is wrong and what to do, exit status 2."""
 
 
 def printable(text):
-    """A text of which a terminal shows each character, and obeys none."""
+    """The text with control characters escaped, so that a terminal shows them and does not obey them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def reason_of(error):
+    """An exception as a few words on one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a format that Pillow reads"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @functools.cache
 def say_once(line):
-    """A line on the screen, not again in this process."""
+    """Print a line to stderr, once per process."""
     print(line, file=sys.stderr)
 
 
-def read_bytes(path):
-    """The bytes of an image file; ValueError for what would hang or fill the memory."""
-    check_regular(path, MAX_BYTES)
-    return Path(path).read_bytes()
-
-
 def check_regular(path, limit=math.inf):
-    """ValueError unless this is a regular file, or leads to one, of at most `limit` bytes."""
+    """Raise ValueError unless the path leads to a regular file of at most `limit` bytes."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
@@ -105,24 +44,66 @@ def check_regular(path, limit=math.inf):
         raise ValueError(f"{status.st_size / 2**20:.0f} MiB, and the limit is {limit / 2**20:.0f}")
 
 
-def write_safely(path, write, shared=False):
-    """Call write(temporary path), then rename: a crash leaves the old file or the new one, never half of one.
+def read_bytes(path):
+    """The bytes of an image file; ValueError for a file that would hang the program or fill the memory."""
+    check_regular(path, MAX_BYTES)
+    return Path(path).read_bytes()
 
-    shared: several processes may write this file at once, each by a temporary name of its own.
+
+def write_safely(path, write, shared=False):
+    """Call write(temporary path), then rename it: a crash leaves the old file or the new one, never half a file.
+
+    shared: several processes may write this file at once, so each has a temporary name of its own.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # a machine that crashes has the bytes before the name
+            os.fsync(file.fileno())  # the bytes must reach the disk before the new name does
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # of an error on the way
+        temporary.unlink(missing_ok=True)
 
 
-def reason_of(error):
-    """An exception as a few words on one line, the same in each run."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that Pillow reads"
-    return " ".join(str(error).split()) or type(error).__name__
+def make_folder(path, *files):
+    """Make the folder; UserError if that fails, or if `files` cannot be written in it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    for name in files:
+        check_out(path / name, "--out")
+
+
+def check_out(path, flag="--out"):
+    """UserError unless a file can be written at `path`; called before the long work, not after it."""
+    if not path.parent.is_dir():
+        raise UserError(f"{flag}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder; a file of that name will be written")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag}: cannot write into {path.parent}; choose another folder")
+
+
+@contextlib.contextmanager
+def lock_folder(folder):
+    """Lock a folder until the block or the process ends; UserError if another process holds it.
+
+    Only the first rank locks.  Systems and file systems without locks are not locked.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        fcntl = None
+    if fcntl is None or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"another process writes into {folder}; choose another --out") from None
+        except OSError:  # a file system without locks
+            pass
+        yield

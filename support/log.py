@@ -1,4 +1,13 @@
-"""What is told of a run while it trains, in metrics.jsonl, curves.png and on the screen; and whether it shall stop."""
+"""What a run reports: metrics.jsonl, curves.png, the progress bar, the collapse meter (cf. Caron et al. 2021, §5.3).
+
+A loss near ln K means slow learning or the uniform collapse; a small loss means success or the collapse to one code.
+Two entropies of the teacher's targets p_t, as shares of ln K, tell them apart:
+
+                      H(p_t), mean over images    H(mean of p_t over images)
+    learning          below 1                     near 1
+    uniform collapse  near 1                      near 1
+    one code          near 0                      near 0
+"""
 
 import contextlib
 import json
@@ -8,100 +17,123 @@ import sys
 import time
 
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 from tqdm import tqdm
 
 import distributed
-from distributed import sum_over_ranks, world_size
-from support.device import peak_memory
+from support.device import flop_counter, peak_memory
 from support.files import write_safely
-from support.report import draw_curves, scores_in_words
 
 
 @contextlib.contextmanager
 def catch_signals():
-    """A list that gets the first Ctrl-C or SIGTERM while the block runs; a second one does what it always did."""
-    noted, usual = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Yield a list that receives the first Ctrl-C or SIGTERM; a second one has its usual effect."""
+    caught, usual = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in usual:
-        signal.signal(number, lambda n, _: (noted.append(n), signal.signal(n, usual[n])))
+        signal.signal(number, lambda n, _: (caught.append(n), signal.signal(n, usual[n])))
     try:
-        yield noted
+        yield caught
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
 
 
 class RunLog:
-    """The rows of metrics.jsonl so far, those after a run's step dropped; its bar, its clock, its health.  All ranks
-    have one, and the first one writes."""
+    """The log of a run: rows of metrics.jsonl, progress bar, health.  Every rank has one; the first rank writes."""
 
     def __init__(self, run, out, device):
+        r = run.recipe
         self.run, self.out, self.device, self.first = run, out, device, distributed.rank() == 0
-        self.rows = read_metrics(out / "metrics.jsonl", run.step)
+        self.rows = read_metrics(out / "metrics.jsonl", run.step)  # a resumed run repeats the later ones
         if self.first:
             write_metrics(out / "metrics.jsonl", self.rows)
-        self.before, self.began = seconds_of(self.rows), time.perf_counter()
-        self.count_from_here()
+        self.began = time.perf_counter() - (self.rows[-1].get("seconds", 0.0) if self.rows else 0.0)
         self.healthy = torch.ones((), dtype=torch.bool, device=device)
-        r = run.recipe
+        self.flops = {}  # of each kind of step
         self.bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=not self.first,
                         mininterval=1)  # fmt: skip
+        self.start_interval()
 
-    def count_from_here(self):
-        """From now on images/s are those of the steps that come."""
-        self.logged, self.logged_step = time.perf_counter(), self.run.step
+    def start_interval(self):
+        """Measure images/s from here on."""
+        self.interval_start, self.interval_step = time.perf_counter(), self.run.step
 
-    def row(self, numbers):
-        """A row, with the step, the arithmetic and the seconds so far."""
-        so_far = {"training_flops": self.run.training_flops, "seconds": self.before + time.perf_counter() - self.began}
-        self.rows.append({"step": self.run.step, **numbers, **so_far})
+    @contextlib.contextmanager
+    def count_flops(self, *kind):
+        """Add a step's FLOPs to run.training_flops; PyTorch counts them once for each kind of step."""
+        with contextlib.nullcontext() if kind in self.flops else flop_counter() as counter:
+            yield
+        if counter:
+            self.flops[kind] = counter.get_total_flops() * distributed.world_size()
+        self.run.training_flops += self.flops[kind]
+
+    def add_row(self, numbers, **more):
+        """Add a row to metrics.jsonl, with the step, the FLOPs and the seconds so far."""
+        seconds = time.perf_counter() - self.began
+        row = {"step": self.run.step, **numbers, "training_flops": self.run.training_flops, "seconds": seconds, **more}
+        self.rows.append(row)
         if self.first:
-            add_metrics(self.out / "metrics.jsonl", self.rows[-1])
+            with open(self.out / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
 
-    def evaluated(self):
-        """Whether the rows hold the evaluation at this step: not if the run was killed or stopped before it."""
-        return any(row["step"] == self.run.step and "evaluation_flops" in row for row in self.rows)
-
-    def evaluation(self, scores):
-        """Tell the scores at this step."""
-        self.row(scores)
-        if self.first:
-            draw_curves(self.rows, self.run.recipe, self.out / "curves.png")
-            self.bar.write(f"step {self.run.step}: {scores_in_words(scores)}", file=sys.stderr)
-        self.count_from_here()
-
-    def due(self):
-        """Whether the step that was just taken is to be told of."""
+    def is_due(self):
+        """Whether this step is logged."""
         return self.run.step % self.run.recipe.log_every == 0 or self.run.step == self.run.recipe.steps
 
-    def step(self, losses, p_t, cls, values):
-        """After a step: what train_step returned of it, and the schedules' values.  If it is due the losses, the
-        collapse meter, speed and memory are told, and that waits for the device, once."""
-        run, r = self.run, self.run.recipe
+    def add_step(self, losses, p_t, cls, values):
+        """Log a step if it is due: losses, collapse meter, schedules, images/s, memory.  Waits for the device then."""
+        r = self.run.recipe
         self.healthy &= losses["grad_norm"].isfinite()
         self.bar.update(r.batch)
-        if not self.due():
+        if not self.is_due():
             return
-        meter = collapse_meter(p_t, losses["dino"], cls)
-        numbers = means({"healthy": self.healthy, **losses, **meter})
-        check_health(numbers.pop("healthy") == 1, run.step, self.out)
-        rate = (run.step - self.logged_step) * r.batch / (time.perf_counter() - self.logged)
-        self.row({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(self.device)})
+        numbers = mean_over_ranks({"healthy": self.healthy, **losses, **collapse_meter(p_t, losses["dino"], cls)})
+        check_health(numbers.pop("healthy") == 1, self.run.step, self.out)
+        rate = (self.run.step - self.interval_step) * r.batch / (time.perf_counter() - self.interval_start)
+        self.add_row({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(self.device)})
         self.bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {numbers['entropy_image']:.2f} of ln K")
         warning = collapse_warning(numbers)
-        if warning and self.first and run.step > 0.1 * r.steps:  # at first all features are alike
-            self.bar.write(f"step {run.step}: {warning}", file=sys.stderr)
-        self.count_from_here()
+        if warning and self.first and self.run.step > 0.1 * r.steps:  # at the start all features are alike
+            self.bar.write(f"step {self.run.step}: {warning}", file=sys.stderr)
+        self.start_interval()
+
+    def is_evaluated(self):
+        """Whether this step's evaluation is in the log; it is not if the run stopped just before it."""
+        return any(row["step"] == self.run.step and "evaluation_flops" in row for row in self.rows)
+
+    def add_evaluation(self, scores, **more):
+        """Log the scores of an evaluation at this step, and draw curves.png."""
+        self.add_row(scores, **more)
+        if self.first:
+            draw_curves(self.rows, self.run.recipe, self.out / "curves.png")
+            if not more:
+                self.bar.write(f"step {self.run.step}: {describe_scores(scores)}", file=sys.stderr)
+        self.start_interval()
+
+    def finish(self, scores, splits):
+        """Log the final evaluation and print the run's last line; splits: the training and the test images."""
+        self.add_evaluation(scores, final=True)
+        sample = f" on a sample of {len(splits[0].sample)} images" if splits[0].sample else ""
+        broken = len({name for images in splits for name, _ in images.skipped})
+        skipped = f", {broken} broken files skipped" if broken else ""
+        flops = [self.run.training_flops, sum(row.get("evaluation_flops", 0) for row in self.rows)]
+        flops = "{:.1f} TFLOP and {:.1f} for measuring".format(*(f / 1e12 for f in flops))
+        seconds = self.rows[-1]["seconds"]
+        distributed.print_first(f"{describe_scores(scores)}{sample}{skipped}, {flops}, {seconds:.0f} s, {self.out}")
 
 
-def means(values):
-    """Scalar tensors by name -> floats, each the mean over the ranks.  Waits for the device, once."""
+# ---------------------------------------------------------------------------- metrics.jsonl
+
+
+def mean_over_ranks(values):
+    """Scalar tensors by name -> their means over the ranks, as floats.  Waits for the device once."""
     x = torch.stack([value.float() for value in values.values()])
-    return dict(zip(values, (sum_over_ranks(x) / world_size()).cpu().tolist()))
+    return dict(zip(values, (distributed.sum_over_ranks(x) / distributed.world_size()).cpu().tolist()))
 
 
 def read_metrics(path, last_step):
-    """The rows up to last_step; what a killed run wrote after its checkpoint, or a line that is no row, is dropped."""
+    """The rows of metrics.jsonl up to last_step, without a final row; reading stops at a damaged line."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
@@ -114,27 +146,19 @@ def read_metrics(path, last_step):
     return [row for row in rows if row["step"] <= last_step and "final" not in row]
 
 
-def seconds_of(rows):
-    """The seconds that a run had taken at its last row, in all its sessions."""
-    return rows[-1].get("seconds", 0.0) if rows else 0.0
-
-
 def write_metrics(path, rows):
-    """The file with these rows, a line of JSON each."""
-    write_safely(path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in rows)))
+    """Write rows as a file with one line of JSON each."""
+    write_safely(path, lambda new: new.write_text("".join(json.dumps(row) + "\n" for row in rows)))
 
 
-def add_metrics(path, row):
-    """One more row at the end of the file."""
-    with open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
+# ---------------------------------------------------------------------------- the collapse meter
 
 
 def collapse_meter(p_t, loss, cls):
-    """Targets (2, B, K), L_DINO (a scalar tensor), teacher [CLS] (2·B, D) -> a dict of scalar tensors.
+    """Targets (2, B, K), L_DINO (scalar tensor), teacher [CLS] (2·B, D) -> a dict of scalar tensors.
 
-    entropy_image: mean H(p_t) / ln K.  entropy_mean: H(mean p_t) / ln K.  kl: L_DINO − mean H(p_t), the
-    divergence of the student from the teacher.  cosine: mean between the [CLS] of different images in view 1.
+    entropy_image: mean H(p_t) / ln K.  entropy_mean: H(mean p_t) / ln K.  kl: L_DINO − mean H(p_t), the divergence
+    of the student from the teacher.  cosine: mean cosine between the [CLS] tokens of different images in view 1.
     """
     log_K = math.log(p_t.shape[-1])
     entropy_image = -torch.special.xlogy(p_t, p_t).sum(dim=-1).mean()
@@ -148,19 +172,52 @@ def collapse_meter(p_t, loss, cls):
 
 
 def collapse_warning(meter):
-    """A sentence in plain words when the meter says collapse, otherwise None."""
+    """A sentence if the meter shows a collapse, otherwise None."""
     if meter["entropy_image"] > 0.98 and meter["entropy_mean"] > 0.98:
         return "uniform collapse: every image gets the same flat target; lower teacher_temp or n_prototypes"
     if meter["entropy_mean"] < 0.05:
         return "collapse to one code: every image gets the same prototype; raise teacher_temp or use sinkhorn"
     if meter["cosine"] > 0.99:
-        return "the features of all images are nearly the same; lower the rate or raise koleo_weight"
+        return "the features of all images are nearly the same; lower the learning rate or raise koleo_weight"
     return None
 
 
 def check_health(healthy, step, out):
-    """Exit with status 1, the last good checkpoint in place, once a gradient was not finite."""
+    """Exit with status 1 after a gradient that was not finite; the last good checkpoint stays."""
     if not healthy:
         good = f"the last good checkpoint stays in {out}" if (out / "checkpoint.pt").exists() else "nothing was saved"
         print(f"step {step}: the loss became NaN; stopped, {good}", file=sys.stderr)
         sys.exit(1)
+
+
+# ---------------------------------------------------------------------------- curves and scores
+
+
+def draw_curves(rows, recipe, path):
+    """curves.png: losses beside ln K and the collapse meter over steps, k-NN over the FLOPs of training."""
+    knn = sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
+    panels = {"losses": ("dino", "ibot"), "collapse meter": ("entropy_image", "entropy_mean", "cosine"),
+              "k-NN accuracy of the teacher": knn}  # fmt: skip
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        x, unit = ("training_flops", 1e12) if names is knn else ("step", 1)  # FLOPs compare runs of different shape
+        for name in names:
+            points = [(row[x] / unit, row[name]) for row in rows if name in row and x in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-" if names is knn else "-", label=name)
+        if title == "losses":
+            axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
+        axes.set(title=title, xlabel="TFLOP of training" if names is knn else "step")
+        if axes.lines:
+            axes.legend()
+    write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))
+
+
+def describe_scores(scores):
+    """The scores of an evaluation, as one line prints them."""
+    knn = [f"{value:.1%} (k = {name[4:]})" for name, value in scores.items() if name.startswith("knn_")]
+    words = [f"k-NN {', '.join(knn)}" if knn else "no labels"]
+    if "iou" in scores:
+        words += [f"foreground IoU {scores['iou']:.2f}"]
+        words += [f"part agreement {scores['agreement']:.2f} (by chance {scores['agreement_chance']:.2f})"]
+    return ", ".join(words)
