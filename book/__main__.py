@@ -72,7 +72,8 @@ DIFFERENCES = {  # rows of the README's table "Paper, official code, ours"
     "vit": ("positions at the start", "positions, stored", "positions, resized", "SwiGLU's width, ViT-B's depth",
             "packing", "stochastic depth", "patches to tokens"),
     "augment": ("blur", "the image a crop is cut from", "augmentation"),
-    "train": ("heads of the two losses", "high-resolution phase", "distillation"),
+    "train": ("heads of the two losses", "precision", "high-resolution phase", "distillation"),
+    "pca_viz": ("foreground",), "matching": ("patch matching",),
 }  # fmt: skip
 EVENING = re.compile(r"\*\*In an evening\*\*: (.*?)\. The top level", re.DOTALL)
 
