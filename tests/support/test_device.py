@@ -1,0 +1,130 @@
+"""Device, precision, threads, memory.  `pytest tests/support/test_device.py`"""
+
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from support import device
+from support.device import autocast, choose_threads, default_device, find_device, peak_memory
+from support.files import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("here, expected", [
+    ((), "cpu"), (("mps", "bicubic"), "mps"), (("mps",), "cpu"), (("cuda", "mps", "bicubic"), "cuda")])  # fmt: skip
+def test_default_device(here, expected, monkeypatch):
+    """An mps without antialiased bicubic resizing is not used."""
+
+    def interpolate(*_, **options):
+        if "bicubic" not in here:
+            raise NotImplementedError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in here)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in here)
+    monkeypatch.setattr(device.F, "interpolate", interpolate)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    assert default_device() == expected
+
+
+def test_a_device_that_is_not_here():
+    assert find_device("cpu") == torch.device("cpu")
+    for name in ("warp", "cuda:99"):
+        with pytest.raises(UserError, match=f"there is no device {name} here"):
+            find_device(name)
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_bf16_only_where_the_cpu_has_it_and_it_is_wanted(there, enabled, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+    x = torch.ones(2, 2)
+    with autocast("cpu", enabled):
+        assert (x @ x).dtype == (torch.bfloat16 if there and enabled else torch.float32)
+
+
+# ---------------------------------------------------------------------------- threads
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """PyTorch begins with two threads and OMP_NUM_THREADS is not set; both are put back."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("seconds, fastest", [({1: 0.2, 2: 0.1}, 2), ({1: 0.1, 2: 0.2}, 1)])
+def test_the_fastest_number_of_threads(two_cores, monkeypatch, seconds, fastest):
+    monkeypatch.setattr(device, "time_threads", lambda counts: {count: seconds[count] for count in counts})
+    assert choose_threads().startswith(f"{fastest} thread") and torch.get_num_threads() == fastest
+
+
+def test_one_half_and_all_are_timed(two_cores, monkeypatch):
+    asked = []
+    monkeypatch.setattr(device, "time_threads", lambda counts: asked.extend(counts) or dict.fromkeys(counts, 1.0))
+    torch.set_num_threads(7)
+    choose_threads()
+    assert asked == [1, 4, 7]
+
+
+def test_flag_variable_and_resumed_run_in_this_order(two_cores, monkeypatch):
+    monkeypatch.setattr(device, "time_threads", None)
+    assert choose_threads(resumed=1) == "1 thread (as before)" and torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert choose_threads(resumed=1) == "2 threads (OMP_NUM_THREADS)" and torch.get_num_threads() == 2
+    assert choose_threads(asked=3, resumed=1) == "3 threads (as asked)" and torch.get_num_threads() == 3
+
+
+def test_timing_is_quick_and_finds_the_slow_number(two_cores, monkeypatch):
+    """With two threads the work sleeps: one is found faster, within 0.6 s and a round; the machine may be busy."""
+    gelu = device.F.gelu
+    monkeypatch.setattr(device.F, "gelu", lambda x: (time.sleep(0.03 * (torch.get_num_threads() == 2)), gelu(x))[1])
+    start = time.perf_counter()
+    assert choose_threads() == "1 thread (the fastest of 1, 2)"
+    assert time.perf_counter() - start < 2
+
+
+# ---------------------------------------------------------------------------- memory
+
+SCRIPT = """
+import torch
+from support.device import keep_pages
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+for keep in (False, True):
+    if keep:
+        keep_pages()
+    x = torch.ones(2**26)  # 256 MB
+    before = resident()
+    del x
+    print(before - resident() > 2**27)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_pages_are_kept():
+    """They go back to the system before keep_pages() is called, and no longer afterwards."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
+def test_memory_of_this_process_in_bytes():
+    """PyTorch alone takes more than 50 MB; kilobytes or megabytes in the place of bytes would be out of range."""
+    assert 50e6 < peak_memory(torch.device("cpu")) < 50e9
+
+
+def test_programs_start_without_the_module_resource():
+    """Windows does not have it."""
+    script = "import sys; sys.modules['resource'] = None; import train, torch; from support.device import peak_memory; "
+    script += "print(peak_memory(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "None\n", done.stderr

@@ -1,0 +1,176 @@
+"""What a run reports: rows, speed, signals, the collapse meter, curves.  `pytest tests/support/test_log.py`"""
+
+import json
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+from recipes import get_recipe
+from support import log
+from support.log import RunLog, catch_signals, collapse_meter, collapse_warning, draw_curves, read_metrics
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(log, "draw_curves", lambda *_: None)
+
+
+def make_log(out, step=0):
+    """A RunLog of a run that trains nothing."""
+    run = SimpleNamespace(recipe=get_recipe("shapes", steps=7, log_every=3), step=step, training_flops=0)
+    return RunLog(run, out, torch.device("cpu"))
+
+
+def take_step(run_log, grad_norm=1.0):
+    """A step with losses of 1; its targets are (1/2, 1/2) for both of two images, whose [CLS] are orthogonal."""
+    run_log.run.step += 1
+    run_log.run.training_flops += 10
+    losses = {"dino": torch.tensor(1.0), "loss": torch.tensor(1.0), "grad_norm": torch.tensor(grad_norm)}
+    run_log.add_step(losses, torch.full((2, 2, 2), 0.5), torch.eye(2).repeat(2, 1), {"lr": 0.1})
+
+
+# ---------------------------------------------------------------------------- rows
+
+
+def test_every_third_step_and_the_last_are_logged(tmp_path):
+    run_log = make_log(tmp_path)
+    for _ in range(7):
+        take_step(run_log)
+    rows = read_metrics(tmp_path / "metrics.jsonl", 7)
+    assert rows == run_log.rows and [row["step"] for row in rows] == [3, 6, 7]
+    assert [row["training_flops"] for row in rows] == [30, 60, 70]
+    for row in rows:
+        assert (row["loss"], row["lr"], row["entropy_image"], row["cosine"]) == pytest.approx((1, 0.1, 1, 0))
+        assert row["seconds"] > 0 and row["images_per_s"] > 0 and "healthy" not in row
+
+
+def test_a_resumed_run_drops_later_rows_and_adds_to_the_seconds(tmp_path):
+    run_log = make_log(tmp_path)
+    for _ in range(7):
+        take_step(run_log)
+    again = make_log(tmp_path, step=4)
+    assert [row["step"] for row in again.rows] == [3]
+    assert read_metrics(tmp_path / "metrics.jsonl", 9) == again.rows
+    again.add_row({})
+    assert again.rows[-1]["seconds"] > again.rows[0]["seconds"]
+
+
+@pytest.mark.parametrize("line", [b"[1]", b'{"loss": 1}', b'{"step": "1"}', b"\xff\xfe", b"[" * 10**5, b'{"step": 1, "lo'])
+def test_a_damaged_line_ends_the_rows(tmp_path, line):
+    rows = [{"step": 1}, {"step": 3}, {"step": 2, "final": True}]
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "metrics.jsonl").write_bytes(text + line + b'\n{"step": 2}\n')
+    assert read_metrics(tmp_path / "metrics.jsonl", 2) == [{"step": 1}] and read_metrics(tmp_path / "none", 2) == []
+
+
+def test_images_per_second_are_those_of_the_steps_taken(tmp_path, monkeypatch, no_pictures):
+    """32 images a second, batches of 32, rows at steps 3 and 6: also after resuming at step 2, one step before a row,
+    and after an evaluation of an hour between two rows."""
+    monkeypatch.setattr(log.time, "perf_counter", lambda: now)
+    now = 0
+    run_log = make_log(tmp_path, step=2)
+    for step in range(2, 6):
+        now += 1
+        take_step(run_log)
+        if step == 3:
+            now += 3600
+            run_log.add_evaluation({"evaluation_flops": 1})
+    assert [row["images_per_s"] for row in run_log.rows if "images_per_s" in row] == [32, 32]
+
+
+def test_flops_by_hand(tmp_path, monkeypatch):
+    """A (2, 3) matrix times a (3, 5) one is 2·2·3·5 = 60 FLOPs, on each of three processes; counted once per kind."""
+    monkeypatch.setattr(log.distributed, "world_size", lambda: 3)
+    run_log = make_log(tmp_path)
+    for columns in (5, 7):  # the second time it is taken to be the same
+        with run_log.count_flops("low"):
+            torch.ones(2, 3) @ torch.ones(3, columns)
+    assert run_log.run.training_flops == 360
+
+
+def test_an_evaluation_is_known_after_a_kill(tmp_path, capsys, no_pictures):
+    run_log = make_log(tmp_path, step=2)
+    assert not run_log.is_evaluated()
+    run_log.add_evaluation({"knn_20": 0.5, "evaluation_flops": 1})
+    assert run_log.is_evaluated() and make_log(tmp_path, step=2).is_evaluated()
+    assert not make_log(tmp_path, step=1).is_evaluated()
+    assert "step 2: k-NN 50.0% (k = 20)" in capsys.readouterr().err
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_at_the_next_row(tmp_path, capsys):
+    run_log = make_log(tmp_path)
+    take_step(run_log, grad_norm=float("nan"))
+    take_step(run_log)
+    with pytest.raises(SystemExit):
+        take_step(run_log)
+    assert "step 3: the loss became NaN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_caught_and_the_second_has_its_usual_effect(number):
+    heard, usual = [], signal.getsignal(number)
+    signal.signal(number, lambda n, _: heard.append(n))
+    mine = signal.getsignal(number)
+    try:
+        with pytest.raises(ZeroDivisionError), catch_signals() as caught:
+            os.kill(os.getpid(), number)
+            assert (caught, heard) == ([number], [])
+            os.kill(os.getpid(), number)
+            assert (caught, heard) == ([number], [number])
+            raise ZeroDivisionError
+        assert signal.getsignal(number) is mine
+    finally:
+        signal.signal(number, usual)
+
+
+# ---------------------------------------------------------------------------- the collapse meter
+
+
+def test_collapse_meter_by_hand():
+    """K = 4, two images: targets (1, 0, 0, 0) and (0, 1, 0, 0) in both views: entropy 0 for an image; their mean is
+    (½, ½, 0, 0), ln 2 / ln 4 = ½.  L = ln 4: KL = ln 4 − 0.  [CLS] (1, 0) and (3, 4), cosine 3/5."""
+    p = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]).expand(2, 2, 4)
+    cls = torch.tensor([[1.0, 0], [3.0, 4.0], [9.0, 9.0], [9.0, 9.0]])  # the second view is not read
+    meter = collapse_meter(p, torch.tensor(math.log(4)), cls)
+    assert meter == pytest.approx({"entropy_image": 0, "entropy_mean": 0.5, "kl": math.log(4), "cosine": 0.6})
+
+
+def test_both_views_count_by_hand():
+    """K = 4, one image: targets (1, 0, 0, 0) in view 1 and (½, ½, 0, 0) in view 2.
+
+    Entropies 0 and ln 2, ½ ln 2 on average, a quarter of ln 4.  The mean over both is (¾, ¼, 0, 0):
+    H = ¾ ln(4/3) + ¼ ln 4 = 2 ln 2 − ¾ ln 3.  L = ln 4: KL = 2 ln 2 − ½ ln 2 = 1.5 ln 2.
+    """
+    p = torch.tensor([[[1.0, 0, 0, 0]], [[0.5, 0.5, 0, 0]]])
+    meter = collapse_meter(p, torch.tensor(math.log(4)), torch.ones(2, 3))
+    assert meter["entropy_image"] == pytest.approx(1 / 4)
+    assert meter["entropy_mean"] == pytest.approx(1 - 0.75 * math.log(3) / math.log(4))
+    assert meter["kl"] == pytest.approx(1.5 * math.log(2))
+
+
+def test_collapse_warnings():
+    healthy = {"entropy_image": 0.5, "entropy_mean": 0.99, "kl": 1.0, "cosine": 0.3}
+    assert collapse_warning(healthy) is None
+    assert "uniform" in collapse_warning({**healthy, "entropy_image": 0.995})
+    assert "one code" in collapse_warning({**healthy, "entropy_image": 0.01, "entropy_mean": 0.01})
+    assert "same" in collapse_warning({**healthy, "cosine": 0.999})
+
+
+# ---------------------------------------------------------------------------- curves
+
+
+def test_curves(tmp_path, monkeypatch):
+    """k-NN stands over 2 and 4 TFLOP, the losses over steps 1 and 2; a run without rows has a picture too."""
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda axes, *xy, **look: drawn.append(xy[:2]) or plot(axes, *xy, **look))
+    rows = [{"step": i, "dino": 3.0, "knn_20": i / 4, "training_flops": i * 2 * 10**12} for i in (1, 2)]
+    for path, some in ((tmp_path / "empty.png", []), (tmp_path / "curves.png", rows)):
+        draw_curves(some, get_recipe("shapes"), path)
+        assert Image.open(path).size == (1500, 400)
+    assert drawn == [((1, 2), (3.0, 3.0)), ((2.0, 4.0), (0.25, 0.5))]
