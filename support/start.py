@@ -188,7 +188,7 @@ def init_from(recipe, changes):
         raise UserError(f"--head_warmup {recipe.head_warmup} and --hires_share {recipe.hires_share} add up to over 1")
     words = [f"{value}" if name in ("arch", "ffn") else f"{name} {value}" for name, value in found.items() if value]
     words = f"{', '.join(words)}, {'its' if heads else 'new'} heads"
-    words += f", which train alone for {round(recipe.steps * recipe.head_warmup)} steps" * bool(recipe.head_warmup)
+    words += f", alone for the first {round(recipe.steps * recipe.head_warmup)} steps" * bool(recipe.head_warmup)
     state = network.state_dict()
     if recipe.head_warmup < 1:
         n = (recipe.hires_size if recipe.hires_share else recipe.global_size) // recipe.patch_size

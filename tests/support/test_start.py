@@ -3,9 +3,7 @@
     pytest tests/test_start.py
 """
 
-import os
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
@@ -14,10 +12,10 @@ from test_train import CPU, flags, folder, rows, small_run  # noqa: F401  folder
 
 import train
 from recipes import get_recipe
-from support import log as record
+from support import log
 from support.cli import parse_args
 from support.files import UserError
-from support.start import heads_of, init_from
+from support.start import heads_of, init_from, make_crop, start_run
 from support.weights import save_vit
 from train import main
 from vit import ViT, vit_pico
@@ -39,8 +37,7 @@ def released(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """None, as in test_train.py."""
-    for place in (train, record):
-        monkeypatch.setattr(place, "draw_curves", lambda *_: None)
+    monkeypatch.setattr(log, "draw_curves", lambda *_: None)
     monkeypatch.setattr(train, "draw_split", lambda *_: {})
 
 
@@ -54,10 +51,10 @@ def weights(path, part="teacher"):
 def test_the_architecture_is_the_files(released):
     """Recipe: vit_nano without registers, patches of 8; positions of 6×6 patches become those of 4×4."""
     r = get_recipe("shapes", **SIZES | {"arch": "vit_nano", "patch_size": 8, "init": str(released)})
-    found, state, words = init_from(r, {}, train.build_network)
+    found, state, words = init_from(r, {})
     assert (found.arch, found.patch_size, found.n_registers, found.ffn) == ("vit_pico", 4, 2, "mlp")
-    assert words == "vit_pico, patch_size 4, n_registers 2, mlp, new heads, alone for 125 steps"  # a tenth of 1250
-    run = train.start_run(found, CPU, state)
+    assert words == "vit_pico, patch_size 4, n_registers 2, mlp, new heads, alone for the first 125 steps"  # of 1250
+    run = start_run(found, CPU, state)
     for network in (run.student, run.teacher):
         own = network.backbone.state_dict()
         assert own["pos_embed"].shape == (1, 17, 96)
@@ -75,8 +72,8 @@ def test_a_stem_is_the_files(tmp_path, stem):
     network = vit_pico(patch_size=4, img_size=16, stem=stem, layer_scale=0.5)
     save_vit(network, tmp_path / "vit.pth")
     r = get_recipe("shapes", **SIZES | {"stem": not stem, "init": str(tmp_path / "vit.pth")})
-    found, state, words = init_from(r, {}, train.build_network)
-    run = train.start_run(found, CPU, state)
+    found, state, words = init_from(r, {})
+    run = start_run(found, CPU, state)
     assert found.stem is stem and ("stem" in words) is stem
     assert torch.equal(run.student.backbone(torch.ones(1, 3, 16, 16)), network(torch.ones(1, 3, 16, 16)))
 
@@ -84,37 +81,37 @@ def test_a_stem_is_the_files(tmp_path, stem):
 @pytest.mark.parametrize("changes, words", [
     ({"arch": "vit_tiny"}, "--arch vit_tiny, but .* has vit_pico"), ({"n_registers": 0}, "--n_registers 0, .* has 2"),
     ({"ffn": "swiglu"}, "--ffn swiglu, .* has mlp"), ({"local_size": 6}, "--local_size must be a multiple"),
-    ({"head_warmup": 0.9, "hires_share": 0.2, "hires_size": 16}, "0.9, --hires_share 0.2: more than all steps"),
+    ({"head_warmup": 0.9, "hires_share": 0.2, "hires_size": 16}, "0.9 and --hires_share 0.2 add up to over 1"),
 ])  # fmt: skip
 def test_a_flag_that_contradicts_the_file(released, changes, words):
     with pytest.raises(UserError, match=words):
-        init_from(get_recipe("shapes", **SIZES | changes | {"init": str(released)}), changes, train.build_network)
+        init_from(get_recipe("shapes", **SIZES | changes | {"init": str(released)}), changes)
 
 
 def test_a_network_that_has_no_name(tmp_path):
     save_vit(ViT(64, 2, 1, 4, 8), tmp_path / "vit.pt")
-    with pytest.raises(UserError, match="64 wide and 2 deep with 1 heads, which is no --arch"):
-        init_from(get_recipe("shapes", **SIZES, init=str(tmp_path / "vit.pt")), {}, train.build_network)
+    with pytest.raises(UserError, match="64 wide and 2 deep with 1 heads; no --arch has this size"):
+        init_from(get_recipe("shapes", **SIZES, init=str(tmp_path / "vit.pt")), {})
 
 
 def test_heads_that_fit_are_taken_and_need_no_warm_up(tmp_path):
     run = small_run(**SIZES, steps=20)
     train.save_checkpoint(run, tmp_path)
     r = get_recipe("shapes", **SIZES, init=str(tmp_path / "checkpoint.pt"))
-    found, state, words = init_from(r, {}, train.build_network)
-    assert words.endswith("its heads, alone for 0 steps") and train.phases(found)[0][2] == 0
+    found, state, words = init_from(r, {})
+    assert words.endswith("its heads") and train.phases(found)[0][2] == 0
     assert torch.equal(state["ibot_head.prototypes"], run.ema.ibot_head.prototypes)
-    found, state, words = init_from(replace(r, n_prototypes=8), {}, train.build_network)
-    assert "new heads, alone for 125" in words and not any(name.startswith("dino_head") for name in state)
+    found, state, words = init_from(replace(r, n_prototypes=8), {})
+    assert "new heads, alone for the first 125" in words and not any(name.startswith("dino_head") for name in state)
     assert len(heads_of(r.init)) == len(run.ema.dino_head.state_dict()) * 2 and heads_of(__file__) == {}
 
 
 def test_two_heads_do_not_become_one(tmp_path):
     """--tied_heads takes the heads of a tied run, and none of two that differ."""
-    for tied, whose in ((True, "its heads, alone for 0 steps"), (False, "new heads, alone for")):
+    for tied, whose in ((True, "its heads"), (False, "new heads, alone for the first")):
         train.save_checkpoint(small_run(**SIZES, steps=20, tied_heads=tied), tmp_path)
         r = get_recipe("shapes", **SIZES, tied_heads=True, init=str(tmp_path / "checkpoint.pt"))
-        _, state, words = init_from(r, {}, train.build_network)
+        _, state, words = init_from(r, {})
         assert whose in words and any(name.startswith("ibot_head") for name in state) is tied
 
 
@@ -140,11 +137,11 @@ def test_phases_by_hand():
 def test_new_heads_learn_alone(released):
     """The backbones stay as the file has them, to the last bit, until the warm-up ends; the heads do not."""
     r = get_recipe("shapes", **SIZES | {"init": str(released), "batch": 4, "steps": 4, "head_warmup": 0.5, "lr": 1.0})
-    r, state, _ = init_from(r, {}, train.build_network)
-    run, images = train.start_run(r, CPU, state), torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    r, state, _ = init_from(r, {})
+    run, images = start_run(r, CPU, state), torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     for step, frozen in enumerate((True, True, False)):
         head = run.student.dino_head.prototypes.detach().clone()
-        losses, *_ = train.train_step(run, images, train.make_crop(r), train.schedules_at(step, r))
+        losses, *_ = train.train_step(run, images, make_crop(r, r.global_size), train.schedules_at(step, r))
         assert losses["grad_norm"] > 0 and torch.equal(head, run.student.dino_head.prototypes) == (step == 0)  # rate 0
         own = {f"backbone.{name}": x for name, x in run.student.backbone.state_dict().items()}
         assert all(torch.equal(x, state[name]) for name, x in own.items()) == frozen
@@ -163,7 +160,7 @@ def test_a_run_from_released_weights_goes_on_without_them(folder, released, tmp_
     words = {"init": file, "head_warmup": 0.5, "save_every": 2}
     assert main(start(folder, tmp_path / "whole", **words)) == 0
     first, *_ = capsys.readouterr().out.splitlines()
-    assert f"starts from {file} (vit_pico, patch_size 4, n_registers 2, mlp, new heads, alone for 4 steps)" in first
+    assert f"starts from {file} (vit_pico, patch_size 4" in first and "heads, alone for the first 4 steps)" in first
     step, train_step = 0, train.train_step
 
     def dies(*arguments):
@@ -194,63 +191,6 @@ def test_a_finished_run_goes_on_and_to_high_resolution(folder, tmp_path):  # noq
     assert weights(tmp_path / "high")["backbone.pos_embed"].shape == (1, 17, 96)
 
 
-def test_a_teacher_without_heads_gets_some(folder, released, tmp_path, capsys):  # noqa: F811
-    """They learn on its weights, which stay, for a quarter of 8 steps, in a run of their own; then it is distilled.
-
-    Its positions stay on the file's grid.  When all is done, neither the file nor the warm-up is needed to go on.
-    """
-    file = shutil.copy(released, tmp_path / "released.pth")
-    assert main(start(folder, tmp_path / "run", teacher=file, head_warmup=0.25, arch="vit_pico")) == 0
-    assert f"heads for the teacher {file}, 2 steps" in capsys.readouterr().out
-    expected, teacher = torch.load(file, weights_only=True), weights(tmp_path / "run" / "teacher")
-    assert all(torch.equal(teacher[f"backbone.{name}"], x) for name, x in expected.items())
-    assert "backbone.register_tokens" not in weights(tmp_path / "run")  # the student is another network
-    file.unlink()
-    assert main(["--out", str(tmp_path / "run"), "--resume", "--device", "cpu"]) == 0
-
-
-def test_a_student_with_heads_leaves_the_teachers_warm_up_as_it_is(folder, released, tmp_path, capsys):  # noqa: F811
-    assert main(start(folder, tmp_path / "low", steps=1)) == 0
-    words = {"init": tmp_path / "low" / "checkpoint.pt", "teacher": released, "head_warmup": 0.5, "steps": 4}
-    assert main(start(folder, tmp_path / "run", **words)) == 0
-    assert f"heads for the teacher {released}, 2 steps" in capsys.readouterr().out
-    words.pop("head_warmup")
-    assert main(start(folder, tmp_path / "tenth", **words | {"steps": 10})) == 0
-    assert f"heads for the teacher {released}, 1 steps" in capsys.readouterr().out  # a tenth of 10
-    assert not any(row.get("frozen_backbone") for row in rows(tmp_path / "tenth"))
-
-
-def test_stopped_in_the_teachers_warm_up(folder, released, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """Status 130; the same command goes on, and no other one, nor one with another teacher."""
-    words = start(folder, tmp_path / "run", teacher=released, head_warmup=0.5, steps=6, arch="vit_pico")
-    train_step = train.train_step
-
-    def stops(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        return train_step(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "train_step", stops)
-        with pytest.raises(SystemExit) as stopped:
-            main(words)
-    assert stopped.value.code == 130
-    assert "stopped at step 1 of the teacher's heads; the same command with --resume" in capsys.readouterr().out
-    other = shutil.copy(released, tmp_path / "other.pth")
-    assert main(start(folder, tmp_path / "with heads", steps=1)) == 0
-    capsys.readouterr()
-    for wrong, says in (
-        (words, "already holds a run"),
-        (["--out", str(tmp_path / "run"), "--resume"], "beside all flags"),
-        ([*words, "--resume", "--teacher", str(other)], "heads of another run's teacher"),
-        ([*words, "--resume", "--teacher", str(tmp_path / "with heads/checkpoint.pt")], "beside all flags"),
-    ):
-        assert main(wrong) == 2
-        err = capsys.readouterr().err
-        assert says in err and err.count("\n") == 1
-    assert main([*words, "--resume"]) == 0
-    assert [row["step"] for row in rows(tmp_path / "run" / "teacher")] == [1, 2, 3]
-
-
 def test_sizes_are_held_against_the_patches_of_the_file(folder, released, tmp_path):  # noqa: F811
     """The recipe's patches are 8 wide, the file's 4; 20 and 12 are multiples of 4 alone."""
     words = flags(folder, tmp_path, init=released, hires_share=0, global_size=20, local_size=12, steps=1)
@@ -263,20 +203,19 @@ def test_whether_there_is_a_stem_the_file_says(tmp_path):
     save_vit(vit_pico(patch_size=14, img_size=28), tmp_path / "vit.pth")
     words = "--patch_size 14 --global_size 28 --local_size 14 --hires_size 28".split()
     _, recipe, _ = parse_args(["--stem", *words, "--init", str(tmp_path / "vit.pth")])
-    assert recipe.stem and not init_from(recipe, {}, train.build_network)[0].stem
+    assert recipe.stem and not init_from(recipe, {})[0].stem
 
 
-def test_a_teacher_with_other_patches(folder, released, tmp_path, capsys):  # noqa: F811
-    words = start(folder, tmp_path, teacher=released, patch_size=8, global_size=16, local_size=8)
-    assert main(words) == 2
-    assert "--patch_size 8, but" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words, says", [
-    (["--init", "none.pth"], "no weights at none.pth"),
-    (["--init", "x.pth", "--init_lr", "0"], "--init_lr must lie in"),
-])  # fmt: skip
-def test_what_is_wrong_is_one_line(words, says, tmp_path, capsys):
-    assert main(["--out", str(tmp_path / "run"), *words]) == 2
+def test_heads_for_a_teacher_and_distillation(folder, released, tmp_path, capsys):  # noqa: F811
+    """Weights without heads are no teacher; the command in the error trains the heads alone, and then they are one."""
+    assert main(start(folder, tmp_path / "run", teacher=released)) == 2
     err = capsys.readouterr().err
-    assert says in err and err.count("\n") == 1
+    assert "has no heads; train them first: python train.py --init" in err and err.count("\n") == 1
+    assert main(start(folder, tmp_path / "teacher", init=released, head_warmup=1)) == 0
+    file, teacher = torch.load(released, weights_only=True), weights(tmp_path / "teacher")
+    assert all(torch.equal(teacher[f"backbone.{name}"], x) for name, x in file.items())  # on the file's grid
+    words = {"teacher": tmp_path / "teacher/checkpoint.pt", "arch": "vit_pico", "steps": 2}
+    assert main(start(folder, tmp_path / "run", **words)) == 0
+    assert "backbone.register_tokens" not in weights(tmp_path / "run")  # the student is another network
+    assert main(start(folder, tmp_path / "other", **words | {"n_prototypes": 8})) == 2
+    assert "the teacher was trained with --n_prototypes 16; use the same" in capsys.readouterr().err
