@@ -1,7 +1,4 @@
-"""Softmax centering: numbers worked out by hand, a slow loop, two ranks, extremes, and toys that collapse.
-
-    pytest tests/test_centering.py
-"""
+"""Softmax centering: numbers worked out by hand, two ranks, extremes, and toys that collapse."""
 
 import math
 
@@ -13,16 +10,6 @@ import centering
 from centering import SoftmaxCentering
 from dino_loss import dino_loss
 from sinkhorn import sinkhorn_knopp
-
-
-def batches(n, B, K, seed=0):
-    """n batches of logits (B, K), with a preference for some prototypes common to all of them."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, B, K, generator=generator) + 3 * torch.randn(K, generator=generator)
-
-
-# --------------------------------------------------------------------------------------------------------
-# The equation
 
 
 def test_two_batches_by_hand():
@@ -40,21 +27,14 @@ def test_two_batches_by_hand():
     torch.testing.assert_close(center.centre, torch.tensor([0, (math.log(3) + math.log(6)) / 2]))
 
 
-def test_temperature_by_hand():
-    """At τ_t = ½ (1, 3) becomes (1, 9)/10."""
-    p_t = SoftmaxCentering(2)(torch.tensor([[1.0, 3.0]]).log(), temp=0.5)
+def test_temperature_and_momentum_by_hand():
+    """At τ_t = ½ with c = log(1, 2), (1, 6) becomes (1, 3) and then (1, 9)/10.  The centre moves by a tenth of
+    log(1, 6) − log(1, 2) = log(1, 3)."""
+    center = SoftmaxCentering(2)
+    center.centre.copy_(torch.tensor([1.0, 2.0]).log())
+    p_t = center(torch.tensor([[1.0, 6.0]]).log(), temp=0.5)
     torch.testing.assert_close(p_t, torch.tensor([[1 / 10, 9 / 10]]))
-
-
-def test_is_the_slow_loop():
-    center, c = SoftmaxCentering(5, momentum=0.8), [0.0] * 5
-    for z in batches(6, 4, 5):
-        p_t = center(z, 0.3)
-        for b in range(4):
-            scores = [math.exp((z[b, k].item() - c[k]) / 0.3) for k in range(5)]
-            assert p_t[b].tolist() == pytest.approx([score / sum(scores) for score in scores], rel=1e-3, abs=1e-6)
-        c = [0.8 * c[k] + 0.2 * sum(z[:, k].tolist()) / 4 for k in range(5)]
-    assert center.centre.tolist() == pytest.approx(c, rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(center.centre, torch.tensor([0, math.log(2) + 0.1 * math.log(3)]))
 
 
 def test_two_ranks(monkeypatch):
@@ -66,70 +46,25 @@ def test_two_ranks(monkeypatch):
     torch.testing.assert_close(center.centre, torch.tensor([0.3, 0.4]))
 
 
-# --------------------------------------------------------------------------------------------------------
-# Properties
-
-
-def test_a_preference_common_to_all_images_goes_away():
-    """After many batches the centre has learnt it: prototypes are used about evenly, as they were not at first."""
-    center, many = SoftmaxCentering(6), batches(200, 32, 6)
-    first = center(many[0], 1.0).mean(dim=0)
-    for z in many:
-        p_t = center(z, 1.0)
-    assert first.max() > 0.4
-    assert p_t.mean(dim=0).max() < 1.5 / 6
-
-
-def test_a_constant_added_to_a_row_of_logits_changes_nothing():
-    z = batches(1, 4, 5)[0]
-    shift = torch.arange(4.0)[:, None]
-    torch.testing.assert_close(SoftmaxCentering(5)(z + shift, 0.1), SoftmaxCentering(5)(z, 0.1), rtol=1e-4, atol=1e-5)
-
-
 def test_the_centre_is_saved_but_not_trained():
     center = SoftmaxCentering(5)
-    center(batches(1, 4, 5)[0], 0.1)
-    other = SoftmaxCentering(5)
-    other.load_state_dict(center.state_dict())
-    assert torch.equal(other.centre, center.centre) and center.centre.abs().sum() > 0
-    assert not list(center.parameters())
-
-
-# --------------------------------------------------------------------------------------------------------
-# Extremes
+    assert list(center.state_dict()) == ["centre"] and not list(center.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
-@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.parametrize("B", [0, 1, 2])
 def test_finite_in_every_type_and_inputs_unchanged(dtype, size, B):
+    """A batch without samples leaves the centre at 0."""
     center = SoftmaxCentering(1000)
-    z = (batches(1, B, 1000)[0].sign() * size).to(dtype)
+    z = (torch.randn(B, 1000, generator=torch.Generator().manual_seed(0)).sign() * size).to(dtype)
     kept = z.clone()
     for _ in range(2):
         p_t = center(z.requires_grad_(), 0.04)
-        assert p_t.dtype == torch.float32 and not p_t.requires_grad and p_t.isfinite().all()
-        assert (p_t.sum(dim=1) - 1).abs().max() < 1e-5
+        assert p_t.shape == (B, 1000) and p_t.dtype == torch.float32 and not p_t.requires_grad
+        assert p_t.isfinite().all() and torch.allclose(p_t.sum(dim=1), torch.ones(B), atol=1e-5)
     assert center.centre.isfinite().all() and torch.equal(z, kept)
-
-
-def test_an_empty_batch_leaves_the_centre_where_it_was():
-    center = SoftmaxCentering(5)
-    center(batches(1, 4, 5)[0], 0.1)
-    before = center.centre.clone()
-    assert center(torch.zeros(0, 5), 0.1).shape == (0, 5)
-    assert torch.equal(center.centre, before)
-
-
-def test_autocast_around_it_changes_nothing():
-    z, outside, inside = batches(1, 16, 30)[0], SoftmaxCentering(30), SoftmaxCentering(30)
-    with torch.autocast("cpu", torch.bfloat16):
-        p_t = inside(z, 0.04)
-    assert torch.equal(p_t, outside(z, 0.04)) and torch.equal(inside.centre, outside.centre)
-
-
-# --------------------------------------------------------------------------------------------------------
-# What it is for
+    assert center.centre.any() == bool(B and size)
 
 
 def self_distillation(targets):
@@ -145,8 +80,7 @@ def self_distillation(targets):
         views = F.normalize(images + 0.1 * torch.randn(2, 64, 16), dim=-1)
         p_t = targets(views[0] @ F.normalize(teacher, dim=1).T)
         loss = dino_loss(views @ F.normalize(student, dim=1).T, p_t[None])
-        gradient = torch.autograd.grad(loss, student)[0]
-        student.data -= 0.3 * gradient
+        student.data -= 0.3 * torch.autograd.grad(loss, student)[0]
         teacher.lerp_(student.data, 0.1)
 
     def entropy(p):

@@ -1,7 +1,4 @@
-"""The projection head: cosines worked out by hand, a slow loop, the parameter count, invariances and extremes.
-
-    pytest tests/test_head.py
-"""
+"""The projection head: cosines worked out by hand, a slow loop, the parameter count, properties and extremes."""
 
 import math
 
@@ -20,9 +17,8 @@ def small_head(**options):
     return head
 
 
-def rows(*shape, seed=0):
-    """Standard normal numbers."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def rows(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def slow_head(head, x):
@@ -49,19 +45,14 @@ def test_cosines_by_hand():
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
-def test_is_the_slow_loop(n_layers):
-    head, x = small_head(n_layers=n_layers), rows(5, 8)
-    expected = torch.stack([slow_head(head, row) for row in x])
-    torch.testing.assert_close(head(x).double(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gradients_are_those_of_the_slow_loop():
-    head, x = small_head(), rows(3, 8)
-    slow = torch.stack([slow_head(head, row) for row in x])
-    weight = rows(3, 24, seed=1)
-    ours = torch.autograd.grad((head(x) * weight).sum(), list(head.parameters()))
-    expected = torch.autograd.grad((slow * weight).sum(), list(head.parameters()))
-    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
+def test_values_and_gradients_are_those_of_the_slow_loop(n_layers):
+    """Also for more than one leading dimension."""
+    head, x = small_head(n_layers=n_layers), rows(2, 3, 8)
+    z = head(x)
+    slow = torch.stack([slow_head(head, row) for row in x.flatten(0, 1)]).view(2, 3, 24)
+    torch.testing.assert_close(z.double(), slow, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad((out * rows(2, 3, 24)).sum(), list(head.parameters())) for out in (z, slow)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
 def test_parameters_of_the_papers_head():
@@ -72,26 +63,14 @@ def test_parameters_of_the_papers_head():
     assert sum(p.numel() for p in head.parameters()) == expected
 
 
-def test_logits_are_cosines():
-    z = small_head()(rows(100, 8) * 100)
-    assert z.abs().max() <= 1 + 1e-6
-
-
 def test_lengths_of_prototypes_do_not_matter_and_do_not_learn():
     head, x = small_head(), rows(5, 8)
-    expected = head(x)
-    grad = torch.autograd.grad((expected * rows(5, 24, seed=1)).sum(), head.prototypes)[0]
-    assert (grad * head.prototypes).sum(dim=1).abs().max() < 1e-5
+    z = head(x)
+    gradient = torch.autograd.grad((z * rows(5, 24)).sum(), head.prototypes)[0]
+    assert (gradient * head.prototypes).sum(dim=1).abs().max() < 1e-5
     with torch.no_grad():
         head.prototypes.mul_(torch.arange(1.0, 25.0)[:, None])
-    torch.testing.assert_close(head(x), expected)
-
-
-def test_leading_shape_and_order_of_rows():
-    head, x = small_head(), rows(2, 3, 8)
-    torch.testing.assert_close(head(x).flatten(0, 1), head(x.flatten(0, 1)))
-    torch.testing.assert_close(head(x.flip(0)), head(x).flip(0))
-    assert head(x[:0]).shape == (0, 3, 24)
+    torch.testing.assert_close(head(x), z)
 
 
 def test_a_fresh_head_tells_images_apart():
@@ -104,31 +83,19 @@ def test_a_fresh_head_tells_images_apart():
 
 @pytest.mark.parametrize("size", [0.0, 1e-4, 1e4])
 def test_finite_for_zero_and_large_features(size):
-    head = small_head()
-    torch.nn.init.zeros_(head.mlp[-1].bias)
+    """A fresh head has no biases, so zero features reach the bottleneck as 0.  That has no direction: logits are 0."""
+    head = Head(8, 24, hidden_dim=16, bottleneck_dim=6)
     x = (rows(2, 8).sign() * size).requires_grad_()
-    kept = x.detach().clone()
     z = head(x)
     z.sum().backward()
-    assert z.isfinite().all() and x.grad.isfinite().all() and torch.equal(x, kept)
-    assert all(p.grad.isfinite().all() for p in head.parameters())
-
-
-def test_a_bottleneck_of_zero_gives_zero_logits():
-    """A fresh head has no biases, so zero features reach the bottleneck as 0, which has no direction."""
-    head = Head(8, 24, hidden_dim=16, bottleneck_dim=6)
-    z = head(torch.zeros(2, 8))
-    z.sum().backward()
-    assert torch.equal(z, torch.zeros(2, 24))
+    assert z.isfinite().all() and x.grad.isfinite().all() and bool(z.any()) == bool(size)
     assert all(p.grad.isfinite().all() for p in head.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_gives_the_same_cosines_to_rounding(dtype):
-    """bfloat16 keeps 8 bits: 2⁻⁸ in a cosine, a few times over."""
-    head, x = small_head(), rows(20, 8)
+    """bfloat16 keeps 8 bits: 2⁻⁸ in a cosine, a few times over.  A bottleneck of length 10⁵ is too long for float16."""
+    head, x = small_head(), rows(20, 8) * 3000
     with torch.autocast("cpu", dtype):
         z = head(x)
-    z.float().sum().backward()
     torch.testing.assert_close(z.float(), head(x), rtol=0, atol=0.05)
-    assert all(p.grad.isfinite().all() for p in head.parameters())

@@ -1,7 +1,4 @@
-"""KoLeo: distances worked out by hand, the double loop of the paper, invariances, extremes, and what it is for.
-
-    pytest tests/test_koleo.py
-"""
+"""KoLeo: distances worked out by hand, the double loop of the paper, invariances, extremes, and what it is for."""
 
 import math
 
@@ -15,7 +12,6 @@ EPS = 1e-8  # koleo_loss's own
 
 
 def random_rows(B, D, seed=0):
-    """(B, D) in float32."""
     return torch.randn(B, D, generator=torch.Generator().manual_seed(seed))
 
 
@@ -28,10 +24,6 @@ def slow_koleo_loss(x):
         squared = torch.stack([(x[i] - x[j]).square().sum() for j in range(len(x)) if j != i])
         total = total - 0.5 * (squared.min() + EPS).log()
     return total / len(x)
-
-
-# --------------------------------------------------------------------------------------------------------
-# The equation
 
 
 def test_three_directions_by_hand():
@@ -50,79 +42,6 @@ def test_an_antipodal_pair_by_hand():
     assert koleo_loss(torch.tensor([[3.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(-math.log(2))
 
 
-@pytest.mark.parametrize(("B", "D"), [(2, 3), (3, 2), (16, 8), (40, 64)])
-def test_is_the_double_loop_of_the_paper(B, D):
-    x = random_rows(B, D)
-    torch.testing.assert_close(koleo_loss(x).double(), slow_koleo_loss(x), rtol=1e-5, atol=1e-6)
-
-
-def test_gradient_is_that_of_the_double_loop():
-    x = random_rows(12, 6).requires_grad_()
-    ours = torch.autograd.grad(koleo_loss(x), x)[0]
-    slow = torch.autograd.grad(slow_koleo_loss(x), x)[0]
-    torch.testing.assert_close(ours, slow, rtol=1e-4, atol=1e-6)
-
-
-# --------------------------------------------------------------------------------------------------------
-# Properties
-
-
-def test_length_order_and_rotation_do_not_matter():
-    x = random_rows(10, 5)
-    expected = koleo_loss(x)
-    lengths = torch.arange(1.0, 11.0)[:, None]
-    rotation = torch.linalg.qr(random_rows(5, 5, seed=1)).Q
-    for same in (x * lengths, x * 1e-3, x * 1e4, x.flip(0), x @ rotation):
-        torch.testing.assert_close(koleo_loss(same), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_gradient_does_not_change_lengths():
-    x = random_rows(10, 5).requires_grad_()
-    g = torch.autograd.grad(koleo_loss(x), x)[0]
-    assert (g * x).sum(dim=1).abs().max() < 1e-6
-
-
-def test_it_spreads_a_bunch_of_points():
-    """Eight points bunched on the circle; 8 evenly spread ones would be 2·sin(π/8) = 0.77 apart.
-
-    Following −gradient must bring the smallest distance from 0.02 to above 0.5. Steps have a length of their own,
-    which shrinks to 0: the gradient's, 1/d, would fling close points across the circle.
-    """
-    angle = torch.arange(8.0) * 0.02
-    x = torch.stack([angle.cos(), angle.sin()], dim=1)
-
-    def smallest_distance(x):
-        return (torch.cdist(x, x) + 9 * torch.eye(8)).min().item()
-
-    assert smallest_distance(x) < 0.021
-    for step in range(400):
-        g = torch.autograd.grad(koleo_loss(x.requires_grad_()), x)[0]
-        x = F.normalize(x.detach() - 0.1 * (1 - step / 400) * F.normalize(g, dim=1), dim=1)
-    assert smallest_distance(x) > 0.5
-
-
-def test_without_it_features_that_attract_each_other_meet():
-    """Rows pulled to their mean collapse to one point; with KoLeo at the paper's weight of 0.1 they keep apart."""
-
-    def spread(weight):
-        x = random_rows(8, 4).requires_grad_()
-        optimizer = torch.optim.SGD([x], lr=0.3)
-        for _ in range(300):
-            u = F.normalize(x, dim=1)
-            loss = (u - u.mean(dim=0)).square().sum(dim=1).mean() + weight * koleo_loss(x)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return torch.pdist(F.normalize(x.detach(), dim=1)).min().item()
-
-    assert spread(0.0) < 1e-3
-    assert spread(0.1) > 0.05
-
-
-# --------------------------------------------------------------------------------------------------------
-# Extremes
-
-
 def test_equal_rows_by_hand():
     """d = 0 counts as √ε = 10⁻⁴, so two equal rows cost log 10⁴, and repel nothing."""
     x = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
@@ -132,31 +51,53 @@ def test_equal_rows_by_hand():
     assert torch.equal(x.grad, torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("distance", [1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize(("B", "D"), [(2, 3), (3, 2), (12, 6), (40, 64)])
+def test_value_and_gradient_are_those_of_the_double_loop(B, D):
+    x = random_rows(B, D).requires_grad_()
+    ours, slow = koleo_loss(x), slow_koleo_loss(x)
+    torch.testing.assert_close(ours.double(), slow, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(loss, x)[0] for loss in (ours, slow)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_without_it_features_that_attract_each_other_meet():
+    """Rows pulled to their mean collapse to one point; with KoLeo at the paper's weight of 0.1 they keep apart."""
+
+    def spread(weight):
+        x = random_rows(8, 4).requires_grad_()
+        for _ in range(300):
+            u = F.normalize(x, dim=1)
+            loss = (u - u.mean(dim=0)).square().sum(dim=1).mean() + weight * koleo_loss(x)
+            x.data -= 0.3 * torch.autograd.grad(loss, x)[0]
+        return torch.pdist(F.normalize(x.detach(), dim=1)).min().item()
+
+    assert spread(0.0) < 1e-3
+    assert spread(0.1) > 0.05
+
+
+@pytest.mark.parametrize("distance", [1e-6, 1e-4, 1e-2])
 def test_the_pull_of_a_close_pair_is_bounded(distance):
     """Each of the B terms pulls at two unit rows, by at most 1/(2√ε·B) each: 1/√ε = 10⁴ in all.
 
-    Without ε it would be 2/d, 2·10⁶ at d = 10⁻⁶.
+    Without ε it would be 2/d, 2·10⁶ at d = 10⁻⁶.  At d = √ε the bound is reached.
     """
     x = torch.tensor([[1.0, 0.0], [1.0, distance]], requires_grad=True)  # unit rows, to rounding
     koleo_loss(x).backward()
-    assert x.grad.norm(dim=1).sum() <= 1 / math.sqrt(EPS) * 1.01
-    if distance == 1e-4:  # there the bound is met
-        assert x.grad.norm(dim=1).sum() >= 1 / math.sqrt(EPS) * 0.95
+    pull, bound = x.grad.norm(dim=1).sum().item(), 1 / math.sqrt(EPS)
+    assert pull <= 1.01 * bound
+    assert distance != 1e-4 or pull >= 0.95 * bound
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("B", [1, 2, 7])
-@pytest.mark.parametrize("kind", ["random", "equal", "zero", "one zero row", "large", "antipodal"])
+@pytest.mark.parametrize("kind", ["equal", "zero", "one zero row", "large"])
 def test_finite_in_every_type_and_inputs_unchanged(dtype, B, kind):
     x = random_rows(B, 16)
     x = {
-        "random": x,
         "equal": x[:1].repeat(B, 1),
         "zero": x * 0,
         "one zero row": torch.cat([x[:-1], torch.zeros(1, 16)]),
         "large": x.sign() * 1e4,
-        "antipodal": x[:1] * (-1.0) ** torch.arange(B)[:, None],
     }[kind].to(dtype)
     kept = x.clone()
     loss = koleo_loss(x.requires_grad_())
@@ -168,21 +109,9 @@ def test_finite_in_every_type_and_inputs_unchanged(dtype, B, kind):
         assert loss.item() == 0 and x.grad.abs().sum() == 0
 
 
-def test_duplicates_do_not_drown_the_rest():
-    """Three equal rows and a zero row leave the gradient as large as it is without them."""
-    x = random_rows(16, 8)
-    usual = torch.autograd.grad(koleo_loss(x.requires_grad_()), x)[0].norm()
-    y = x.detach().clone()
-    y[1], y[2], y[3] = y[0], y[0], 0.0
-    assert torch.autograd.grad(koleo_loss(y.requires_grad_()), y)[0].norm() < 2 * usual
-
-
 def test_autocast_around_it_changes_nothing():
     """Among 100 close rows the products rounded to bfloat16 would name other neighbours."""
     x = 1 + 0.05 * random_rows(100, 32)
-    expected = torch.autograd.grad(koleo_loss(x.requires_grad_()), x)[0]
     with torch.autocast("cpu", torch.bfloat16):
         loss = koleo_loss(x)
     assert torch.equal(loss, koleo_loss(x))
-    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
-    torch.testing.assert_close(loss.double(), slow_koleo_loss(x), rtol=1e-4, atol=0)
