@@ -1,10 +1,10 @@
-"""The few lines that know of other GPUs (§5).  Every function is a no-op in a single process.
+"""Everything that knows of other GPUs (§5).  In a single process every function does nothing.
 
-`torchrun --nproc-per-node N train.py ...` starts N ranks, each with its share of the batch and, by PyTorch's FSDP2, of
-every parameter, gradient and moment: a block's weights are gathered when it is computed and let go again, and its
-gradients are averaged while the backward pass goes on.  Of several nodes each holds the whole model among its GPUs.
-Besides, these cross in a step: for each loss the largest score of each prototype and three times its sum, in
-Sinkhorn-Knopp (or the centre); the norms of the gradients; in a logged step its numbers, and who was told to stop.
+`torchrun --nproc-per-node N train.py ...` starts N ranks.  Each has its share of the batch and, by PyTorch's FSDP2, of
+every parameter, gradient and moment: a block's weights are gathered when it is computed and dropped again, and its
+gradients are averaged during the backward pass.  With several nodes, each node holds one whole model.
+A step also exchanges: the prototype sums of Sinkhorn-Knopp (or the centre), the norms of the gradients, and, when the
+step is logged, its numbers and whether a rank was told to stop.
 """
 
 import os
@@ -17,13 +17,13 @@ import torch.distributed as dist
 
 
 def start(device, patience=None):
-    """Join the group that torchrun announces in the environment; returns this rank's device.
+    """Join the process group of torchrun, if there is one; returns this rank's device.
 
-    patience: hours that a rank may wait for another before it gives up; PyTorch's minutes without it.
+    patience: hours to wait for another rank before giving up (default: PyTorch's minutes).
     """
-    if "RANK" not in os.environ or dist.is_initialized():
-        return torch.device(device)
     device, bound = torch.device(device), {}
+    if "RANK" not in os.environ or dist.is_initialized():
+        return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -34,32 +34,46 @@ def start(device, patience=None):
 
 
 def stop():
-    """Leave the group, if there is one, all ranks together."""
+    """Leave the process group, all ranks together."""
     if dist.is_initialized():
         dist.barrier()
-        time.sleep(0.1)  # PyTorch 2.6 waits below for threads that may still need the lock of Python, which it holds
+        time.sleep(0.1)  # PyTorch 2.6 can wait forever for threads that need Python's lock, which it holds
         dist.destroy_process_group()
 
 
 def rank():
-    """This process's number, 0 in a single process."""
+    """This process's number; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size():
-    """The number of processes, 1 in a single process."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def device():
+    """The device that tensors must be on to be exchanged."""
+    return "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
+
+
+def print_first(text, **options):
+    """Print, on rank 0 only."""
+    if rank() == 0:
+        print(text, **options)
+
+
+# ---------------------------------------------------------------------------- exchange
+
+
 def sum_over_ranks(x):
-    """Sum of x over all ranks, in place; any shape, no gradient."""
+    """The sum of x (any shape) over the ranks, in place; no gradient."""
     if world_size() > 1:
         dist.all_reduce(x, dist.ReduceOp.SUM)
     return x
 
 
 def max_over_ranks(x):
-    """Largest x over all ranks, in place; any shape, no gradient."""
+    """The maximum of x (any shape) over the ranks, in place; no gradient."""
     if world_size() > 1:
         dist.all_reduce(x, dist.ReduceOp.MAX)
     return x
@@ -72,13 +86,14 @@ def any_rank(flag):
     return max_over_ranks(torch.tensor(float(bool(flag)), device=device())).item() > 0
 
 
-def device():
-    """Where a tensor has to be to cross between ranks."""
-    return "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
+def wait():
+    """Wait until all ranks are here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def gather(x):
-    """x (...) of equal shape on each rank -> (world, ...), in the order of ranks; no gradient."""
+    """x (...) of equal shape on each rank -> (world, ...), in rank order; no gradient."""
     if world_size() == 1:
         return x[None]
     mine = x.to(device()).contiguous()
@@ -87,20 +102,17 @@ def gather(x):
     return torch.stack(parts).to(x.device)  # (world, ...)
 
 
-def wait():
-    """Until all ranks are here."""
-    if world_size() > 1:
-        dist.barrier()
-
-
-def print_first(text, **options):
-    """Print, on rank 0 alone."""
-    if rank() == 0:
-        print(text, **options)
+def in_shares(compute, x):
+    """compute(x) row by row, (N, ...): each rank computes a share of the rows, and every rank gets all of them."""
+    if world_size() == 1:
+        return compute(x)
+    share = -(-len(x) // world_size())
+    rows = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(x) - 1)  # pads with the last row
+    return gather(compute(x[rows])).flatten(0, 1)[: len(x)]
 
 
 def from_first_rank(make):
-    """make() as rank 0 computes it, on all ranks: any object that can be pickled.  Errors too are everybody's."""
+    """make() of rank 0, on all ranks; any object that can be pickled.  Every rank raises its exception."""
     answer = [None, None]
     if rank() == 0:
         try:
@@ -114,32 +126,23 @@ def from_first_rank(make):
     return answer[0]
 
 
-def in_shares(compute, x):
-    """compute(x), row by row (N, ...): each rank computes a share of the rows, and all of them get all."""
-    if world_size() == 1:
-        return compute(x)
-    share = -(-len(x) // world_size())
-    rows = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(x) - 1)  # the last ones come twice
-    return gather(compute(x[rows])).flatten(0, 1)[: len(x)]
-
-
-# ---------------------------------------------------------------------------- a network in shards
+# ---------------------------------------------------------------------------- sharded networks
 
 
 def shard(network):
-    """A ModuleDict of backbone and heads, each of its parts and blocks spread over the ranks; in place."""
+    """Spread each block and each part of a backbone and its heads over the ranks, in place."""
     if world_size() == 1:
         return network
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # they take a second to import
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # take a second to import
 
-    warnings.filterwarnings("ignore", ".*returned a view tensor")  # it is not written to
+    warnings.filterwarnings("ignore", ".*returned a view tensor")  # nothing writes to it
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))  # shards within a node, replicas between nodes
     shape, names = ((world_size() // local, local), ("replicate", "shard"))
     if local == world_size():
         shape, names = (local,), ("shard",)
-    device = next(network.parameters()).device.type
-    mesh = dist.device_mesh.init_device_mesh(device, shape, mesh_dim_names=names)
-    for part in [*network.backbone.blocks, *network.children()]:  # of tied heads one
+    device_type = next(network.parameters()).device.type
+    mesh = dist.device_mesh.init_device_mesh(device_type, shape, mesh_dim_names=names)
+    for part in [*network.backbone.blocks, *network.children()]:  # tied heads are one part
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for method in ("training_features", "forward_features"):
         register_fsdp_forward_method(network.backbone, method)
@@ -147,11 +150,11 @@ def shard(network):
 
 
 def local_shards(network):
-    """What this rank holds of each parameter."""
+    """This rank's part of each parameter."""
     if world_size() == 1:
         return list(network.parameters())
     for part in network.children():
-        part.reshard()  # in PyTorch 2.7 its own weights stay whole after a forward pass
+        part.reshard()  # PyTorch 2.7 keeps a part's own weights whole after a forward pass
     return [p.to_local() for p in network.parameters()]
 
 
@@ -161,7 +164,7 @@ def full_tensor(x):
 
 
 def unsharded(network, build):
-    """The network, or on each of several ranks a plain one from build(), with all of its values."""
+    """The network itself, or with several ranks a plain one from build(), with all values."""
     if world_size() == 1:
         return network
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
