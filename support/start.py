@@ -14,7 +14,7 @@ from augment import MultiCrop
 from centering import SoftmaxCentering
 from network import build_network
 from optimizer import make_optimizer, parameter_groups
-from recipes import TO_BE_GIVEN, Recipe
+from recipes import Recipe
 from support.checkpoint import read_checkpoint, restore
 from support.cli import CHOICES, as_flag, check_recipe, parse_args
 from support.device import choose_threads, find_device, total_memory
@@ -102,7 +102,7 @@ def check_start(r, device):
     """UserError for a recipe that cannot start: no data, no teacher, too many processes, not enough memory."""
     if not r.data:
         raise UserError(f"--recipe {r.name} needs your images; give a folder or an archive with --data")
-    if r.teacher == TO_BE_GIVEN:
+    if r.teacher == "?":
         raise UserError(f"--recipe {r.name} needs a teacher; give the checkpoint.pt of a run with --teacher")
     world = distributed.world_size()
     if r.batch % world:
