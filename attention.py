@@ -9,7 +9,7 @@
 
 from einops import rearrange
 
-from vit import unpack
+from vit import split_batches
 
 
 def cls_attention(vit, x, layer):
@@ -18,7 +18,7 @@ def cls_attention(vit, x, layer):
     for block in vit.blocks[:layer]:
         y = block(y, [shape])
     block = vit.blocks[layer]
-    [qkv] = unpack(block.attn.qkv(block.norm1(y)), [shape])
+    [qkv] = split_batches(block.attn.qkv(block.norm1(y)), [shape])
     q, k, _ = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=block.attn.n_heads)
     a = (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # (B, h, 1, n)
     return a[:, :, 0, 1 + vit.n_registers :]
