@@ -1,68 +1,86 @@
-"""Which patch of one image is which of another: mutual nearest neighbours among the foreground. (§7.5, Fig. 10)
+"""Match the patches of two images: mutual nearest neighbours in the foreground. (DINOv2 §7.5, Fig. 10)
 
     i ↔ j    where  j = argmax_j' ⟨a_i, b_j'⟩  and  i = argmax_i' ⟨a_i', b_j⟩
 
-    a  (N, D)   patch features of the one image, of length 1
-    b  (M, D)   those of the other
+    a  (N, D)   patch features of one image, of unit length
+    b  (M, D)   patch features of the other image, of unit length
 
-The paper draws the salient ones only, by non-maximum suppression: of matches that begin close to each other,
-the one of the largest cosine.
+Mutual nearest neighbours by cosine are ours.  The paper compares Euclidean distances, solves an assignment problem, and
+keeps the most salient matches by non-maximum suppression.
 """
 
 import math
 
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 
 def mutual_matches(a, b, foreground_a, foreground_b):
-    """(N, D), (M, D) features and (N,), (M,) bool -> pairs (P, 2) of patch numbers, and their cosines (P,).
+    """Pairs (P, 2) of patch numbers, and their cosines (P,), of foreground patches only; P may be 0.
 
-    Only patches of the two foregrounds take part; P may be 0.  Of equal cosines the first patch is the nearest.
+    a, b: (N, D), (M, D).  foreground_a, foreground_b: (N,), (M,) bool.  Of equal cosines the first patch wins.
     """
-    rows, columns = foreground_a.nonzero()[:, 0], foreground_b.nonzero()[:, 0]  # (N',), (M',)
-    if len(rows) == 0 or len(columns) == 0:
-        return torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
-    cosine = F.normalize(a[rows].double(), dim=1) @ F.normalize(b[columns].double(), dim=1).T  # (N', M')
-    there, back = cosine.argmax(1), cosine.argmax(0)  # (N',), (M',)
-    i = torch.arange(len(rows))
+    cosine = F.normalize(a.double(), dim=1) @ F.normalize(b.double(), dim=1).T  # (N, M)
+    cosine[~foreground_a] = -math.inf
+    cosine[:, ~foreground_b] = -math.inf
+    there, back = cosine.argmax(1), cosine.argmax(0)  # (N,), (M,)
+    i = torch.arange(len(a))
     mutual = back[there] == i
-    i, j = i[mutual], there[mutual]
-    return torch.stack([rows[i], columns[j]], dim=1), cosine[i, j]
+    mutual &= foreground_a & foreground_b[there]  # not where a foreground is empty
+    return torch.stack([i, there], dim=1)[mutual], cosine[i, there][mutual]
 
 
-def spread_out(pairs, cosine, grids, share=0.08):
-    """Pairs (P, 2) -> those left by non-maximum suppression, the largest cosine first.
+def suppress_close(pairs, cosine, grids, share=0.08):
+    """Non-maximum suppression: pairs (P, 2) -> the pairs that stay, largest cosine first.
 
-    A pair is dropped where a better one begins or ends within `share` of the grid's longer side (ours).
+    A pair is dropped if a better one starts or ends within `share` of the longer side of the grid (ours).
     grids: (h, w) of the two images.
     """
-    order = cosine.argsort(descending=True, stable=True)
-    places = [torch.stack([pairs[:, v] // w, pairs[:, v] % w], dim=1) for v, (_, w) in enumerate(grids)]  # (P, 2) each
-    reach = [share * max(grid) for grid in grids]
+    close = torch.zeros(len(pairs), len(pairs), dtype=torch.bool)
+    for patch, (h, w) in zip(pairs.T, grids):
+        place = torch.stack([patch // w, patch % w], dim=1)  # (P, 2)
+        close |= (place[:, None] - place).abs().amax(2) <= share * max(h, w)  # (P, P)
     kept = []
-    for p in order.tolist():
-        near = (((xy[kept] - xy[p]).abs().amax(1) <= r).any() for xy, r in zip(places, reach))
-        if not any(near):
+    for p in cosine.argsort(descending=True, stable=True).tolist():
+        if not close[p, kept].any():
             kept.append(p)
     return pairs[kept]
 
 
 def part_agreement(tokens, parts, labels):
-    """How many mutual matches of two pictures of a kind lie on the same part, and how many would by chance (ours).
+    """The share of matches that connect equal parts, and the share expected by chance (ours).
 
-    tokens (I, N, D), the part of each patch (I, N), 0 the ground, labels (I,): the pictures of each kind are taken two
-    by two, their true foregrounds matched.  Chance is two foreground patches of the two pictures drawn at random.
-    Shares in [0, 1], NaN without a match.
+    tokens (I, N, D), part of each patch (I, N) with 0 for the ground, labels (I,).  Consecutive images of a class are
+    matched in pairs, by their true foregrounds.  Chance: two random foreground patches.  Both NaN without a match.
     """
-    counts = torch.zeros(3)  # matches, those on the same part, those expected by chance
-    for kind in labels.unique():
-        rows = (labels == kind).nonzero()[:, 0].tolist()
+    counts = torch.zeros(3)  # matches, matches of equal parts, those expected by chance
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0].tolist()
         for i, j in zip(rows[::2], rows[1::2]):
-            found = parts[i] > 0, parts[j] > 0
-            pairs, _ = mutual_matches(tokens[i], tokens[j], *found)
+            inside = parts[i] > 0, parts[j] > 0
+            pairs, _ = mutual_matches(tokens[i], tokens[j], *inside)
             same = (parts[i][pairs[:, 0]] == parts[j][pairs[:, 1]]).sum()
-            chance = (parts[i][found[0]][:, None] == parts[j][found[1]]).float().mean() if len(pairs) else 0
+            chance = (parts[i][inside[0]][:, None] == parts[j][inside[1]]).float().mean() if len(pairs) else 0
             counts += torch.tensor([len(pairs), same, chance * len(pairs)])
     n, agreed, expected = counts.tolist()
     return (agreed / n, expected / n) if n else (math.nan, math.nan)
+
+
+def draw_matches(images, grids, pairs):
+    """A figure of two images (3, H, W) uint8 side by side, with a line for each pair of patches (P, 2)."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    left, ends = 0, []
+    for image, (h, w), patch in zip(images, grids, pairs.T):
+        _, height, width = image.shape
+        axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + width, height, 0))
+        x, y = left + (patch % w + 0.5) * width / w, (patch // w + 0.5) * height / h  # middles of the patches
+        ends.append(torch.stack([x, y], dim=1).tolist())  # P of (x, y)
+        left += 1.05 * width
+    for i, (start, end) in enumerate(zip(*ends)):
+        axes.plot(*zip(start, end), "o-", color=colormaps["hsv"](i / len(pairs)), markersize=3, linewidth=1.2)
+    axes.set(xlim=(0, left), ylim=(max(image.shape[1] for image in images), 0))
+    axes.axis("off")
+    return figure
