@@ -1,1 +1,1 @@
-"""What curate.py needs besides the paper: neighbours, hashes, sources and work files (§3)."""
+"""What `curate.py` needs: nearest neighbours, image hashes, features, results that survive a kill. (§3)"""

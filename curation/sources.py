@@ -1,6 +1,5 @@
-"""The images that curate.py selects from and holds against: their names and bytes, thumbnails, and features."""
+"""The images that `curate.py` selects from and compares with: paths, hashes and features."""
 
-import io
 import os
 import sys
 
@@ -8,111 +7,77 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tqdm import tqdm
 
+import distributed
 from augment import normalize
-from curation import pca_hash
+from curation.pca_hash import T
 from curation.work_files import in_blocks
-from distributed import print_first
 from support.device import autocast
 from support.files import UserError, reason_of
-from support.find import find_files
-from support.images import MAX_MEGAPIXELS, decode, picture, skipped_line, survey
+from support.find import find_files, read_from_list
+from support.images import decode, estimate_scale, open_image, picture, skipped_line
+
+THUMBNAIL = np.dtype([("grey", np.uint8, (T, T)), ("pixels", np.int64)])  # 0 pixels: not readable
 
 
-def fits_a_list(name):
-    """Whether a list of one path a line gives this path back."""
-    return "\n" not in name and "\r" not in name and name == name.strip()
+def find_images(place):
+    """A folder, archive or list -> absolute paths of its images; one may lead into an archive, as /a/b.tar/c.jpg."""
+    place = os.path.expanduser(place)
+    paths = [os.path.abspath(os.path.join(place, name)) for name in find_files(place)[0]]
+    usable = [path for path in paths if not set("\r\n") & set(path) and path == path.strip()]
+    for path in sorted(set(paths) - set(usable)):
+        distributed.print_first(skipped_line(path, "a list cannot hold its name"), file=sys.stderr)
+    if not usable:
+        raise UserError(f"no images in {place}")
+    return usable
 
 
-class Source:
-    """The images of folders, archives and lists: their full names, and the bytes of each."""
-
-    def __init__(self, places):
-        found = [(place, *find_files(place)) for place in places]
-        files = [(place, name, read) for place, names, read, _ in found for name in names]
-        self.files = [file for file in files if fits_a_list(file[1])]
-        for _, name, _ in set(files) - set(self.files):
-            print_first(skipped_line(name, "a list cannot hold its name"), file=sys.stderr)
-        if not self.files:
-            raise UserError(f"no images in {', '.join(map(str, places))}")
-
-    def __len__(self):
-        return len(self.files)
-
-    def name(self, i):
-        """What a list for train.py holds: a path, that may lead into an archive."""
-        place, name, _ = self.files[i]
-        return name if os.path.isabs(name) else os.path.abspath(os.path.join(place, name))
-
-    def names(self):
-        """All names, in order."""
-        return [self.name(i) for i in range(len(self))]
-
-    def raw(self, i):
-        _, name, read = self.files[i]
-        return read(name)
-
-
-def look_at(sources, args):
-    """What `picture` needs to know of all sources together: the scale of deep ones, or None; the megapixels allowed."""
-    files = {source.name(i): (source, i) for source in sources for i in range(len(source))}
-    scale, notes = survey(list(files), lambda name: files[name][0].raw(files[name][1]), args.scale, args.max_megapixels)
+def how_to_read(paths, args):
+    """The intensity range of deep images, one for all sources, or None; and the megapixels allowed."""
+    scale, notes = estimate_scale(paths, read_from_list, args.scale, args.max_megapixels)
     for note in notes:
-        print_first(note)
+        distributed.print_first(note)
     return scale, args.max_megapixels
 
 
-def thumbnail(raw, scale=None, max_megapixels=MAX_MEGAPIXELS):
-    """The bytes of an image file -> a THUMBNAIL: grey levels and the number of pixels of the file."""
-    width, height = Image.open(io.BytesIO(raw)).size
-    grey = picture(raw, pca_hash.T, scale, max_megapixels).convert("L")
-    grey = grey.resize((pca_hash.T, pca_hash.T), Image.Resampling.BILINEAR)
-    return np.array((np.asarray(grey), width * height), dtype=pca_hash.THUMBNAIL)
+def read(path, decoded, otherwise=None):
+    """decoded(bytes of the image file); if that fails, `otherwise` and a line on the screen."""
+    try:
+        return decoded(read_from_list(path))
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        tqdm.write(skipped_line(path, reason_of(error)), file=sys.stderr)
+        return otherwise
 
 
-def thumbnails(source, path, how):
-    """Grey thumbnails and pixel counts (N,) of dtype THUMBNAIL; a picture that cannot be read has 0 pixels."""
+def thumbnails(paths, how, folder):
+    """The files of all THUMBNAILs, in blocks; an image that cannot be read has 0 pixels."""
+
+    def thumbnail(raw):
+        width, height = open_image(raw).size
+        grey = picture(raw, T, *how).convert("L").resize((T, T), Image.Resampling.BILINEAR)
+        return np.array((np.asarray(grey), width * height), dtype=THUMBNAIL)
 
     def compute(rows):
-        block = np.zeros(len(rows), dtype=pca_hash.THUMBNAIL)
-        for at, i in enumerate(rows):
-            try:
-                block[at] = thumbnail(source.raw(i), *how)
-            except Exception:  # Pillow raises every kind; 0 pixels say it, and name_broken the file
-                pass
-        return block
+        return np.array([read(paths[i], thumbnail, np.zeros((), THUMBNAIL)) for i in rows], dtype=THUMBNAIL)
 
-    return in_blocks(path, len(source), (), pca_hash.THUMBNAIL, compute, "collect")
+    return in_blocks(folder, len(paths), compute, "thumbnails")
 
 
-def name_broken(source, thumbs, how):
-    """A line for each picture of which there is no thumbnail: it is tried once more, for the reason."""
-    for i in np.flatnonzero(thumbs["pixels"] == 0):
-        try:
-            thumbnail(source.raw(i), *how)
-            reason = "could not be read a moment ago"
-        except Exception as error:  # as above
-            reason = reason_of(error)
-        print_first(skipped_line(source.name(i), reason), file=sys.stderr)
-
-
-def embed(vit, source, chosen, size, path, name, how):
-    """[CLS] features of length 1 (len(chosen), D) float32 of the chosen images; bf16 where there is a GPU."""
+def embed(vit, paths, size, how, folder):
+    """(N, D) float32 [CLS] features of length 1, or 0 where an image cannot be read; bf16 arithmetic on a GPU."""
     device = next(vit.parameters()).device
 
     @torch.inference_mode()
     def compute(rows):
-        pixels = np.stack([picture_or_grey(source, chosen[row], size, how) for row in rows])
-        with autocast(device, device.type == "cuda"):
-            features = vit(normalize(torch.from_numpy(pixels).to(device)))
-        return F.normalize(features.float(), dim=1).cpu().numpy()
+        features = np.zeros((len(rows), vit.embed_dim), dtype=np.float32)
+        squares = [read(paths[i], lambda raw: decode(raw, size, 0.5, *how)) for i in rows]
+        good = [place for place, square in enumerate(squares) if square is not None]
+        if good:
+            x = normalize(torch.from_numpy(np.stack([squares[place] for place in good])).to(device))
+            with autocast(device, device.type == "cuda"):
+                cls = vit(x)
+            features[good] = F.normalize(cls.float(), dim=1).cpu().numpy()
+        return features
 
-    return in_blocks(path, len(chosen), (vit.embed_dim,), np.float32, compute, name)
-
-
-def picture_or_grey(source, i, size, how):
-    """(3, size, size) uint8; grey if the picture breaks only here, past the thumbnail."""
-    try:
-        return decode(source.raw(i), size, 0.5, *how)
-    except Exception:  # as above
-        return np.full((3, size, size), 128, dtype=np.uint8)
+    return np.concatenate([np.load(file) for file in in_blocks(folder, len(paths), compute, "embed")])
