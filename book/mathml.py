@@ -1,162 +1,133 @@
-"""A formula in Unicode, as a docstring has it, to MathML, which browsers draw themselves."""
+"""Translate a Unicode formula, as docstrings write it, to MathML, which browsers draw without scripts."""
 
 import html
 import re
 import unicodedata
+from collections import deque
 
-FUNCTIONS = set("log exp min max argmax argmin softmax cos sin mean sign scale cut grey int sigmoid silu gelu".split())
-SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₙ", "0123456789aehijkn"))
-SUP = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ᵀᵏ", "0123456789−Tk"))
+FUNCTIONS = set("log exp min max argmax argmin softmax cos sin mean sign scale".split())
+LIMITS = {"Σ", "min", "max", "argmax", "argmin"}  # their subscript stands below
 CLOSING = {"(": ")", "[": "]", "{": "}", "⟨": "⟩", "‖": "‖", "|": "|"}
-TOKEN = re.compile(r"""(?P<space>[ ]+) | (?P<number>\d+(?:,\d{3})*(?:\.\d+)?) | (?P<half>½)
-    | (?P<sub>_\{[^}]*\} | _[A-Za-z0-9]+'? | [₀-₉ₐₑₕᵢⱼₖₙ]+) | (?P<sup>[⁰¹²³⁴-⁹⁻ᵀᵏ]+ | \^\([^)]*\) | \^[A-Za-z0-9½]+)
-    | (?P<name>[A-Za-zÀ-ɏ]+'? | ∂[A-Za-z] | [α-ωΑ-ΡΤ-Ω]) | (?P<sign>.)""", re.VERBOSE)  # fmt: skip
-HAT = "\u0302"  # as a character of its own, behind the letter
+BREAKS = set("=←≤≥<>≈∈~+−·→↔")  # a long formula may go on in the next line before one of these
+LONG = 36  # characters that fit into one line on a phone; ours
+HAT = "\u0302"  # the combining character in ŷ
+TOKEN = re.compile(r"""(?P<space>\s+) | (?P<number>½ | \d+(?:,\d{3})*(?:\.\d+)?(?:e−?\d+)?)
+    | (?P<code>[a-z]{2,}(?:_[a-z]{3,})+(?:_[a-z]+)*) | (?P<sub>_\{[^}]*\} | _[A-Za-zα-ω0-9]+(?:,[a-z])*'? | [₀-ₜᵢⱼ]+)
+    | (?P<sup>\^\([^)]*\) | \^[A-Za-z0-9]+ | [¹²³⁰ⁱ-ⁿᵀᵏ*']+) | (?P<hat>.\u0302)
+    | (?P<name>[A-Za-z]+ | [α-ωΑ-ΡΤ-Ω]) | (?P<sign>.)""", re.VERBOSE)  # fmt: skip
 
 
-def mathml(text, display=False, after=False):
-    """A formula in Unicode, such as Σ_b Q_bk / B, as <math>; display: fractions are built up.
+def mathml(text):
+    """A formula such as Σ_b Q_bk / B as one <math>, or as several between which a long formula may break."""
+    text = "".join(unicodedata.normalize("NFD", c) if c.isalpha() else c for c in text.replace("-", "−"))
+    pieces, before = [""], "sign"
+    for kind, node in row(tokens_of(text)):
+        if kind == "break" and before not in ("break", "sign") and len(text) > LONG:
+            pieces.append("")
+            node = node.replace("<mo", '<mo form="infix"', 1)  # at the start of <math> it would be a prefix
+        pieces[-1] += node
+        before = kind
+    return "<wbr>".join(f'<math displaystyle="true">{piece}</math>' for piece in pieces)
 
-    after: it goes on where another one ended, so what it begins with is no sign.
-    """
-    tokens = [(m.lastgroup, m.group()) for m in TOKEN.finditer(text.replace("-", "−"))]
-    nodes, _ = row(tokens, 0, None, display)
-    inner = "".join(node for node, _ in nodes)
-    inner = inner.replace("<mo>", '<mo form="infix">', 1) if after else inner
-    return f"<math>{inner}</math>"
+
+def tokens_of(text):
+    """The tokens of a formula, a deque of (kind, text)."""
+    return deque((m.lastgroup, m.group()) for m in TOKEN.finditer(text))
 
 
-def row(tokens, at, closing, display):
-    """Nodes [(MathML, kind)] from tokens[at] to the closing bracket, and the place behind it."""
-    nodes, spaced = [], False
-    while at < len(tokens):
-        kind, text = tokens[at]
-        if text == closing:
-            return nodes, at + 1
-        if kind == "space":
-            spaced, at = True, at + 1
+def row(tokens, closing=""):
+    """Take tokens up to a closing bracket; return [(kind, MathML), ...].  In brackets a fraction keeps its slash."""
+    nodes = []
+    while tokens and tokens[0][1] != closing:
+        spaced = skip_space(tokens)
+        if not tokens or tokens[0][1] == closing:
+            break
+        if tokens[0][1] == "/" and not closing and nodes:
+            nodes.append(fraction(nodes, tokens))
             continue
-        if text == "/" and display and nodes and nodes[-1][1] != "operator":
-            node, at = fraction(nodes, tokens, at + 1, closing, display)
-        else:
-            node, at = atom(tokens, at, display)
-        if nodes and node[1] != "operator" and nodes[-1][1] != "operator" and (
-                nodes[-1][1] in ("function", "sum") and node[1] != "group" or spaced or node[1] == "function"):
-            nodes.append(('<mspace width="0.2em"></mspace>', "space"))
+        node = atom(tokens)
+        if spaced and nodes and not {node[0], nodes[-1][0]} & {"break", "sign"}:
+            nodes.append(("space", '<mspace width="0.25em"></mspace>'))
         nodes.append(node)
-        spaced = False
-    return nodes, at
+    return nodes
 
 
-def atom(tokens, at, display):
-    """One letter, number, operator or bracket with all that it holds, and its subscript and superscript."""
-    kind, text = tokens[at]
-    at += 1
+def skip_space(tokens):
+    """Drop a space at the front; return whether there was one."""
+    return bool(tokens and tokens[0][0] == "space" and tokens.popleft())
+
+
+def atom(tokens):
+    """Take one name, number, sign or bracket, with its scripts; return (kind, MathML)."""
+    kind, text = tokens.popleft()
     if text in CLOSING:
-        inner, end = row(tokens, at, CLOSING[text], False)  # a fraction within brackets is a slash
-        if tokens[end - 1][1] == CLOSING[text] and end > at:
-            at, kind = end, "group"
-            inner = "".join(node for node, _ in inner)
-            node = f"<mrow>{fence(text, 'prefix')}<mrow>{inner}</mrow>{fence(CLOSING[text], 'postfix')}</mrow>"
-        else:
-            node, kind = f"<mo>{text}</mo>", "operator"
+        inner = f"{bracket(text, 'prefix')}{joined(row(tokens, CLOSING[text]))}"
+        if tokens:
+            inner += bracket(tokens.popleft()[1], "postfix")
+        kind, node = "group", f"<mrow>{inner}</mrow>"
+    elif text == "√":
+        return "name", f"<msqrt>{without_brackets(atom(tokens)) if tokens else ''}</msqrt>"
     elif kind == "number":
         node = f"<mn>{text}</mn>"
-    elif kind == "half":
-        node = "<mfrac><mn>1</mn><mn>2</mn></mfrac>" if display else "<mn>½</mn>"
+    elif kind == "code":
+        node = f"<mtext>{text}</mtext>"
+    elif kind == "hat":
+        node = f'<mover accent="true"><mi>{text[0]}</mi><mo stretchy="false">^</mo></mover>'
     elif kind == "name":
-        node = name(text)
-        kind = "function" if text in FUNCTIONS or len(text) > 2 else "name"
+        kind = "function" if text in FUNCTIONS else "name"
+        node = f"<mi>{text}</mi>"
     elif text == "Σ":
-        node, kind = '<mo movablelimits="false">∑</mo>', "sum"
-    elif text == "√":
-        (inner, _), at = atom(tokens, at, display) if at < len(tokens) else (("", ""), at)
-        return (f"<msqrt>{bare([(inner, kind)])}</msqrt>", "name"), at
-    elif text == "/":
-        node, kind = '<mo lspace="0" rspace="0">/</mo>', "operator"
+        kind, node = "function", '<mo movablelimits="false">∑</mo>'
     else:
-        node, kind = f"<mo>{html.escape(text)}</mo>", "operator"
-    sub = sup = None
-    while at < len(tokens) and (tokens[at][0] in ("sub", "sup") or tokens[at][1] == "*" and kind == "name"):
-        which, script = tokens[at]
-        if which == "sub":
-            sub = subscript(script, display)
-        else:
-            sup = superscript(script)
-        at += 1
-    under = display and (kind == "sum" or text in ("min", "max", "argmax", "argmin"))
-    if sub and sup:
-        node = f"<msubsup>{node}{sub}{sup}</msubsup>"
-    elif sub:
-        node = f"<munder>{node}{sub}</munder>" if under else f"<msub>{node}{sub}</msub>"
-    elif sup:
-        node = f"<msup>{node}{sup}</msup>"
-    return (node, kind), at
+        kind = "break" if text in BREAKS else "sign"
+        node = f"<mo>{html.escape(text)}</mo>"
+    scripts = {}
+    while tokens and tokens[0][0] in ("sub", "sup"):
+        which, script = tokens.popleft()
+        scripts[which] = scripts.get(which, "") + scripted(script)
+    if scripts:
+        tag = "munder" if text in LIMITS and list(scripts) == ["sub"] else f"m{''.join(sorted(scripts))}"
+        node = f"<{tag}>{node}{''.join(f'<mrow>{scripts[which]}</mrow>' for which in sorted(scripts))}</{tag}>"
+    return kind, node
 
 
-def subscript(script, display):
-    """_{t≠s}, _bk, _DINO or ₁."""
-    inner = "".join(SUB.get(c, c) for c in script.removeprefix("_").strip("{}")).replace("'", "′")
-    if re.fullmatch("[a-z]{1,2}′?|[A-Z]|[a-z]?[0-9]+", inner):
-        return f"<mrow>{''.join(map(letters, inner))}</mrow>"
-    if inner.isalnum():
+def scripted(script):
+    """The inside of a subscript or superscript: _{t≠s}, _bk, _DINO, ₁, ^(−1/2), ²."""
+    inner = unicodedata.normalize("NFKD", script) if script[0] not in "_^" else script[1:].strip("{}()")
+    if re.fullmatch(r"[a-z]{0,2}\d*(,[a-z])*'?|[A-Zα-ω]", inner):  # indices, one letter each
+        return "".join(f"<mi>{c}</mi>" if c.isalpha() else f"<mn>{c}</mn>" if c.isdigit() else
+                       f"<mo>{c.replace(chr(39), '′')}</mo>" for c in inner)  # fmt: skip
+    if inner.isalpha():
         return f"<mtext>{inner}</mtext>"
-    nodes, _ = row([(m.lastgroup, m.group()) for m in TOKEN.finditer(inner)], 0, None, False)
-    return f"<mrow>{''.join(node for node, _ in nodes)}</mrow>"
+    return f"<mo>{inner.replace(chr(39), '′')}</mo>" if inner in ("*", "'") else joined(row(tokens_of(inner), "\0"))
 
 
-def superscript(script):
-    """² or ^(−1/2)."""
-    if script[0] != "^":
-        return f"<mrow>{''.join(letters(SUP.get(c, c)) for c in script)}</mrow>"
-    inner = script[1:].removeprefix("(").removesuffix(")")
-    nodes, _ = row([(m.lastgroup, m.group()) for m in TOKEN.finditer(inner)], 0, None, False)
-    return f"<mrow>{''.join(node for node, _ in nodes)}</mrow>"
+def fraction(nodes, tokens):
+    """The last node over the next one; a function takes its argument along."""
+    tokens.popleft()
+    above = without_brackets(nodes.pop())
+    skip_space(tokens)
+    below = [atom(tokens)] if tokens else []
+    while tokens and below[-1][0] == "function":
+        skip_space(tokens)
+        below.append(atom(tokens))
+    below = without_brackets(below[0]) if len(below) == 1 else joined(below)
+    return "name", f"<mfrac><mrow>{above}</mrow><mrow>{below}</mrow></mfrac>"
 
 
-def fence(bracket, form):
-    """A bracket as high as a letter; form: "prefix" or "postfix"."""
-    return f'<mo form="{form}" stretchy="false">{bracket}</mo>'
+def joined(nodes):
+    """The MathML of several nodes."""
+    return "".join(node for _, node in nodes)
 
 
-def name(text):
-    """A letter in italics, a word upright; with a prime or a hat."""
-    plain = unicodedata.normalize("NFD", text)
-    if text.endswith("'"):
-        return f"<msup>{name(text[:-1])}<mo>′</mo></msup>"
-    if len(plain) == 2 and plain[1] == HAT:
-        return f'<mover accent="true"><mi>{plain[0]}</mi><mo stretchy="false">^</mo></mover>'
-    if text[0] == "∂":
-        return f"<mrow><mo>∂</mo><mi>{text[1:]}</mi></mrow>"
-    return f"<mi>{text}</mi>"
+def bracket(text, form):
+    """A bracket of normal height; form: "prefix" or "postfix"."""
+    return f'<mo form="{form}" stretchy="false">{text}</mo>'
 
 
-def letters(c):
-    """One character: a digit, a mark or a letter."""
-    return f"<mn>{c}</mn>" if c.isdigit() else f"<mo>{c}</mo>" if c in "−*′" else f"<mi>{c}</mi>"
-
-
-def fraction(nodes, tokens, at, closing, display):
-    """The last node over what follows; a sum or a function below the line takes its argument along."""
-    above = [nodes.pop()]
-    if above[0][1] == "group" and nodes and nodes[-1][1] == "function":
-        above.insert(0, nodes.pop())
-    below = []
-    while at < len(tokens) and tokens[at][1] != closing:
-        if tokens[at][0] == "space":
-            at += 1
-            continue
-        node, after = atom(tokens, at, display)
-        if below and (node[1] == "operator" or below[-1][1] not in ("sum", "function")):
-            break
-        below.append(node)
-        at = after
-    return (f"<mfrac>{bare(above)}{bare(below)}</mfrac>", "name"), at
-
-
-def bare(nodes):
-    """Nodes in one row; a lone bracket loses its parentheses, as a fraction's line holds it together."""
-    inner, opening = "".join(node for node, _ in nodes), f"<mrow>{fence('(', 'prefix')}"
-    if len(nodes) == 1 and inner.startswith(opening):
-        inner = inner.removeprefix(opening).removesuffix(f"{fence(')', 'postfix')}</mrow>")
-    return f"<mrow>{inner}</mrow>"
+def without_brackets(node):
+    """The MathML of a node, without its parentheses: a fraction's line or a root's bar takes their place."""
+    kind, text = node
+    if kind != "group" or not text.startswith(f"<mrow>{bracket('(', 'prefix')}"):
+        return text
+    return text.removeprefix(f"<mrow>{bracket('(', 'prefix')}").removesuffix(f"{bracket(')', 'postfix')}</mrow>")
