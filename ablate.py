@@ -104,7 +104,8 @@ def write_results(rows, out):
 def main(argv=None):
     """Run the program and return its exit status."""
     parser = Parser(prog="ablate.py", description="The paper's ablation.  Any flag of train.py applies to all arms.")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="which ones (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
+                        help=f"{', '.join(ARMS)} (default: all)")
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each arm (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the runs and results (default: runs/ablation_RECIPE)")
     args, flags = parser.parse_known_args(argv)
@@ -115,16 +116,17 @@ def main(argv=None):
     device, out = find_device(options.device), args.out or Path(f"runs/ablation_{r.name}")
     check_start(r, device)
     choose_threads(options.threads)
-    end = schedules_at(r.steps - 1, r)
-    splits = [in_memory(images, r.eval_images, end["global_size"]) for images in load_images_of(r, end["image_size"])]
+    image_size, size = (schedules_at(r.steps - 1, r)[name] for name in ("image_size", "global_size"))
+    splits = [in_memory(images, r.eval_images, size) for images in load_images_of(r, image_size)]
     make_folder(out, "ablation.jsonl", "ablation.md", "ablation.png")
     with lock_folder(out):
         path, header, failed = out / "ablation.jsonl", {"flags": flags}, []
-        first, *lines = path.read_text(errors="replace").split("\n") if path.exists() else [json.dumps(header)]
+        if not path.exists():
+            write_metrics(path, [header])
+        first, *lines = path.read_text(errors="replace").splitlines() or [""]
         if first != json.dumps(header):
             raise UserError(f"{path} starts with other flags; use the same, or choose another --out")
-        rows = [json.loads(line) for line in lines if line]
-        write_metrics(path, [header, *rows])
+        rows = [json.loads(line) for line in lines]
         for number, (seed, arm) in enumerate(product(range(args.seeds), args.arms), start=1):
             if any((arm, seed) == (row["arm"], row["seed"]) for row in rows):
                 continue
@@ -133,7 +135,7 @@ def main(argv=None):
             if train_arm([*flags, *(f"--{k}" if v is True else f"--{k}={v}" for k, v in fields.items())], folder):
                 failed.append(folder.name)
             else:
-                rows.append({"arm": arm, "seed": seed, **measure(folder, splits, end["global_size"], device)})
+                rows.append({"arm": arm, "seed": seed, **measure(folder, splits, size, device)})
                 write_metrics(path, [header, *rows])
                 write_results(rows, out)
         print(write_results(rows, out) if rows else "", end="")

@@ -6,8 +6,8 @@
     share_of_peak = FLOP/s of a step / FLOP/s of a large matrix product, measured in the same run
     mfu           = FLOP/s of a step / FLOP/s in the GPU's data sheet
 
-FLOPs are those of matrix products and attention; what checkpointing computes again counts again.
-The host launches a step in host_seconds, and the device finishes it after `seconds`.
+FLOPs are those of matrix products and attention; recomputed ones (--checkpointing) count again.  The host has launched
+a step after host_seconds, and the device has finished it after `seconds`.
 """
 
 import json
@@ -46,11 +46,6 @@ def clock(device):
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
-
-
-def device_name(device):
-    """The name of the GPU, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def time_calls(call, device, repeats):
@@ -116,7 +111,7 @@ def bench_step(r, steps, device):
     with autocast(device, r.amp):
         a = a @ a  # now in the precision of a step's products
     speed, peak = flops.total() / t / 1e12, 2 * n**3 / min(time_calls(lambda: a @ a, device, 3)[1]) / 1e12
-    name = device_name(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "device": name, "dtype": str(a.dtype), "torch": torch.__version__,
         "images_per_s": r.batch / t, "seconds": t, "spread": (max(seconds) - min(seconds)) / t,
@@ -175,34 +170,32 @@ def start_fake_run(r, device, counter):
     ]
     with patched(unsupported), counter.fake, device:
         run = start_run(r, device)
-    with counter, counter.around("weights"):
+    with counter:
+        counter.part = "weights"
         for p in [*run.student.parameters(), *run.ema.parameters(), *run.teacher.parameters()]:
-            p.detach()  # an operation, so its memory is counted
-    with counter, counter.around("optimizer's state"):
+            p.detach()  # any operation, so that its memory is counted
+        counter.part = "optimizer's state"
         for p in run.student.parameters():
             p.grad = torch.zeros_like(p)
         run.optimizer.step()
         run.optimizer.zero_grad()
-    counter.at_peak.clear()
+    counter.part, counter.at_peak = "rest", Counter()
     return run
 
 
 def count_memory(r, device_type):
     """Bytes alive at the peak of a training step on "cpu" or "cuda": a Counter by part.  Nothing is allocated."""
     counter, changes = MemoryCounter(), []
+    if device_type == "cuda":  # bf16, and fused attention
+        changes = [(train, "autocast", lambda _, on: torch.autocast("cpu", enabled=on)), (vit, "PLAIN_ATTENTION", 0)]
     run = start_fake_run(r, torch.device("cpu"), counter)
-    if device_type == "cuda":
-        changes = [(train, "autocast", lambda _, enabled: torch.autocast("cpu", enabled=enabled)),
-                   (vit, "PLAIN_ATTENTION", 0)]  # fmt: skip
-    with counter.fake:
-        images = torch.empty(r.batch, 0)
 
     def crop(images, seed):  # only the results: temporary tensors of the augmentation are gone before the peak
         sizes = ((2, r.global_size), (r.n_local, r.local_size))
         return [images.new_empty(n * len(images), 3, size, size) for n, size in sizes]
 
     with counter, patched(changes):
-        step_in_parts(run, images, crop, counter.around)
+        step_in_parts(run, next(run.student.parameters()).new_empty(r.batch, 0), crop, counter.around)
     return counter.at_peak
 
 
@@ -227,8 +220,8 @@ def main(argv=None):
         result |= {"device": args.memory, "peak_gib": parts.total() / 2**30}
         result |= {f"peak_gib/{part}": n / 2**30 for part, n in parts.most_common() if n}
     else:
-        device, threads = find_device(options.device), choose_threads(options.threads)
-        result |= {"threads": threads, **bench_step(r, args.steps, device)}
+        result["threads"] = choose_threads(options.threads)
+        result |= bench_step(r, args.steps, find_device(options.device))
     lines = (f"{name:32} {f'{x:.4g}' if isinstance(x, float) else x}" for name, x in result.items())
     print(json.dumps(result) if args.json else "\n".join(lines))
     return 0
