@@ -8,8 +8,7 @@
     z  (..., K)               logits: cosines in [−1, 1], which bf16 autocast rounds by up to 2⁻⁹
 
 Our prototypes have length 1.  The official code trains a length for each; DINO v1 freezes it at 1 by default, but
-trained it for its ViT-S.  The official Linear layers start with deviation 0.02 at any width, ours with 1/√width:
-with 0.02 a narrow head gives all images nearly equal logits, and the loss of a short run stays at ln K.
+trained it for its ViT-S.  The official Linear layers start with deviation 0.02 at any width, ours with 1/√width.
 """
 
 from itertools import pairwise

@@ -28,8 +28,8 @@ def ibot_loss(student_logits, teacher_probs, mask, student_temp=0.1):
     """
     z_s, p_t, M = student_logits, teacher_probs, len(student_logits)
     assert len(p_t) == M, f"{M} student rows, but {len(p_t)} teacher rows"
-    H = -(p_t.float() * (z_s.float() / student_temp).log_softmax(dim=-1)).sum(dim=-1)  # (M,)
+    H = -(p_t * (z_s.float() / student_temp).log_softmax(dim=-1)).sum(dim=-1)  # (M,)
     M_b = mask.sum(dim=1)  # (B',)
     # output_size spares a GPU a wait: repeat_interleave need not count the rows first
-    weight = (1 / M_b.clamp(min=1)).repeat_interleave(M_b, output_size=M)  # (M,)
+    weight = (1 / M_b).repeat_interleave(M_b, output_size=M)  # (M,); a view without a mask has no row
     return (weight * H).sum() / len(mask)

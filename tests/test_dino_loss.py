@@ -71,14 +71,13 @@ def test_agreement_costs_the_entropy_and_has_no_gradient():
 @pytest.mark.parametrize("B", [1, 2])
 def test_float32_inside_in_every_type_and_under_autocast(dtype, size, B):
     z, p_t = random_case(4, 2, B, 1000)
-    p_t = torch.zeros_like(p_t).scatter(-1, p_t.topk(2).indices, 0.5)  # exact in every type
     z, p_t = (z.sign() * size).to(dtype), p_t.to(dtype)
     kept_z, kept_p = z.clone(), p_t.clone()
     loss = dino_loss(z.requires_grad_(), p_t)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite() and z.grad.isfinite().all()
     assert torch.equal(z, kept_z) and torch.equal(p_t, kept_p)
-    torch.testing.assert_close(loss.detach().double(), slow_dino_loss(kept_z, kept_p), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(loss.detach().double(), slow_dino_loss(kept_z, kept_p), rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(dino_loss(z, p_t), loss)
 

@@ -67,14 +67,13 @@ def test_value_and_gradient_are_those_of_the_double_loop(B, N, K):
 @pytest.mark.parametrize("B", [2, 3])
 def test_float32_inside_in_every_type_and_under_autocast(dtype, size, B):
     z, p_t, mask = random_case(B, 4, 1000)
-    p_t = torch.zeros_like(p_t).scatter(-1, p_t.topk(2).indices, 0.5)  # exact in every type
     z, p_t = (z.sign() * size).to(dtype), p_t.to(dtype)
     kept_z, kept_p, kept_mask = z.clone(), p_t.clone(), mask.clone()
     loss = ibot_loss(z.requires_grad_(), p_t, mask)
     loss.backward()
     assert loss.dtype == torch.float32 and loss.isfinite() and z.grad.isfinite().all()
     assert torch.equal(z, kept_z) and torch.equal(p_t, kept_p) and torch.equal(mask, kept_mask)
-    torch.testing.assert_close(loss.detach().double(), slow_ibot_loss(kept_z, kept_p, mask), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(loss.detach().double(), slow_ibot_loss(kept_z, kept_p, mask), rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ibot_loss(z, p_t, mask), loss)
 
