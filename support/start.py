@@ -62,19 +62,19 @@ def start_run(r, device, weights=None):
 def prepare_run(options, recipe, changes):
     """train.py's command line -> (Run, device): a new run, or one that continues from its checkpoint."""
     recipe, saved = find_checkpoint(options, recipe, changes)
-    device, weights, how = distributed.start(find_device(options.device)), None, "starts"
+    device, weights, how = distributed.start(find_device(options.device)), None, "random weights"
     threads = choose_threads(options.threads, saved and saved.get("threads"))
     if recipe.init and not saved:
         recipe, weights, words = init_from(recipe, changes)
-        how = f"starts from {recipe.init} ({words})"
+        how = f"weights of {recipe.init} ({words})"
     check_start(recipe, device)
     run = start_run(recipe, device, weights)
     if saved:
         restore(run, saved)
         how = f"continues at step {run.step}"
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
-    line = f"{options.out}: {recipe.arch}, {n:.1f} M parameters, on {device}, {threads}, {how} of {recipe.steps} steps"
-    distributed.print_first(line)
+    distributed.print_first(f"{options.out}: {recipe.arch}, {n:.1f} M parameters, {how}, {recipe.steps} steps, on "
+                            f"{device}, {threads}")  # fmt: skip
     return run, device
 
 

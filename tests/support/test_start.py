@@ -160,7 +160,7 @@ def test_a_run_from_released_weights_goes_on_without_them(folder, released, tmp_
     words = {"init": file, "head_warmup": 0.5, "save_every": 2}
     assert main(start(folder, tmp_path / "whole", **words)) == 0
     first, *_ = capsys.readouterr().out.splitlines()
-    assert f"starts from {file} (vit_pico, patch_size 4" in first and "heads, alone for the first 4 steps)" in first
+    assert f"weights of {file} (vit_pico, patch_size 4" in first and "heads, alone for the first 4 steps)" in first
     step, train_step = 0, train.train_step
 
     def dies(*arguments):
