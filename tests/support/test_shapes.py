@@ -1,6 +1,6 @@
-"""The built-in pictures: reproducible, of the right parts at the right places, smooth, and too hard for raw pixels.
+"""The built-in dataset: reproducible, with the right parts in the right places, smooth, and hard for raw pixels.
 
-Run: python -m pytest tests/test_shapes.py
+    pytest tests/support/test_shapes.py
 """
 
 import pytest
@@ -38,7 +38,7 @@ def test_shapes_come_from_the_seed(monkeypatch):
 
 
 def test_kinds_have_their_parts(splits):
-    """All of them somewhere, and no others anywhere; things are cut off by the border, but never wholly outside."""
+    """All of them, and no others; objects are cut off by the border, but never completely outside."""
     for images in splits:
         for label, kind in enumerate(images.classes):
             found = images.parts[images.labels == label].unique().tolist()
@@ -55,10 +55,10 @@ def test_kinds_have_their_parts(splits):
     (shapes.oval, (2.0, 1.0), (1.9, 0), (2, 0), (2.1, 0)),
     (shapes.box, (2.0, 1.0), (1.9, 0.5), (2, 0), (2.5, 0)),  # half sides
     (shapes.box, (2.0, 1.0), (1.9, 0.9), (0, 1), (2, 1)),  # a round corner
-    (shapes.limb, (2.0, 0.5, 0.1), (0, 0.4), (0, 0.5), (2, 0.2)),  # radius 0.5 where it starts, 0.1 at its end
+    (shapes.limb, (2.0, 0.5, 0.1), (0, 0.4), (0, 0.5), (2, 0.2)),  # radius 0.5 at its start, 0.1 at its end
     (shapes.limb, (2.0, 0.5, 0.1), (1, 0.2), (1, 0.3), (1, 0.4)),  # and 0.3 half way
     (shapes.blade, (2.0, 0.5, 0.1), (1, 0.2), (1, 0.3), (-0.1, 0)),  # the same widths, straight ends
-    (shapes.blade, (2.0, 0.5, 0.5, 1.0), (1, 0.5), (1, 0), (1, -0.2)),  # half way it is moved across by 0.5
+    (shapes.blade, (2.0, 0.5, 0.5, 1.0), (1, 0.5), (1, 0), (1, -0.2)),  # half way its middle is at b = 0.5
 ])  # fmt: skip
 def test_outlines_are_distances(outline, sizes, inside, edge, outside):
     points = [torch.tensor(float(v)) for point in (inside, edge, outside) for v in point]
@@ -68,8 +68,8 @@ def test_outlines_are_distances(outline, sizes, inside, edge, outside):
 
 
 def test_parts_lie_where_they_are_drawn():
-    """A bus has wheels below its windows and its body around them, however it is turned within TURN."""
-    _, parts = shapes.draw(shapes.bus, 40, 64, torch.Generator().manual_seed(0))
+    """A bus has its wheels below its windows, at any angle within TURN."""
+    _, parts = shapes.draw(shapes.KINDS["bus"], 40, 64, torch.Generator().manual_seed(0))
     rows = torch.arange(64.0)[:, None].expand(64, 64)
     numbers = [shapes.PARTS.index(name) + 1 for name in ("wheel", "window")]
     seen = [p for p in parts if all((p == number).any() for number in numbers)]
@@ -78,10 +78,9 @@ def test_parts_lie_where_they_are_drawn():
 
 
 def test_edges_are_smooth(monkeypatch):
-    """A picture without clouds, which depend on the size, equals the one drawn four times as large and averaged over
-    4×4, to a few grey levels."""
+    """Without clouds, which depend on the size, an image nearly equals one four times as large, averaged over 4×4."""
     monkeypatch.setattr(F, "interpolate", lambda x, size, mode: torch.full((len(x), 1, size, size), 0.5))
-    small, large = (shapes.draw(shapes.dog, 50, size, torch.Generator().manual_seed(0))[0].float()
+    small, large = (shapes.draw(shapes.KINDS["dog"], 50, size, torch.Generator().manual_seed(0))[0].float()
                     for size in (64, 256))  # fmt: skip
     error = (F.avg_pool2d(large, 4) - small).abs()
     assert error.mean() < 3 and error.quantile(0.95) < 12
@@ -93,7 +92,7 @@ def test_neither_pixels_nor_colours_tell_the_kind(splits):
     accuracy = knn_accuracy(*(x for pair in zip(pixel_features(train.pixels, test.pixels), (train.labels, test.labels))
                               for x in pair))  # fmt: skip
     assert 0.15 < accuracy < 0.45
-    colours = []  # of each picture the mean colours of its thing and of its ground (N, 6)
+    colours = []  # of each image the mean colours of its object and of its background (N, 6)
     for images in splits:
         thing, pixels = (images.parts > 0).float()[:, None], images.pixels.float()
         sums = [(pixels * mask).sum((2, 3)) / mask.sum((2, 3)) for mask in (thing, 1 - thing)]

@@ -1,44 +1,40 @@
-"""For training or held out, and of which class: by folders, by lists, and what is refused.
+"""Training and test images, and their classes: from folders, from lists, and what is refused.
 
-    pytest tests/test_splits.py
+    pytest tests/support/test_splits.py
 """
 
 import pytest
-from conftest import one_line, save
+from conftest import one_line
 
 from support.files import UserError
 from support.find import by_folder
-from support.images import load_images
 from support.splits import choose_splits
-
-pytestmark = pytest.mark.usefixtures("cache")
 
 
 def split_of(names, given=None):
     """[(name, class)] of train, the same of test, and the class names."""
-    names = sorted(names, key=by_folder)
-    splits, classes, notes = choose_splits(names, given or {})
+    splits, classes, notes = choose_splits(sorted(names, key=by_folder), given or {}, "set")
     assert notes == []
     return splits["train"], splits["test"], classes
 
 
-@pytest.mark.parametrize("held_out", ["test", "val"])
-@pytest.mark.parametrize("wrap", ["", "root/", "root/inner/"])
-def test_split_folders(held_out, wrap):
-    train, test, classes = split_of([f"{wrap}{split}/{kind}/deep/1.png"
-                                     for split in ("train", held_out) for kind in ("cat", "dog")])
-    assert classes == ["cat", "dog"]
-    assert train == [(f"{wrap}train/cat/deep/1.png", "cat"), (f"{wrap}train/dog/deep/1.png", "dog")]
-    assert test == [(f"{wrap}{held_out}/cat/deep/1.png", "cat"), (f"{wrap}{held_out}/dog/deep/1.png", "dog")]
+@pytest.mark.parametrize("train, held_out", [
+    ("train", "test"), ("train", "val"), ("Train", "TEST"), ("training", "Validation"), ("root/train", "root/valid"),
+    ("a/b/train", "a/b/testing"),
+])  # fmt: skip
+def test_split_folders(train, held_out):
+    first, second, classes = split_of([f"{split}/{kind}/deep/1.png" for split in (train, held_out) for kind in "ab"])
+    assert first == [(f"{train}/{kind}/deep/1.png", kind) for kind in "ab"] and classes == ["a", "b"]
+    assert second == [(f"{held_out}/{kind}/deep/1.png", kind) for kind in "ab"]
 
 
-def test_class_missing_from_one_split_keeps_the_numbers_equal():
+def test_a_class_missing_from_one_split_keeps_the_numbers_equal():
     train, test, classes = split_of(["train/a/1.png", "train/b/1.png", "train/c/1.png", "test/c/1.png"])
     assert classes == ["a", "b", "c"] and test == [("test/c/1.png", "c")]
 
 
-def test_every_tenth_of_each_class_is_held_out():
-    """11 cats: numbers 0 and 10 are test. 3 dogs: number 0. A lone emu stays in training."""
+def test_every_tenth_image_of_each_class_is_held_out():
+    """11 cats: numbers 0 and 10 are test.  3 dogs: number 0.  A lone emu stays in training."""
     names = [f"cat/{i:02}.png" for i in range(11)] + [f"dog/{i}.png" for i in range(3)] + ["emu/0.png"]
     train, test, classes = split_of(names)
     assert [name for name, _ in test] == ["cat/00.png", "cat/10.png", "dog/0.png"]
@@ -47,59 +43,62 @@ def test_every_tenth_of_each_class_is_held_out():
 
 @pytest.mark.parametrize("names", [
     [f"{i:02}.png" for i in range(12)], [f"photos/{i:02}.png" for i in range(12)],
-    [f"{i:02}.png" for i in range(11)] + ["z/1.png"]])
-def test_without_classes_training_takes_all(names):
+    [f"{i:02}.png" for i in range(11)] + ["z/1.png"]])  # fmt: skip
+def test_without_classes_all_images_are_trained_on(names):
     train, test, classes = split_of(names)
     assert classes == [] and train == [(name, None) for name in names]
     assert test == [(names[0], None), (names[10], None)]
 
 
-@pytest.mark.parametrize("train, held_out", [("Train", "TEST"), ("train", "valid"), ("training", "Validation")])
-def test_usual_names_of_splits_in_any_case(train, held_out):
-    names = [f"{split}/{kind}/{i}.png" for split in (train, held_out) for kind in "ab" for i in range(3)]
-    first, second, classes = split_of(names)
-    assert classes == ["a", "b"] and {name.split("/")[0] for name, _ in first} == {train}
-    assert {name.split("/")[0] for name, _ in second} == {held_out} and len(first) == len(second) == 6
-
-
-def test_of_two_held_out_splits_the_first_with_classes():
-    """ImageNet's own layout: test/ without classes; the pictures in it are said to be left out."""
+def test_of_two_test_folders_the_first_with_classes_counts():
+    """ImageNet's layout: test/ has no classes; its images are left out with a note."""
     names = ["test/1.png", "test/2.png", "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
-    splits, classes, notes = choose_splits(names, {})
+    splits, classes, notes = choose_splits(names, {}, "set")
     assert [name for name, _ in splits["test"]] == ["val/a/1.png", "val/b/1.png"] and classes == ["a", "b"]
-    assert notes == ["2 images are in neither split, as those in test"]
+    assert notes == ["2 images are in neither split, for example in test"]
 
 
-@pytest.mark.parametrize("tops", [("train", "cats"), ("val", "test"), ("Valid", "dogs"), ("cats", "training")])
-def test_folders_that_may_be_splits_or_classes_are_refused(tmp_path, tops):
-    for top in tops:
-        save(tmp_path / "d" / top / "a" / "1.png")
-    with pytest.raises(UserError, match="splits or classes") as error:
-        load_images(tmp_path / "d", size=4)
-    assert ", ".join(sorted(top.lower() for top in tops)) in one_line(error)
+SPLIT_AND_CLASS = {"x/1.png": ("train", "a"), "x/2.png": ("Train", "b"), "y/3.png": ("val", "a"),
+                   "y/4.png": (None, "b")}  # fmt: skip
 
 
-def test_a_split_and_a_class_from_a_list():
-    given = {"x/1.png": ("train", "a"), "x/2.png": ("Train", "b"), "y/3.png": ("val", "a"), "y/4.png": (None, "b")}
-    train, test, classes = split_of(sorted(given), given)
-    assert classes == ["a", "b"] and test == [("y/3.png", "a")]
-    assert train == [("x/1.png", "a"), ("x/2.png", "b"), ("y/4.png", "b")]  # what has no split is for training
+@pytest.mark.parametrize("given, train, test", [
+    (SPLIT_AND_CLASS, {"x/1.png": "a", "x/2.png": "b", "y/4.png": "b"}, {"y/3.png": "a"}),  # without a split: train
+    ({f"{split}/{i}.png": (None, "ab"[i]) for split in ("train", "val") for i in (0, 1)},  # splits from folders
+     {"train/0.png": "a", "train/1.png": "b"}, {"val/0.png": "a", "val/1.png": "b"}),
+    ({f"{kind}/{i}.png": (("train", "test")[i], None) for kind in "ab" for i in (0, 1)},  # classes from folders
+     {"a/0.png": "a", "b/0.png": "b"}, {"a/1.png": "a", "b/1.png": "b"}),
+    ({f"{kind}/{i}.png": ("train", None) for kind in "ab" for i in (0, 1)},  # one split alone: every tenth is held out
+     {"a/1.png": "a", "b/1.png": "b"}, {"a/0.png": "a", "b/0.png": "b"}),
+])  # fmt: skip
+def test_splits_and_classes_of_a_list(given, train, test):
+    assert split_of(given, given) == (list(train.items()), list(test.items()), ["a", "b"])
 
 
-def test_a_class_alone_from_a_list_and_the_split_from_folders():
-    given = {f"{split}/{i}.png": (None, "ab"[i]) for split in ("train", "val") for i in (0, 1)}
-    train, test, classes = split_of(sorted(given), given)
-    assert train == [("train/0.png", "a"), ("train/1.png", "b")] and test == [("val/0.png", "a"), ("val/1.png", "b")]
+def test_images_without_a_class_are_reported():
+    given = {"1.png": (None, "a"), "2.png": (None, "b"), "3.png": (None, None)}
+    splits, classes, notes = choose_splits(list(given), given, "set")
+    assert classes == [] and notes == ["no labels: 1 of 3 images have no class, for example 3.png"]
 
 
-def test_a_split_alone_from_a_list_and_the_class_from_folders():
-    given = {f"{kind}/{i}.png": (("train", "test")[i], None) for kind in "ab" for i in (0, 1)}
-    train, test, classes = split_of(sorted(given), given)
-    assert train == [("a/0.png", "a"), ("b/0.png", "b")] and test == [("a/1.png", "a"), ("b/1.png", "b")]
+def test_the_name_of_a_shard_is_no_folder():
+    train, test, _ = split_of(["train/0.tar/1.png", "train/1.tar/1.png", "val/0.tar/1.png"])
+    assert train == [("train/0.tar/1.png", None), ("train/1.tar/1.png", None)] and test == [("val/0.tar/1.png", None)]
 
 
-def test_splits_below_classes_are_refused(tmp_path):
-    for name in ("cats/train/1.png", "cats/test/1.png", "dogs/train/1.png", "dogs/test/1.png"):
-        save(tmp_path / "set" / name)
-    with pytest.raises(UserError, match="its classes hold the splits"):
-        load_images(tmp_path / "set", size=4)
+@pytest.mark.parametrize("names, words", [
+    (["train/a/1.png", "cats/a/1.png"], "cats, train splits or classes"),
+    (["val/a/1.png", "test/a/1.png"], "test, val splits or classes"),
+    (["cats/train/1.png", "cats/test/1.png", "dogs/train/1.png"], "its classes hold the splits"),
+])  # fmt: skip
+def test_folders_that_could_be_splits_or_classes_are_refused(names, words):
+    with pytest.raises(UserError, match=f"^set: .*{words}") as error:
+        split_of(names)
+    one_line(error)
+
+
+@pytest.mark.parametrize("column", [("train", "dev"), ("0", "1"), ("test", "test"), ("training", "private_test")])
+def test_other_splits_of_a_list_are_refused(column):
+    with pytest.raises(UserError, match=f"^set: its splits are {', '.join(sorted(set(column)))}; ") as error:
+        split_of(["1.png", "2.png"], {f"{i}.png": (split, "a") for i, split in enumerate(column, start=1)})
+    one_line(error)

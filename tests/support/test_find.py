@@ -1,0 +1,262 @@
+"""Folders, lists, archives and shards give the right names and bytes, nothing outside them, and clear errors.
+
+    pytest tests/support/test_find.py
+"""
+
+import gzip
+import io
+import lzma
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import grey_levels, numbered, one_line, pack, save
+
+from support import find, images
+from support.files import UserError
+from support.find import find_files
+from support.images import in_order, load_images
+
+pytestmark = pytest.mark.usefixtures("cache")  # no test uses the user's own cache folder
+
+
+def write_tar(path, members):
+    """A .tar of {name: bytes}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def picture(folder, level=9):
+    """The bytes of a grey image."""
+    return save(folder / "p.png", level).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
+def test_an_archive_equals_its_folder(labelled, suffix):
+    archive = pack(labelled, suffix)
+    for split in ("train", "test"):
+        expected, found = (load_images(d, split, size=4) for d in (labelled, archive))
+        assert torch.equal(expected.pixels, found.pixels) and found.labels.tolist() == [0] * 3 + [1] * 3
+        assert found.classes == ["a", "b"]
+    assert not list(labelled.parent.rglob("*.tmp"))
+
+
+def test_a_compressed_tar_is_unpacked_once(labelled, monkeypatch):
+    first = load_images(pack(labelled, ".tar.xz"), size=4)
+    monkeypatch.setattr(find.shutil, "copyfileobj", None)
+    assert torch.equal(load_images(labelled.with_name("set.tar.xz"), size=4).pixels, first.pixels)
+
+
+def test_unsafe_and_hidden_members_are_skipped(tmp_path):
+    names = ("good.png", "../up.png", "a/../../up.png", "/etc/absolute.png", "._good.png", "__MACOSX/good.png")
+    path = write_tar(tmp_path / "evil.tar", dict.fromkeys(names, picture(tmp_path)))
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "p.png")
+        tar.addfile(link)
+    found = load_images(path, size=4)
+    assert found.names == ["etc/absolute.png", "good.png"] and found.skipped == []
+
+
+def test_zip_names_with_backslashes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("set\\train\\a\\1.png", "set\\train\\b\\1.png"):
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            archive.writestr(info, b"content of " + name[-7:].encode())
+    names, read, _ = find_files(tmp_path / "a.zip")
+    assert names == ["set/train/a/1.png", "set/train/b/1.png"] and read(names[1]) == b"content of b\\1.png"
+
+
+def test_sparse_members_are_read_whole(tmp_path):
+    """GNU tar's old sparse format, by hand: 4 bytes at 0 and 4 at 1020 of 1024; the file holds only these 8."""
+    info = tarfile.TarInfo("a.png")
+    info.size = 8
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    head[156:157] = tarfile.GNUTYPE_SPARSE
+    for at, value in ((386, 0), (398, 4), (410, 1020), (422, 4), (483, 1024)):  # pairs (offset, size), the real size
+        head[at : at + 12] = b"%011o\0" % value
+    head[148:156] = b"%06o\0 " % (sum(head[:148]) + sum(head[156:512]) + 8 * 32)  # the checksum
+    (tmp_path / "a.tar").write_bytes(bytes(head) + b"headtail".ljust(512, b"\0") + bytes(1024))
+    names, read, _ = find_files(tmp_path / "a.tar")
+    assert read(names[0]) == b"head" + bytes(1016) + b"tail"
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_workers_do_not_disturb_each_other(tmp_path, monkeypatch, suffix):
+    """Forked workers that read through one file handle would move each other's position."""
+    numbered(tmp_path / "set", 250)
+    monkeypatch.setattr(images, "MEMORY_LIMIT", 0)
+    streamed = load_images(pack(tmp_path / "set", suffix), size=4)
+    assert grey_levels(torch.cat(list(in_order(streamed, 5, workers=2)))) == list(range(250))
+    assert streamed.skipped == []
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    numbered(tmp_path / "real", 2)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/link").symlink_to(tmp_path / "real")
+    (tmp_path / "real/back").symlink_to(tmp_path / "set")
+    assert find_files(tmp_path / "set")[0] == ["link/000.png", "link/001.png"]
+
+
+# ---------------------------------------------------------------------------- lists
+
+
+def test_a_list_of_paths(labelled):
+    """Relative to the list, or absolute; folders name the classes; a missing file is skipped."""
+    listed = labelled.parent / "lists/chosen.txt"
+    listed.parent.mkdir()
+    listed.write_text(f"../set/train/b/1.png\n\n{labelled}/train/a/0.png\n../set/train/b/missing.png\n")
+    found = load_images(listed, size=4)
+    assert found.names == [f"{labelled}/train/a/0.png"]  # one of class b is held out, the other missing
+    assert found.skipped[0][0].endswith("missing.png") and found.classes == ["a", "b"]
+
+
+def test_a_list_leads_into_archives(tmp_path):
+    """As curate.py writes it, if its images lie in archives."""
+    path = write_tar(tmp_path / "a.tar", {"x/1.png": picture(tmp_path, 7), "x/2.png": picture(tmp_path, 8)})
+    (tmp_path / "list.txt").write_text(f"{path}/x/2.png\na.tar/x/1.png\na.tar/x/missing.png\n")
+    found = load_images(tmp_path / "list.txt", size=4)
+    assert grey_levels(found.pixels) == [7, 8] and len(found.skipped) == 1
+
+
+@pytest.mark.parametrize("name, text", [
+    ("list.txt", "a.png cat\nsub/my b.png  big dog\n"),
+    ("mark.txt", "\ufeffa.png cat\nsub/my b.png big dog"),
+    ("list.csv", "path,label\na.png,cat\nsub/my b.png,big dog\nsub/my b.png,cat\n"),  # of a repeated path the first
+    ("list.tsv", "label\tpath\ncat\ta.png\nbig dog\tsub/my b.png\n"),
+    ("excel.csv", "\ufeffPath; Label\r\na.png; cat\r\n\"sub/my b.png\";big dog\r\n"),
+])  # fmt: skip
+def test_labels_from_a_list(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    for i, path in enumerate(("a.png", "sub/my b.png")):
+        save(tmp_path / path, 10 + i)
+    found = load_images(tmp_path / name, size=4)
+    assert found.classes == ["big dog", "cat"] and found.labels.tolist() == [1, 0]
+    assert found.names == [f"{tmp_path}/a.png", f"{tmp_path}/sub/my b.png"] and found.skipped == []
+
+
+@pytest.mark.parametrize("line, path, kind", [
+    ("a b.png", "a b.png", None), ("a.png b.png", "a.png b.png", None), ("a.JPG 3", "a.JPG", "3"),
+    ("a.b.jpeg my cat", "a.b.jpeg", "my cat"), ("my.png pics/1.jpg cat", "my.png pics/1.jpg", "cat"), ("a", "a", None),
+])  # fmt: skip
+def test_lines_of_a_text_list(tmp_path, line, path, kind):
+    (tmp_path / "list.txt").write_text(line)
+    names, _, given = find_files(tmp_path / "list.txt")
+    assert names == [f"{tmp_path}/{path}"] and given == ({names[0]: (None, kind)} if kind else {})
+
+
+# ---------------------------------------------------------------------------- shards
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of three images, number i of grey level i and class i // 2, with captions."""
+    for n in range(2):
+        members = {}
+        for i in range(3 * n, 3 * n + 3):
+            image = picture(tmp_path, i)
+            members |= {f"{i:06}.png": image, f"{i:06}.cls": b"%d\n" % (i // 2), f"{i:06}.txt": b"a caption"}
+        write_tar(tmp_path / "shards" / f"{n:05}.tar", members)
+    return tmp_path / "shards"
+
+
+def test_shards_are_one_dataset(shards):
+    (shards.parent / "list.txt").write_text("shards/00000.tar\nshards/00001.tar\n")
+    for place in (shards, shards.parent / "list.txt"):
+        train, test = (load_images(place, split, size=4) for split in ("train", "test"))
+        assert grey_levels(train.pixels) == [1, 3, 5] and grey_levels(test.pixels) == [0, 2, 4]  # one of two
+        assert train.labels.tolist() == [0, 1, 2] and train.names[0].endswith("00000.tar/000001.png")
+    assert load_images(shards / "00000.tar", size=4).classes == ["0", "1"]  # a shard alone
+
+
+def test_images_beside_shards_are_read_instead(shards, capsys):
+    save(shards / "preview.png")
+    assert find_files(shards)[0] == ["preview.png"]
+    assert f"{shards}: 2 .tar files are skipped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["{split}/0.tar/{kind}.png", "0.tar/all/{split}/{kind}/1.png"])
+def test_folders_of_shards_and_in_shards_name_splits(tmp_path, pattern):
+    shards = {}
+    for split in ("train", "val"):
+        for i, kind in enumerate("ab"):
+            shard, name = pattern.format(split=split, kind=kind).split(".tar/")
+            shards.setdefault(shard, {})[name] = picture(tmp_path, 10 * (split == "val") + i)
+    for name, members in shards.items():
+        write_tar(tmp_path / "set" / f"{name}.tar", members)
+    train, test = (load_images(tmp_path / "set", split, size=4) for split in ("train", "test"))
+    assert grey_levels(train.pixels) == [0, 1] and grey_levels(test.pixels) == [10, 11]
+    assert train.classes == (["a", "b"] if "all" in pattern else [])  # a file's or a shard's name is no class
+
+
+def test_a_damaged_or_missing_shard_is_skipped(shards, capsys):
+    (shards / "00002.tar").write_bytes((shards / "00001.tar").read_bytes()[:-2000])
+    (shards.parent / "list.txt").write_text("".join(f"shards/0000{i}.tar\n" for i in range(4)))
+    assert len(find_files(shards.parent / "list.txt")[0]) == 6
+    err = capsys.readouterr().err
+    assert f"skipped {shards}/00002.tar: " in err and f"skipped {shards}/00003.tar: No such file or directory" in err
+    for path in shards.glob("*.tar"):
+        path.write_bytes(b"x" * 600)
+    with pytest.raises(UserError, match="none of the 3 shards"):
+        find_files(shards)
+
+
+# ---------------------------------------------------------------------------- errors
+
+
+def broken_files(folder):
+    """{path: words of the error}."""
+    numbered(folder / "d", 3)
+    whole = write_tar(folder / "whole.tar", {path.name: path.read_bytes() for path in sorted((folder / "d").iterdir())})
+    raw = whole.read_bytes()
+    flipped, negative = bytearray(raw), tarfile.TarInfo("a.png")
+    flipped[raw.index(b"002.png") + 150] ^= 1  # a bit of a header's checksum
+    negative.size = -512
+    cases = {
+        "no_image.zip": (b"PK\3\4 and no more", "cannot be read"), "empty.tar": (b"", "cannot be read"),
+        "text.tar": (b"no archive\n" * 100, "cannot be read"), "cut.tar": (raw[:2000], "cannot be read"),
+        "flipped.tar": (bytes(flipped), "damaged at byte"),
+        "negative.tar": (negative.tobuf(tarfile.GNU_FORMAT) + bytes(1024), "cannot be read"),
+        "text.gz": (gzip.compress(b"no archive" * 100), "cannot be read"),
+        "cut.tar.gz": (gzip.compress(np.random.default_rng(0).bytes(9999))[:5000], "cannot be read"),
+        "cut.tar.xz": (lzma.compress(bytes(9999))[:60], "cannot be read"),
+        "no_header.csv": (b"a.png,cat\n", "csv: its header is a.png, cat; it must have the column path"),
+        "empty.csv": (b"", "its header is empty"), "empty.txt": (b"", "found no image"),
+    }  # fmt: skip
+    for name, (content, _) in cases.items():
+        (folder / name).write_bytes(content)
+    (folder / "empty").mkdir()
+    return {name: words for name, (_, words) in cases.items()} | {"empty": "found no image", "missing": "no such file"}
+
+
+def test_errors_are_one_line(tmp_path, cache):
+    for name, words in broken_files(tmp_path).items():
+        with pytest.raises(UserError) as error:
+            load_images(tmp_path / name)
+        assert one_line(error).startswith(f"{tmp_path / name}: ") and words in str(error.value), name
+    assert not list(cache.rglob("*.*"))  # nothing is kept of what is no archive
+
+
+def test_a_tar_without_its_end_is_reported(tmp_path, capsys):
+    """Cut at a member's boundary, which nothing else shows."""
+    path = write_tar(tmp_path / "a.tar", {"1.png": b"x" * 512, "2.png": b"x" * 512})
+    path.write_bytes(path.read_bytes()[: 4 * 512])
+    assert find_files(path)[0] == ["1.png", "2.png"] and "has no end mark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_members_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch, suffix):
+    numbered(tmp_path / "set", 1)
+    monkeypatch.setattr(find, "MAX_BYTES", 50)
+    names, read, _ = find_files(pack(tmp_path / "set", suffix))
+    with pytest.raises(ValueError, match="larger than the limit"):
+        read(names[0])

@@ -1,0 +1,385 @@
+"""Images: every format becomes one upright square, broken files are skipped, batches can be resumed.
+
+    pytest tests/support/test_images.py
+"""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import grey_levels, numbered, one_line, pack, png_that_claims, save, tiff
+from PIL import Image
+
+from support import images as data
+from support.files import UserError, reason_of
+from support.images import GREY, batches, decode, in_order, load_images, picture, read_images
+
+pytestmark = pytest.mark.usefixtures("cache")  # no test uses the user's own cache folder
+
+
+def encoded(image, format="PNG", **options):
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def decoded(image, size=1, place=0.5, format="PNG", scale=None, **options):
+    return decode(encoded(image, format, **options), size, place, scale)
+
+
+def ramps(folder, n):
+    """n images of 64×4, grey level 4·x at column x: the mean of a square crop shows its place."""
+    folder.mkdir()
+    for i in range(n):
+        Image.fromarray(np.tile(np.arange(64, dtype=np.uint8) * 4, (4, 1))).save(folder / f"{i:02}.png")
+    return folder
+
+
+# ---------------------------------------------------------------------------- decoding
+
+
+def clear_palette():
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.info["transparency"] = bytes([255, 0])  # entry 1, which all pixels have, is transparent
+    return image
+
+
+FLAT = {  # name: image, format, colour
+    "grey": (Image.new("L", (2, 2), 77), "PNG", (77, 77, 77)),
+    "black and white": (Image.new("1", (2, 2), 1), "PNG", (255, 255, 255)),
+    "palette": (Image.new("RGB", (2, 2), (9, 8, 7)).quantize(2), "GIF", (9, 8, 7)),
+    "transparent palette": (clear_palette(), "PNG", (GREY, GREY, GREY)),
+    "transparent": (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), "PNG", (GREY, GREY, GREY)),
+    "alpha 51/255 = 1/5": (Image.new("RGBA", (2, 2), (255, 0, 0, 51)), "PNG", (153, 102, 102)),  # 255/5 + 128·4/5
+    "grey with alpha": (Image.new("LA", (2, 2), (200, 255)), "PNG", (200, 200, 200)),
+    "cmyk": (Image.new("CMYK", (2, 2), (255, 0, 255, 0)), "TIFF", (0, 255, 0)),
+    "webp": (Image.new("RGB", (2, 2), (255, 255, 255)), "WEBP", (255, 255, 255)),
+    "one pixel": (Image.new("RGB", (1, 1), (1, 2, 3)), "BMP", (1, 2, 3)),
+    "long": (Image.new("RGB", (40_000, 1), (5, 6, 7)), "PNG", (5, 6, 7)),  # enlarged whole it would fill the memory
+}
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_every_mode_keeps_its_colour(kind):
+    image, format, expected = FLAT[kind]
+    assert decoded(image, size=64, format=format)[:, 9, 9].tolist() == list(expected)
+
+
+def test_the_first_frame_of_an_animation():
+    red, blue = (Image.new("RGB", (2, 2), colour) for colour in ((255, 0, 0), (0, 0, 255)))
+    assert decoded(red, format="GIF", save_all=True, append_images=[blue])[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation, expected", [
+    (1, [[0, 85], [170, 255]]), (2, [[85, 0], [255, 170]]), (3, [[255, 170], [85, 0]]),
+    (4, [[170, 255], [0, 85]]), (5, [[0, 170], [85, 255]]), (6, [[170, 0], [255, 85]]),
+    (7, [[255, 85], [170, 0]]), (8, [[85, 255], [0, 170]]), (99, [[0, 85], [170, 255]])])  # fmt: skip
+def test_exif_orientations(orientation, expected):
+    """A square of four greys, from the EXIF standard: 5 transposes, 6 and 8 rotate, 7 does both; 99 does not exist."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.array([[0, 85], [170, 255]], np.uint8))
+    for format in ("PNG", "TIFF"):  # Pillow rotates a TIFF by itself
+        assert decoded(image, size=2, format=format, exif=exif)[0].tolist() == expected
+
+
+def test_the_window_along_the_long_side():
+    """4×2, left half black and right half white: the left, the middle and the right 2×2 window."""
+    image = Image.fromarray(np.array([[0, 0, 255, 255]] * 2, np.uint8))
+    rows = [decoded(image, size=2, place=p)[0, 0].tolist() for p in (0, 0.5, 1)]
+    assert rows == [[0, 0], [0, 255], [255, 255]]
+    upright = image.transpose(Image.Transpose.ROTATE_90)
+    assert decoded(upright, size=2, place=0)[0, :, 0].tolist() == [255, 255]
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction():
+    """A smooth 256² image: at a quarter its sides are 64, the least that is no less than 2·32."""
+    ramp = np.linspace(0, 255, 256)
+    image = Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[:, None], 128), axis=-1).astype(np.uint8))
+    raw = encoded(image, "JPEG", quality=95)
+    assert picture(raw, 32).size == (64, 64)
+    assert np.abs(decode(raw, 32, 0.5).astype(int) - data.resize(image, 32, 32)).max() <= 3
+
+
+def test_large_images_are_refused_unless_decoded_at_a_fraction():
+    """30 × 40 pixels and a limit of 0.001 megapixels; an eighth of a JPEG's sides is 4 × 5."""
+    image = Image.new("RGB", (30, 40), (9, 9, 9))
+    with pytest.raises(ValueError, match="^1 megapixels, and the limit is 0.001; --max_megapixels raises it$"):
+        decode(encoded(image), 1, 0.5, None, 0.001)
+    assert decode(encoded(image, "JPEG"), 1, 0.5, None, 0.001)[0].tolist() == [[9]]
+
+
+@pytest.mark.parametrize("channels, photometric, extra, readable", [
+    (1, 1, None, True), (3, 2, None, True), (4, 2, [2], True), (2, 1, [2], True), (4, 5, None, True),  # up to CMYK
+    (4, 2, [0], False), (4, 2, None, False), (5, 2, [2, 0], False), (8, 2, [0] * 5, False),  # such as near-infrared
+])  # fmt: skip
+def test_tiff_channels_other_than_colours_and_alpha_are_refused(channels, photometric, extra, readable):
+    raw = tiff(channels, photometric, extra)
+    if readable:
+        assert picture(raw, 2).size == (2, 2)
+    else:
+        with pytest.raises(Exception) as error:
+            picture(raw, 2)
+        assert f"{channels} channels, but 3 are colours" in str(error.value) or reason_of(error.value) == (
+            "not an image in a format that Pillow reads")  # Pillow's own limit is five channels
+
+
+# ---------------------------------------------------------------------------- grey images deeper than 8 bits
+
+
+def deep(path, values, dtype=np.uint16, **options):
+    """A grey image of 2×2 with these values, repeated."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.resize(np.array(values, dtype), (2, 2))).save(path, **options)
+
+
+def test_an_intensity_range_is_given():
+    """0, 1000, 2000 and 5000 in 0 to 4000: a quarter is 63.75, a half 127.5, and larger values are white."""
+    x = np.array([[0, 1000], [2000, 5000]], np.uint16)
+    assert decoded(Image.fromarray(x), size=2, scale=(0, 4000))[0].tolist() == [[0, 64], [128, 255]]
+    assert decoded(Image.new("L", (1, 1), 9), scale=(0, 4000))[0].tolist() == [[9]]  # 8 bits are not scaled
+
+
+def test_an_intensity_range_is_estimated():
+    """0 to 1000: the percentiles 0.1 and 99.9 are 1 and 999.  One value alone is black, and no value leaves 0 to 1."""
+    assert data.intensity_range(np.append(np.arange(1001.0), np.nan)) == pytest.approx((1, 999))
+    assert data.intensity_range(np.array([5.5])) == (5.5, 6.5) and data.intensity_range(np.array([np.nan])) == (0, 1)
+    # of -10, 0 and 30 the percentiles are -9.98 and 29.94; (0 + 9.98) / 39.92 · 255 = 63.75
+    x = np.array([[-10, 30], [0, np.nan]], np.float32)
+    assert decoded(Image.fromarray(x), size=2, format="TIFF")[0].tolist() == [[0, 255], [64, GREY]]
+
+
+@pytest.mark.parametrize("dtype, missing, options", [
+    (np.int32, -1, {"tiffinfo": {data.GDAL_NODATA: "-1"}}), (np.float32, np.nan, {}), (np.float32, np.inf, {}),
+])  # fmt: skip
+def test_missing_values_are_grey_and_do_not_count(tmp_path, dtype, missing, options):
+    for name in ("a.tif", "b.tif"):
+        deep(tmp_path / "d" / name, (0, missing, 400, 400), dtype, **options)
+    found = load_images(tmp_path / "d", size=2)
+    assert found.pixels[0, 0].tolist() == [[0, GREY], [255, 255]]
+    assert found.notes == ["grey images deeper than 8 bits: 0 is black, 400 white (--scale LOW HIGH)"]
+
+
+def test_all_images_share_one_range(tmp_path, capsys):
+    """Estimated from both splits: a quarter of the values is 0, a quarter 4000, so these are the percentiles."""
+    for name, value in (("train/a", 4000), ("train/b", 1000), ("test/a", 0), ("test/b", 2000)):
+        deep(tmp_path / "set" / name / "0.png", value)
+        save(tmp_path / "set" / name / "1.png", 7)  # 8 bits are not scaled
+    (tmp_path / "set/test/a/2.png").write_text("broken")
+    train, test = data.load_splits(tmp_path / "set", 2, 0)
+    assert grey_levels(train.pixels) == [255, 7, 64, 7] and grey_levels(test.pixels) == [0, 7, 128, 7]
+    assert capsys.readouterr().out.count("0 is black, 4000 white (--scale LOW HIGH)") == 1
+    assert grey_levels(load_images(tmp_path / "set", "test", 2, scale=(0, 2000)).pixels) == [0, 7, 255, 7]
+    # the same for pca_viz.py: folders with equal names inside
+    folders = [tmp_path / "set/train" / kind for kind in "ab"]
+    for order in (folders, folders[::-1]):
+        assert sorted(int(x[0, 0, 0]) for x in read_images(order, 2, 1, False)) == [0, 7, 7, 255]
+        assert "1000 is black, 4000 white" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------- whole images
+
+
+def test_whole_images_have_whole_patches(tmp_path, capsys):
+    """30×10 black and white thirds at a short side of 10, patches of 5: the grey middle, or all of 30×10."""
+    x = np.repeat(np.array([0, 128, 255], dtype=np.uint8), 10)
+    Image.fromarray(np.tile(x, (10, 1))).save(tmp_path / "a.png")
+    Image.new("L", (33, 20)).save(tmp_path / "b.png")  # 16.5 wide at a height of 10: three patches of 5
+    (tmp_path / "c.png").write_text("broken")
+    middle, _ = read_images([tmp_path], 9, 5, False)  # 9 is rounded to 10
+    assert middle.shape == (3, 10, 10) and (middle[:, :, 2:8] == 128).all()  # bicubic reads a little beyond
+    whole, other = read_images([tmp_path / "a.png", tmp_path / "b.png"], 10, 5, True)
+    assert whole.shape == (3, 10, 30) and whole[0, 5, [4, 25]].tolist() == [0, 255] and other.shape == (3, 10, 15)
+    assert "skipped" in capsys.readouterr().err
+    for paths, words in (([tmp_path / "c.png"], "none of the 1 images"), ([tmp_path / "none"], "none of the 1 images")):
+        with pytest.raises(UserError, match=words) as error:
+            read_images(paths, 10, 5, True)
+        one_line(error)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: found no image"):
+        read_images([tmp_path / "empty"], 10, 5, True)
+
+
+# ---------------------------------------------------------------------------- broken files
+
+
+@pytest.fixture
+def half_broken(tmp_path):
+    """Two good images, of grey 10 and 20, five broken ones, and files that are no images."""
+    folder = tmp_path / "half"
+    save(folder / "b.png", 10)
+    save(folder / "y.jpg", 20)
+    cut = encoded(Image.new("L", (64, 64)), "JPEG")[:200]
+    broken = {"a_empty.png": b"", "c_text.jpg": b"no image", "d_cut.jpg": cut,
+              "e_bomb.png": png_that_claims(20_000, 20_000), "z.heic": b"unknown"}  # fmt: skip
+    for name, content in broken.items():
+        (folder / name).write_bytes(content)
+    for other in ("notes.txt", ".hidden.png", "Thumbs.db", "__MACOSX/b.png", ".git/b.png"):
+        (folder / other).parent.mkdir(exist_ok=True)
+        (folder / other).write_text("ignored")
+    return folder
+
+
+def test_broken_files_are_skipped_with_a_reason(half_broken, monkeypatch):
+    numbered(half_broken / "more", 150)
+    for n in (1, 7):  # threads
+        monkeypatch.setattr(data, "count_cores", lambda n=n: n)
+        found = load_images(half_broken, size=4)
+        assert grey_levels(found.pixels) == [10, *range(150), 20] and found.names[::151] == ["b.png", "y.jpg"]
+        reasons = dict(found.skipped)
+        assert list(reasons) == ["a_empty.png", "c_text.jpg", "d_cut.jpg", "e_bomb.png", "z.heic"]
+        assert reasons["a_empty.png"] == "empty file" and "truncated" in reasons["d_cut.jpg"].lower()
+        assert reasons["e_bomb.png"] == "400 megapixels, and the limit is 178; --max_megapixels raises it"
+        assert reasons["c_text.jpg"] == "not an image in a format that Pillow reads"
+
+
+def test_labels_stay_with_their_images(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"d/train/a/{i}.png", 1)
+        save(tmp_path / f"d/train/b/{i}.png", 2)
+    save(tmp_path / "d/test/b/0.png", 2)
+    (tmp_path / "d/train/a/1.png").write_text("broken")
+    found = load_images(tmp_path / "d", size=4)
+    assert grey_levels(found.pixels) == [1, 1, 2, 2, 2] and found.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_without_a_readable_test_image_training_images_are_shown(tmp_path, monkeypatch, capsys, streamed):
+    """Of three classes of two images the first is held out each time, and broken."""
+    for i, kind in enumerate("abc"):
+        save(tmp_path / "d" / kind / "1.png", i)
+        (tmp_path / "d" / kind / "0.png").write_text("broken")
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 0 if streamed else 10**6)
+    train, test = data.load_splits(tmp_path / "d", 4, 0)
+    assert train.labels.tolist() == [0, 1, 2] and test.labels is None
+    assert grey_levels(torch.cat(list(in_order(test, 9, workers=0)))) == [0, 1, 2]
+    assert "no k-NN; pca.png has training images" in capsys.readouterr().out
+
+
+def test_a_flat_test_split_has_no_labels(tmp_path, capsys):
+    """val/ as ImageNet's archive unpacks it, without class folders.  The training labels stay."""
+    for name in ("train/a/1.png", "train/b/1.png", "val/1.png", "val/2.png"):
+        save(tmp_path / "d" / name, 9)
+    train, test = data.load_splits(tmp_path / "d", 4, 0)
+    assert train.labels.tolist() == [0, 1] and test.labels is None and len(test) == 2
+    assert "the test split has images without a class" in capsys.readouterr().out
+
+
+def test_no_data_is_an_error():
+    with pytest.raises(UserError, match="there is no --data: give a folder"):
+        load_images("")
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+@pytest.fixture
+def ten(tmp_path):
+    """Ten images in memory, number i of grey level i."""
+    return load_images(numbered(tmp_path / "ten", 10), size=4)
+
+
+def take(stream, n):
+    return [grey_levels(next(stream)) for _ in range(n)]
+
+
+def test_a_resumed_stream_equals_an_uninterrupted_one(ten):
+    whole = take(batches(ten, 3, seed=5), 12)
+    for start in (1, 3, 4, 11):
+        assert take(batches(ten, 3, seed=5, start=start), 12 - start) == whole[start:]
+    assert whole != take(batches(ten, 3, seed=6), 12)
+    assert next(batches(ten, 3)).shape == (3, 3, 4, 4) and next(batches(ten, 3)).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10, 23])  # 23 > 10: a batch then holds several epochs
+def test_each_epoch_has_each_image_once_in_a_new_order(ten, batch):
+    flat = [i for rows in take(batches(ten, batch), -(-40 // batch)) for i in rows]
+    epochs = [flat[i : i + 10] for i in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 4  # false alarm 6 / 10!
+
+
+def test_shards_partition_the_global_batch(ten):
+    whole = take(batches(ten, 6, seed=1, start=2), 5)
+    parts = [take(batches(ten, 2, seed=1, start=2, shard=(rank, 3)), 5) for rank in range(3)]
+    assert [sum(rows, []) for rows in zip(*parts)] == whole
+
+
+def test_in_order_is_the_order_of_the_labels(ten):
+    assert [len(x) for x in in_order(ten, 4)] == [4, 4, 2]
+    assert grey_levels(torch.cat(list(in_order(ten, 4)))) == list(range(10))
+
+
+@pytest.mark.parametrize("workers, suffix", [(0, ""), (1, ""), (2, ".zip")])
+def test_streaming_equals_memory(labelled, workers, suffix, monkeypatch):
+    memory = load_images(labelled, size=4, seed=3)
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
+    streamed = load_images(pack(labelled, suffix) if suffix else labelled, size=4, seed=3)
+    assert streamed.pixels is None and len(streamed) == 6 and torch.equal(streamed.labels, memory.labels)
+    state = torch.random.get_rng_state()
+    for a, b, _ in zip(batches(memory, 3), batches(streamed, 3, workers=workers), range(2)):  # the first epoch
+        assert torch.equal(a, b)
+    assert torch.equal(torch.cat(list(in_order(streamed, 4, workers=workers))), memory.pixels)
+    assert torch.equal(torch.random.get_rng_state(), state)  # other random numbers do not depend on the loader
+
+
+def test_windows_in_memory_depend_on_the_seed(tmp_path):
+    """Test images are cropped in the middle: columns 30 to 33, mean 126."""
+    ramps(tmp_path / "d", 40)
+    one, same, other = (load_images(tmp_path / "d", size=4, seed=seed).pixels.float().mean((1, 2, 3))
+                        for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert one.min() < 60 and one.max() > 190  # for another seed false with 2 · 0.8^40 < 3 / 10,000
+    assert load_images(tmp_path / "d", "test", size=4).pixels.float().mean((1, 2, 3)).tolist() == [126] * 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_of_a_stream_are_new_in_each_epoch(tmp_path, workers, monkeypatch):
+    """Eight epochs, and a run resumed in the sixth."""
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
+    images = load_images(ramps(tmp_path / "d", 3), size=4)
+    whole, resumed = (torch.stack([x.float().mean((1, 2, 3)) for x, _ in zip(batches(images, 3, start=start,
+                      workers=workers), range(8 - start))]) for start in (0, 5))  # fmt: skip
+    assert len(whole.unique()) > 15  # of 24, of 61 places each
+    assert torch.equal(resumed, whole[5:])
+    assert next(in_order(load_images(tmp_path / "d", "test", size=4), 1, workers=0)).float().mean() == 126
+
+
+def test_a_sample_of_a_streamed_split_is_drawn_once(labelled, monkeypatch):
+    """Three of six, with their labels, at the size asked for; broken ones are added to the split's."""
+    whole = load_images(labelled, size=8)
+    assert data.in_memory(whole, 3, 4) is whole
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 6 * 3 * 8 * 8 - 1)
+    images = load_images(labelled, size=8)
+    sample = data.in_memory(images, 3, 4)
+    assert images.pixels is None and sample.pixels.shape == (3, 3, 4, 4) and data.in_memory(images, 3, 4) is sample
+    rows = [whole.names.index(name) for name in sample.names]
+    levels = grey_levels(whole.pixels)
+    assert grey_levels(sample.pixels) == pytest.approx([levels[row] for row in rows], abs=3)  # other windows
+    assert sample.labels.tolist() == whole.labels[rows].tolist()
+    (labelled / "train/a/1.png").write_text("broken")
+    images = load_images(labelled, size=8)
+    assert len(data.in_memory(images, 99, 4)) == 5 and [name for name, _ in images.skipped] == ["train/a/1.png"]
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 2 * 3 * 4 * 4)
+    assert len(data.in_memory(load_images(labelled, size=8), 99, 4)) == 2  # as many as memory takes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_replaces_a_broken_image_by_the_next(tmp_path, workers, monkeypatch, capsys):
+    numbered(tmp_path / "d", 4)
+    for i in (2, 3):
+        (tmp_path / f"d/00{i}.png").write_text("broken")
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
+    images = load_images(tmp_path / "d", size=4)
+    assert len(images) == 4 and images.skipped == []
+    epochs = take(batches(images, 4, workers=workers), 3)
+    assert all(sorted(epoch) == [0, 0, 0, 1] for epoch in epochs)  # image 0 follows 3
+    assert sorted(name for name, _ in images.skipped) == ["002.png", "003.png"]
+    assert images.readable().tolist() == [True, True, False, False] and capsys.readouterr().err.count("skipped") == 2
+    for i in (0, 1):
+        (tmp_path / f"d/00{i}.png").write_text("broken")
+    with pytest.raises(UserError, match="none of the 4 images"):
+        load_images(tmp_path / "d", size=4)
