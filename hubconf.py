@@ -1,8 +1,6 @@
 """Entry points of torch.hub: `torch.hub.load("<this folder>", "vit_small", source="local", weights="vit.pt")`."""
 
-from functools import partial as _partial  # torch.hub takes every public callable for an entry point
-
-import torch as _torch
+from functools import partial as _partial  # torch.hub lists every public callable as an entry point
 
 import vit as _vit
 from support.weights import load_vit as _load_vit
@@ -11,38 +9,20 @@ dependencies = ["torch", "einops", "numpy", "PIL", "safetensors", "tqdm"]
 
 
 def _build(arch, weights=None, **options):
-    """A ViT: with the weights of a file or official name (as load_vit takes them), or untrained, with ViT's options.
-
-    Raises ValueError for weights of another architecture, or options beside weights, which decide them all.
-    """
+    """An untrained ViT with ViT's options, or with `weights` (a file or official name, as in load_vit) a trained one."""
     if weights is None:
         return getattr(_vit, arch)(**options)
+    vit, (dim, depth, _) = _load_vit(weights), getattr(_vit, arch).args
     if options:
         raise ValueError(f"the weights decide {', '.join(options)}: give weights or options")
-    with _torch.device("meta"):  # no memory: only to be asked for its size
-        meant = getattr(_vit, arch)()
-    loaded = _load_vit(weights)
-    if (loaded.embed_dim, len(loaded.blocks)) != (meant.embed_dim, len(meant.blocks)):
-        raise ValueError(f"{weights} holds a ViT {loaded.embed_dim} wide and {len(loaded.blocks)} deep; "
-                         f"{arch} is {meant.embed_dim} wide and {len(meant.blocks)} deep")  # fmt: skip
-    return loaded
+    if (vit.embed_dim, vit.n_blocks) != (dim, depth):
+        raise ValueError(f"{weights} holds a ViT of width {vit.embed_dim} and depth {vit.n_blocks}; "
+                         f"{arch} has width {dim} and depth {depth}")  # fmt: skip
+    return vit
 
 
-vit_pico = _partial(_build, "vit_pico")
-vit_mini = _partial(_build, "vit_mini")
-vit_nano = _partial(_build, "vit_nano")
-vit_tiny = _partial(_build, "vit_tiny")
-vit_small = _partial(_build, "vit_small")
-vit_base = _partial(_build, "vit_base")
-vit_large = _partial(_build, "vit_large")
-vit_giant2 = _partial(_build, "vit_giant2")
-
-# The official models, fetched once into torch.hub's cache.
-dinov2_vits14 = _partial(_load_vit, "dinov2_vits14")
-dinov2_vitb14 = _partial(_load_vit, "dinov2_vitb14")
-dinov2_vitl14 = _partial(_load_vit, "dinov2_vitl14")
-dinov2_vitg14 = _partial(_load_vit, "dinov2_vitg14")
-dinov2_vits14_reg = _partial(_load_vit, "dinov2_vits14_reg")
-dinov2_vitb14_reg = _partial(_load_vit, "dinov2_vitb14_reg")
-dinov2_vitl14_reg = _partial(_load_vit, "dinov2_vitl14_reg")
-dinov2_vitg14_reg = _partial(_load_vit, "dinov2_vitg14_reg")
+for _name in ("pico", "mini", "nano", "tiny", "small", "base", "large", "giant2"):
+    globals()[f"vit_{_name}"] = _partial(_build, f"vit_{_name}")
+for _name in ("vits14", "vitb14", "vitl14", "vitg14"):
+    for _registers in ("", "_reg"):  # official weights, downloaded once into torch.hub's cache
+        globals()[f"dinov2_{_name}{_registers}"] = _partial(_load_vit, f"dinov2_{_name}{_registers}")

@@ -22,20 +22,17 @@ def test_an_untrained_network_takes_the_options_of_vit():
     assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 192) and network.n_registers == 2
 
 
-def test_weights_come_back(tmp_path):
+def test_weights_come_back_and_others_are_refused(tmp_path):
     network = vit.vit_nano(patch_size=4, img_size=8).eval()
-    torch.save(network.state_dict(), tmp_path / "vit.pt")
-    loaded = torch.hub.load(REPO, "vit_nano", source="local", weights=tmp_path / "vit.pt")
+    weights = tmp_path / "vit.pt"
+    torch.save(network.state_dict(), weights)
+    loaded = torch.hub.load(REPO, "vit_nano", source="local", weights=weights)
     x = torch.rand(1, 3, 8, 12)
     assert not loaded.training and torch.equal(loaded(x), network(x))
-
-
-def test_other_weights_are_named(tmp_path):
-    torch.save(vit.vit_nano(patch_size=4, img_size=8).state_dict(), tmp_path / "vit.pt")
-    with pytest.raises(ValueError, match="192 wide and 6 deep; vit_tiny is 192 wide and 12 deep"):
-        torch.hub.load(REPO, "vit_tiny", source="local", weights=tmp_path / "vit.pt")
+    with pytest.raises(ValueError, match="width 192 and depth 6; vit_tiny has width 192 and depth 12"):
+        torch.hub.load(REPO, "vit_tiny", source="local", weights=weights)
     with pytest.raises(ValueError, match="the weights decide n_registers"):
-        torch.hub.load(REPO, "vit_nano", source="local", weights=tmp_path / "vit.pt", n_registers=4)
+        torch.hub.load(REPO, "vit_nano", source="local", weights=weights, n_registers=4)
 
 
 def test_official_models_go_to_load_vit(tmp_path, monkeypatch):
