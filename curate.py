@@ -27,6 +27,7 @@ Each stage writes its result to the folder OUT.work, so a run that was killed co
 import hashlib
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 try:
@@ -174,52 +175,46 @@ def retrieve(curated, pool, mode, args):
 def curate(args):
     """Run all stages and write the selection."""
     began, work = time.perf_counter(), args.out.with_name(args.out.name + ".work")
-    distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
     places = {"curated": args.curated, "exclude": args.exclude, "uncurated": args.uncurated}
     found = {flag: find_images(place) for flag, place in places.items() if place}
+    pool = found["uncurated"]
     vit, size, weights = load_network(args)
     how = how_to_read([path for paths in found.values() for path in paths], args)
+    distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
 
-    def hash_all(folder):
-        files = thumbnails(found["uncurated"], how, folder)
-        return distributed.from_first_rank(lambda: unique_images(files))  # 4 KB an image, so on one rank
-
-    def features(flag, paths):
-        """The images that can be read, and their features."""
-        e = run_stage(work, f"embed {flag}", paths, settings, lambda folder: embed(vit, paths, size, how, folder))
+    rows = run_stage(work, "PCA hash", pool, how, lambda folder: distributed.from_first_rank(
+        partial(unique_images, thumbnails(pool, how, folder))))  # fmt: skip
+    found["uncurated"] = [pool[i] for i in rows]
+    settings, features = [how, size, weights], {}
+    for flag, paths in found.items():
+        e = run_stage(work, f"embed {flag}", paths, settings, partial(embed, vit, paths, size, how))
         if not e.any():
             raise UserError(f"none of the images of --{flag} can be read")
-        return pick(paths, e, np.flatnonzero(e.any(axis=1)))
+        features[flag] = pick(paths, e, np.flatnonzero(e.any(axis=1)))  # 0: not readable
 
-    total = len(found["uncurated"])
-    rows = run_stage(work, "PCA hash", found["uncurated"], how, hash_all)
-    found["uncurated"] = [found["uncurated"][i] for i in rows]
-    settings = [how, size, weights]
-    embedded = {flag: features(flag, paths) for flag, paths in found.items()}
-
-    (paths, e), seed = embedded["uncurated"], args.seed
-    settings += [seed, args.self_threshold]
+    paths, e = features["uncurated"]
+    settings += [args.seed, args.self_threshold]
     rows = run_stage(work, "self-de-duplication", paths, settings, lambda _: deduplicate(
-        e, args.self_threshold, seed=seed))  # fmt: skip
+        e, args.self_threshold, seed=args.seed))  # fmt: skip
     paths, e = pick(paths, e, rows)
     if args.exclude:
-        exclude, near = embedded["exclude"]
+        exclude, e_exclude = features["exclude"]
         settings += [exclude, args.reference_threshold]
         rows = run_stage(work, "relative de-duplication", paths, settings, lambda _: remove_near(
-            e, near, args.reference_threshold, seed=seed))  # fmt: skip
+            e, e_exclude, args.reference_threshold, seed=args.seed))  # fmt: skip
         paths, e = pick(paths, e, rows)
         if not paths:
             raise UserError("every image is in a component of an excluded one; raise --reference-threshold")
     if args.curated:
-        curated, wanted = embedded["curated"]
+        curated, e_curated = features["curated"]
         mode = args.mode or ("clusters" if len(curated) < SMALL else "samples")
         settings += [curated, args.per_image, args.clusters, args.per_cluster]
-        rows = run_stage(work, f"retrieval, {mode}", paths, settings, lambda _: retrieve(wanted, e, mode, args))
+        rows = run_stage(work, f"retrieval, {mode}", paths, settings, lambda _: retrieve(e_curated, e, mode, args))
         paths, e = pick(paths, e, rows)
-        write_reasons(args.out, paths, e, curated, wanted, mode, how, seed)
+        write_reasons(args.out, paths, e, curated, e_curated, mode, how, args.seed)
     if distributed.rank() == 0:
         write_text(args.out, "".join(f"{path}\n" for path in paths))
-    print_first(f"{len(paths)} of {total} images selected, {time.perf_counter() - began:.0f} s: {args.out}"
+    print_first(f"{len(paths)} of {len(pool)} images selected, {time.perf_counter() - began:.0f} s: {args.out}"
                 + f", and {args.out.stem}.csv and .png beside it" * bool(args.curated))  # fmt: skip
 
 
@@ -263,7 +258,7 @@ def parse_args(argv):
     return args
 
 
-@report_errors("curate.py", ValueError)
+@report_errors("curate.py")
 def main(argv=None):
     """The program; returns its exit status."""
     args = parse_args(argv)

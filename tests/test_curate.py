@@ -332,6 +332,8 @@ def test_three_ranks_select_the_same(place, tmp_path):
     (("--uncurated", "junk"), "none of the images of --uncurated can be read"),
     (("--curated", "junk"), "none of the images of --curated can be read"),
     (("--weights", "none.pt"), "none.pt"),
+    (("--weights", "empty"), "empty"),
+    (("--weights", "junk/a.png"), "junk/a.png"),
     (("--weights", ""), "give --uncurated and --weights, or --html"),
     (("--per-image", 41), "--per-image 41 is more than the"),
     (("--per-image", 0), "argument --per-image: '0' is not a whole number"),
