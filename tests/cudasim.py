@@ -2,11 +2,9 @@
 
     python tests/cudasim.py GUARD.so '[["vitl14", 24, {"batch": 64}]]'    recipe, number of blocks, changed fields
 
-Tensors on "cuda" are fake: they have a shape and no numbers.  Tensors on the CPU are real.  So PyTorch's CPU build runs
-what a GPU would run, and an operation on both devices is noticed.  GUARD.so is noopguard.cpp, compiled.  The program
-prints a line of JSON for faults that must be noticed, one for the loader, and one for each recipe.
-
-A launch is an operation that is no view.  Most are one kernel; a fused AdamW or a sort is more than one.
+Tensors on "cuda" are fake: they have a shape and no numbers.  Tensors on the CPU are real.  GUARD.so is noopguard.cpp,
+compiled.  The program prints a line of JSON for faults that must be noticed, one for the loader, and one for each
+recipe.  A launch is an operation that is not a view: mostly one kernel, but a fused AdamW or a sort is several.
 """
 
 import ctypes
@@ -112,15 +110,14 @@ def count_faults():
 
 def count_loader():
     """The waits of a batch after the first one: of images in the device's memory, and of a streamed dataset."""
-    square, names, waits = torch.zeros(3, 4, 4, dtype=torch.uint8), list("abcdefgh"), Counter()
-    files = Files(names, None, 4, None, None, 1)
+    square, waits = torch.zeros(3, 4, 4, dtype=torch.uint8), Counter()
+    files = Files(list("abcdefgh"), None, 4, None, None, 1)
     files.load = lambda i, epoch: (square.numpy(), None)
     for pixels in (square.expand(8, -1, -1, -1), None):
         with CudaSim() as sim:
             stream = batches(Images("eight", pixels, None, [], files=files), 4, device=CUDA, workers=0)
+            assert next(stream).device == CUDA and not sim.waits.clear()
             next(stream)
-            sim.waits.clear()
-            assert next(stream).device == CUDA
         waits += sim.waits
     return waits
 
