@@ -1,12 +1,10 @@
-"""Nearest neighbours: by hand, against brute force, through the approximate index, and over ranks.
+"""Nearest neighbours: by hand, against brute force, and through the approximate index.
 
     pytest tests/curation/test_neighbours.py
 """
 
 import numpy as np
-from conftest import in_ranks
 
-import distributed
 from curation import neighbours
 from curation.neighbours import nearest
 
@@ -70,26 +68,3 @@ def test_the_approximate_index_finds_the_planted_ones(monkeypatch):
     np.testing.assert_allclose(cosines[found, 1], exact[found], rtol=1e-6)  # not what the codes say
     again = nearest(x[:10_000], x, 2)
     assert np.array_equal(again[0], cosines) and np.array_equal(again[1], ids)
-
-
-def work(rank, folder):
-    """One of several processes: exact and approximate neighbours of the same vectors, its share searched."""
-    distributed.start("cpu")
-    np.savez(folder / f"{rank}.npz", **both())
-    distributed.stop()
-
-
-def both():
-    x = planted(6000, 32)
-    exact = nearest(x[:50], x, 7)
-    neighbours.EXACT_BELOW = 1000
-    return dict(zip(("cosines", "ids", "near_cosines", "near_ids"), (*exact, *nearest(x[:50], x, 7))))
-
-
-def test_any_number_of_ranks_finds_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(neighbours, "EXACT_BELOW", neighbours.EXACT_BELOW)  # both() changes it here too
-    in_ranks(work, 3, tmp_path)
-    alone = both()
-    for rank in range(3):
-        found = np.load(tmp_path / f"{rank}.npz")
-        assert all(np.array_equal(found[name], value) for name, value in alone.items())

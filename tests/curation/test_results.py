@@ -1,26 +1,9 @@
-"""What curation writes.  `pytest tests/curation/test_results.py`"""
+"""The picture of a selection.  `pytest tests/curation/test_results.py`"""
 
-import csv
-
-import numpy as np
 from conftest import save
 from PIL import Image
 
-from curation.results import draw_selected, write_reasons
-
-
-def test_the_nearest_curated_image_of_each_line_by_line(tmp_path):
-    """Selected at 0° and 90°, curated at 60° and 180°: both are nearest to 60°, with cosines ½ and √¾."""
-    paths, curated = [str(save(tmp_path / name, 9)) for name in ("a,b.png", "c.png")], ["x.png", "y.png"]
-    e, e_curated = np.eye(2, dtype=np.float32), np.array([[0.5, 0.75**0.5], [-1, 0]], dtype=np.float32)
-    write_reasons(tmp_path / "out.txt", paths, e, curated, e_curated, "samples", (None, 100), 0)
-    with open(tmp_path / "out.csv", newline="") as file:
-        assert list(csv.reader(file)) == [
-            ["path", "stage", "nearest_curated", "cosine"],
-            [paths[0], "samples", "x.png", "0.500000"], [paths[1], "samples", "x.png", "0.866025"],
-        ]  # fmt: skip
-    with Image.open(tmp_path / "out.png") as image:
-        assert image.size == (3 * 120, 2 * 120)
+from curation.results import draw_selected
 
 
 def test_selected_images_as_a_picture(tmp_path):

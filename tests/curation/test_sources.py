@@ -1,15 +1,13 @@
 """The images of curation: paths, unreadable ones, features.  `pytest tests/curation/test_sources.py`"""
 
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import save
-from PIL import Image
 
-from curation.sources import embed, find_images, how_to_read, thumbnails
+from curation.sources import embed, find_images, thumbnails
 from support.files import UserError
 from vit import vit_pico
 
@@ -46,15 +44,6 @@ def test_an_unreadable_image_has_no_pixels_and_is_named(some, capsys):
     assert (found["grey"][0] == 10).all() and (found["grey"][2] == 200).all()
     lines = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
     assert len(lines) == 1 and f"{some}/b.png: not an image" in lines[0]
-
-
-def test_all_sources_have_one_scale(tmp_path):
-    """16-bit levels, 0 to 1000 in one image and to 4000 in the other: one range holds both."""
-    for name, top in (("low", 1000), ("high", 4000)):
-        Image.fromarray(np.array([[0, top]] * 2, dtype=np.uint16)).save(tmp_path / f"{name}.png")
-    low, high, args = *find_images(tmp_path)[::-1], SimpleNamespace(scale=None, max_megapixels=100)
-    assert how_to_read([low, high], args) == how_to_read([high], args) != how_to_read([low], args)
-    assert how_to_read([low], SimpleNamespace(scale=(1, 2), max_megapixels=7)) == ((1, 2), 7)
 
 
 def test_features_are_the_networks_cls_with_length_one(some):

@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from curation.work_files import ROWS, digest, in_blocks, run_stage
-
-
-def test_digest_tells_things_apart():
-    assert digest(1, "a", [2.5]) == digest(1, "a", [2.5]) and len(digest()) == 12
-    assert len({digest(1, "a"), digest("a", 1), digest(1, "ab"), digest([1, "a"])}) == 4
+from curation.work_files import ROWS, in_blocks, run_stage
 
 
 def test_blocks_that_exist_are_kept(tmp_path):
