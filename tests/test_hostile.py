@@ -1,200 +1,157 @@
-"""Hostile input: one line and status 2, never a traceback, never a hang, nothing half written.
+"""Wrong files and flags: every program ends with one line and status 2, without a traceback, and does not hang.
 
-    pytest tests/test_hostile.py            some cases of each kind
-    pytest tests/test_hostile.py --long     all of them, and how many
+    pytest tests/test_hostile.py
 """
 
-import random
+import os
+import pickle
+import re
 import shutil
-import threading
-from collections import Counter
+import signal
+import socket
+import struct
+from dataclasses import fields
 
-import hostile
 import pytest
 import torch
-from hostile import SMALL, flaws
+from conftest import png_that_claims, save
 
-import bench
 import curate
 import evaluate
-import linear_probe
 import pca_viz
 import train
-from support import weights as weights_program
+from recipes import Recipe
 from vit import vit_pico
 
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore")]
-counted = Counter()
+SMALL = """--image_size 16 --global_size 8 --local_size 4 --n_local 2 --patch_size 4 --n_prototypes 16 --head_hidden 16
+    --dino_bottleneck 8 --ibot_bottleneck 8 --blur_sigma 0.1 0.5 --batch 4 --steps 1 --hires_share 0""".split()
+ODD = ("nan", "inf", "1e99", "-1", "99999999999999999999", "", "x", "²", "\x1b[2J")  # values that no flag takes
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Good pictures, good weights, and the checkpoint of a run."""
+    """A folder with good images, good weights, and the finished run of a program that all wrong cases start from."""
     folder = tmp_path_factory.mktemp("hostile")
-    hostile.good_set(folder / "good")
-    torch.save(vit_pico(patch_size=4, img_size=8).state_dict(), folder / "vit.pt")
+    for i in range(12):
+        save(folder / "good" / "ab"[i % 2] / f"{i}.png", 20 * i, (9, 9))
+    torch.save(vit_pico(patch_size=4, img_size=8).state_dict(), folder / "vit.pth")
     with pytest.MonkeyPatch.context() as patch:
-        no_waiting(patch)
-        assert flaws(train.main, [*SMALL, "--data", folder / "good", "--out", folder / "run", "--device", "cpu"]) == []
+        patch.setattr(train, "draw_split", lambda *_: {})
+        words = ["--data", folder / "good", "--out", folder / "run", "--device", "cpu"]
+        assert train.main([*SMALL, *map(str, words)]) == 0
     return folder
 
 
-@pytest.fixture(autouse=True)
-def few(monkeypatch, request):
-    """What takes a program long and is not at stake here."""
-    no_waiting(monkeypatch)
+def check_error(capsys, main, *words):
+    """Run a program that must end in time with status 2 and one line; `words` tell the case."""
+    def stop(*_):
+        raise AssertionError(f"hangs: {words}")
+
+    capsys.readouterr()
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    try:
+        status = main([str(word) for word in words])
+    finally:
+        signal.alarm(0)
+    lines = [line for line in re.split("[\r\n]", capsys.readouterr().err) if ": error: " in line]
+    assert status == 2 and len(lines) == 1 and lines[0].isprintable(), (words, status, lines)
 
 
-def no_waiting(patch):
-    patch.setattr(train, "draw_curves", lambda *_: None)
-    patch.setattr(train, "draw_split", lambda *_: {})
-    patch.setattr(linear_probe, "STEPS", 2)
-
-
-def some(cases, request, n):
-    """All cases with --long, otherwise n of them, the same each time."""
-    cases = list(cases)
-    return cases if request.config.getoption("--long") else random.Random(0).sample(cases, min(n, len(cases)))
-
-
-def hold(group, found):
-    """Every case of a group ended well: {case: what is wrong with it}."""
-    counted[group] += len(found)
-    assert not {case: wrong for case, wrong in found.items() if wrong}
-    assert all(thread is threading.main_thread() or thread.daemon for thread in threading.enumerate())
-
-
-def programs(place, out, data=None, weights=None):
-    """{program: (main, words)}, each of which reads this data with these weights."""
-    data, weights = data or place / "good", weights or place / "vit.pt"
+def programs(place, data, weights):
+    """(main, *words) of each program that reads images."""
+    flags = ["--weights", weights, "--size", "8", "--device", "cpu"]
+    out = place / "out"
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    flags = ["--device", "cpu", "--threads", "1"]
-    return {
-        "train": (train.main, [*SMALL, "--data", data, "--out", out / "run", "--steps", "1", *flags]),
-        "evaluate": (evaluate.main, ["--data", data, "--weights", weights, "--size", "8", *flags]),
-        "pca_viz": (pca_viz.main, [data, "--weights", weights, "--size", "8", "--out", out / "pca.png", *flags]),
-        "curate": (curate.main, ["--curated", place / "good", "--uncurated", data, "--weights", weights, "--size", "8",
-                                 "--out", out / "list.txt", "--mode", "samples", "--per-image", "1", *flags]),
-    }  # fmt: skip
+    return [(train.main, *SMALL, "--data", data, "--out", out, "--device", "cpu"),
+            (evaluate.main, "--data", data, *flags), (pca_viz.main, data, "--out", out.with_suffix(".png"), *flags),
+            (curate.main, "--curated", place / "good", "--uncurated", data, "--out", out.with_suffix(".txt"), *flags)]
 
 
-def test_flags(place, tmp_path, request):
-    found = {}
-    for words in some(hostile.wrong_flags(), request, 30):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        all_words = [*SMALL, "--device", "cpu", "--data", place / "good", "--out", tmp_path / "run", *words]
-        found[str(words)] = flaws(train.main, all_words, (0, 1, 2))  # 1: a loss that became NaN
-    hold("flags of train.py", found)
+def test_files_that_are_no_images(place, tmp_path, capsys):
+    contents = {"empty.png": b"", "text.jpg": b"text", "bomb.png": png_that_claims(60_000, 60_000),
+                "zero.gif": b"GIF89a" + bytes(50), "cut.tar": b"x" * 600, "cut.zip": b"PK\3\4 no more",
+                "line\nbreak\x1b[2J.txt": b"missing.png\n"}  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "folder.png").mkdir()
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(os.path.relpath(tmp_path / "socket.png"))
+    for path in [*tmp_path.iterdir(), tmp_path / "missing.png", tmp_path]:
+        for program in programs(place, path, place / "vit.pth"):
+            check_error(capsys, *program)
+    for i in range(12):  # among good images, broken ones are skipped
+        save(tmp_path / "ab"[i % 2] / f"{i}.png", 20 * i, (9, 9))
+    assert train.main([*map(str, programs(place, tmp_path, None)[0][1:])]) == 0
 
 
-OTHER_FLAGS = {
-    "evaluate": ("--size", "--k", "--patch-size", "--max_megapixels", "--device", "--threads"),
-    "pca_viz": ("--size", "--threshold", "--layer", "--grid", "--max_megapixels", "--device", "--threads"),
-    "curate": ("--size", "--hash-bits", "--self-threshold", "--reference-threshold", "--neighbours", "--per-image",
-               "--clusters", "--per-cluster", "--max-total", "--seed", "--max_megapixels", "--mode", "--device"),
-}  # fmt: skip
+def broken_weights(folder):
+    """Files of weights, none of which is a whole ViT."""
+    class Code:
+        def __reduce__(self):
+            return os.system, (f"touch {folder / 'executed'}",)
+
+    state = torch.load(folder / "vit.pth", weights_only=True)
+    D = state["norm.bias"].shape[0]
+    replaced = {"norm.bias": [torch.full((D,), float("nan")), torch.zeros(D, dtype=torch.complex64), "text"],
+                "pos_embed": [torch.zeros(1, 0, D), torch.zeros(1, 4, D), torch.zeros(1).expand(1, 10**6 + 1, 10**6)],
+                "patch_embed.proj.weight": [torch.zeros(D, 3, 0, 0), torch.zeros(D, 3, 4, 8)],
+                "blocks.999999999.norm1.weight": [torch.zeros(D)]}  # fmt: skip
+    values = [{}, [1, 2], torch.zeros(3), {1: torch.zeros(1)}, {"teacher": {}}]
+    values += [{**state, key: value} for key, others in replaced.items() for value in others]
+    values += [{key: x for key, x in state.items() if part not in key}
+               for part in ("cls_token", "blocks.", "blocks.1.", "norm.weight", "pos_embed")]  # fmt: skip
+    for i, value in enumerate(values):
+        torch.save(value, folder / f"{i}.pth")
+    whole = (folder / "vit.pth").read_bytes()
+    half = len(whole) // 2
+    raw = {"cut.pth": whole[:half], "flipped.pth": whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :],
+           "empty.pth": b"", "text.pth": b"weights", "code.pth": pickle.dumps(Code(), 2),
+           "zip.pth": b"PK\5\6" + bytes(18), "head.safetensors": struct.pack("<Q", 2**60) + b"{}",
+           "json.safetensors": struct.pack("<Q", 5) + b"[1,2]"}  # fmt: skip
+    for name, content in raw.items():
+        (folder / name).write_bytes(content)
+    return [folder / f"{i}.pth" for i in range(len(values))] + [folder / name for name in raw]
 
 
-def test_flags_of_the_others(place, tmp_path, request):
-    cases = [(name, flag, value) for name, flags in OTHER_FLAGS.items() for flag in flags for value in hostile.VALUES]
-    found = {}
-    for name, flag, value in some(cases, request, 20):
-        word = f"{flag}={value}"
-        main, words = programs(place, tmp_path / "out")[name]
-        found[f"{name} {word}"] = flaws(main, [*words, word])
-    for value in some(hostile.VALUES, request, 3):
-        found[f"bench {value}"] = flaws(bench.main, ["--part", "losses", f"--steps={value}", f"--batch={value}"])
-        words = [place / "vit.pt", tmp_path / "x.pth", "--image_size", value, value]
-        found[f"weights {value}"] = flaws(weights_program.main, words)
-    hold("flags of the other programs", found)
+def test_broken_weights(place, capsys):
+    for i, path in enumerate([*broken_weights(place), place / "missing.pth", place]):
+        first, *others = programs(place, place / "good", path)
+        for program in ((*first, "--init", path), (*first, "--teacher", path), others[i % 3]):
+            check_error(capsys, *program)
+    assert not (place / "executed").exists()
 
 
-def test_archives(place, tmp_path, request):
-    made = hostile.archives(tmp_path)
-    found = {}
-    for name, path in some(made.items(), request, 4):
-        for program, (main, words) in programs(place, tmp_path / "out", path).items():
-            if program != "pca_viz":
-                found[f"{program} {name}"] = flaws(main, words)
-    hold("archives", found)
+def test_broken_checkpoints(place, capsys):
+    path = place / "run" / "checkpoint.pt"
+    raw, saved = path.read_bytes(), torch.load(path, weights_only=True)
+    recipe = saved["recipe"]
+    changes = [{"step": -1}, {"step": 1.5}, {"step": 10**9}, {"step": "1"}, {"optimizer": {}}, {"student": {}},
+               {"student": {"x": torch.zeros(1)}}, {"teacher": None}, {"recipe": None},
+               *[{"recipe": recipe | change} for change in (
+                   {"colour": 1}, {"centering": "softmax"}, {"arch": "vit_tiny"}, {"lr": None})],
+               *[{"recipe": recipe | {f.name: [f.name]}} for f in fields(Recipe) if f.name not in ("name", "init")]]
+    cut = [raw[: len(raw) * part // 8] for part in range(8)]
+    half = len(raw) // 2
+    flipped = raw[:half] + bytes([raw[half] ^ 4]) + raw[half + 1 :]
+    for change in [*changes, *cut, flipped]:
+        path.write_bytes(change) if isinstance(change, bytes) else torch.save(saved | change, path)
+        before = path.read_bytes()
+        check_error(capsys, train.main, "--out", place / "run", "--resume", "--device", "cpu")
+        assert path.read_bytes() == before, change
 
 
-def test_an_archive_cut_short_says_so(tmp_path, capsys):
-    """At a member's boundary nothing else tells: 12 pictures, and no end mark."""
-    from support.files import UserError
-    from support.find import find_files
-
-    made = hostile.archives(tmp_path)
-    assert len(find_files(made["no_end.tar"])[0]) == 12
-    assert "has no end mark, and may be cut short" in capsys.readouterr().err
-    for name in ("too_long.tar", "negative.tar", "cut.tar", "comment.zip"):
-        with pytest.raises(UserError):
-            find_files(made[name])
-    names, read, _ = find_files(made["bomb.zip"])
-    with pytest.raises(ValueError, match="unpacked over the limit of 1024 MiB"):
-        read(names[0])
-
-
-def test_files_that_are_none(place, tmp_path, request):
-    """Alone they are one line; among good ones they are named, and the good ones are used."""
-    (tmp_path / "odd").mkdir()
-    made = hostile.no_files(tmp_path / "odd") | hostile.pictures(tmp_path / "odd")
-    found = {}
-    for name, path in some(made.items(), request, 4):
-        for program, (main, words) in programs(place, tmp_path / "out", path).items():
-            found[f"{program} {name}"] = flaws(main, words, (2,))
-        for flag, main in (("--weights", evaluate.main), ("--init", train.main), ("--teacher", train.main)):
-            words = programs(place, tmp_path / "out")["evaluate" if main is evaluate.main else "train"][1]
-            found[f"{flag} {name}"] = flaws(main, [*words, flag, path], (2,))
-    for program, (main, words) in programs(place, tmp_path / "out", tmp_path / "odd").items():
-        found[f"{program} of all"] = flaws(main, words, (2,))
-    hostile.good_set(tmp_path / "odd")
-    (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in (tmp_path / "odd").rglob("*.*")))
-    for data in (tmp_path / "odd", tmp_path / "list.txt"):
-        for program, (main, words) in programs(place, tmp_path / "out", data).items():
-            expected = (2,) if data.suffix and program == "pca_viz" or program == "evaluate" else (0,)  # no labels
-            found[f"{program} of {data.name} with good ones"] = flaws(main, words, expected)
-    hold("files that are none, or no pictures", found)
-
-
-def test_weights(place, tmp_path, request, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    made = hostile.weights(tmp_path)
-    assert flaws(*programs(place, tmp_path / "out", weights=made.pop("whole"))["evaluate"]) == []
-    found = {}
-    for name, path in some(made.items(), request, 10):
-        if name == "in itself":
-            continue
-        for program, (main, words) in programs(place, tmp_path / "out", weights=path).items():
-            if program != "train":
-                found[f"{program} {name}"] = flaws(main, words, (2,))
-        for flag in ("--init", "--teacher"):
-            words = programs(place, tmp_path / "out")["train"][1]
-            found[f"{flag} {name}"] = flaws(train.main, [*words, flag, path], (2,))
-        found[f"weights {name}"] = flaws(weights_program.main, [path, tmp_path / "new.safetensors"], (2,))
-        assert not (tmp_path / "executed").exists() and not (tmp_path / "new.safetensors").exists()
-    hold("weights", found)
-
-
-def test_checkpoints(place, tmp_path, request):
-    """None is gone on from; as teachers those may serve whose weights are whole."""
-    found = {}
-    made = hostile.checkpoints(tmp_path, place / "run" / "checkpoint.pt")
-    for name, path in some(made.items(), request, 5):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        shutil.copytree(place / "run", tmp_path / "run")
-        shutil.copy(path, tmp_path / "run" / "checkpoint.pt")
-        found[f"--resume {name}"] = flaws(train.main, ["--out", tmp_path / "run", "--resume", "--device", "cpu"], (2,))
-        assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == path.read_bytes()  # and is left as it is
-        words = programs(place, tmp_path / "out")["train"][1]
-        found[f"--teacher {name}"] = flaws(train.main, [*words, "--teacher", path], (0, 2))
-    hold("checkpoints", found)
-
-
-def test_the_count(request):
-    """At least a thousand cases with --long; the table of the README."""
-    if not request.config.getoption("--long"):
-        pytest.skip("with --long")
-    print("\n", *(f"{n:6} {group}\n" for group, n in counted.items()), f"{sum(counted.values()):6} in all")
-    assert sum(counted.values()) >= 1000
+@pytest.mark.parametrize("program, flags", [
+    (0, [f.name for f in fields(Recipe) if f.type in (int, float)] + ["device", "recipe"]),
+    (1, ["size", "k", "max_megapixels", "device"]), (2, ["size", "threshold", "layer", "device"]),
+    (3, ["size", "hash-bits", "self-threshold", "neighbours", "clusters", "per-cluster", "seed", "mode"]),
+])  # fmt: skip
+def test_odd_values_of_flags(place, capsys, program, flags):
+    main, *words = programs(place, place / "good", place / "vit.pth")[program]
+    for i, flag in enumerate(flags):
+        for value in (ODD[i % len(ODD)], ODD[(i + 4) % len(ODD)]):
+            check_error(capsys, main, *words, f"--{flag}={value}")
