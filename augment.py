@@ -1,14 +1,13 @@
-"""
-Multi-crop augmentation (DINOv2, B.1, which points to DINO, Caron et al. 2021, and that to BYOL, appendix B):
-2 global and L local random views of each image, a whole batch at a time, on the device of the images.
+"""Multi-crop augmentation (B.1, which refers to DINO, Caron et al. 2021, and through it to BYOL, appendix B).
 
-What is computed, for each view of each image on its own, in this order (X has values in [0, 1]):
+Each image gives 2 global and L local random views.  Each view gets these changes, in this order, with its own random
+numbers (X has values in [0, 1]):
 
-    crop      X = W_y · image · W_xᵀ        a random box, antialiased bicubic; a flip reverses the rows of W_x
+    crop      X = W_y · image · W_xᵀ        a random box, resized by antialiased bicubic; a flip reverses W_x
     jitter    X ← cut(s·X + (1 − s)·ref)    ref = 0: brightness; mean grey: contrast; grey: saturation;
-                                            and the hue. Cut to [0, 1]; the four in random order
+                                            and the hue; cut to [0, 1]; the four in random order
     grey      X ← grey(X)
-    blur      X ← K_y · X · K_xᵀ            Gaussian, reflected at the edges
+    blur      X ← K_y · X · K_xᵀ            Gaussian, mirrored at the edges
     solarise  X ← min(X, 1 − X)             the second global view only
     output    (X − mean) / std
 
@@ -18,14 +17,12 @@ What is computed, for each view of each image on its own, in this order (X has v
     globals   (2·B, 3, g, g)  view-major: view 0 of every image, then view 1 of every image
     locals    (L·B, 3, l, l)  view-major
 
-Why it is fast. A row of W or K has a few numbers that are not zero, so we store its "taps": T row numbers and
-T weights. The product is then a weighted sum of T rows for each row of the result, and that is
-`embedding_bag`. On a CPU, work goes in chunks of the size of a core's L2 cache, on a GPU in chunks of 256 MB.
-Everything random is drawn on the CPU, a few numbers for each view, so nothing waits for a GPU.
+The whole batch is computed at once, on the device of the images.  Rows of W and K are mostly zero, so we store their
+"taps": T row numbers and T weights.  The product is then a weighted sum of T rows, which is `embedding_bag`.
+All random numbers are drawn on the CPU, a few per view, so that nothing waits for a GPU.
 
-The reference code takes one image at a time in CPU workers, rounds to 8 bit after every step, and hands 1 − p
-to a blur that takes p: its first global view is never blurred, its second 9 times in 10. Ours is
-as DINO says.
+The reference code augments one image at a time in CPU workers, rounds to 8 bit after every change, and passes 1 − p
+to a blur that takes p: its first global view is never blurred, its second 9 times in 10.  Ours follows DINO.
 """
 
 import math
@@ -45,51 +42,48 @@ CHANCES = (  # DINO: of a flip, jitter, grey, blur, solarisation
     (0.5, 0.8, 0.2, 0.5, 0.0),  # of a local view
 )
 STRENGTH = (0.4, 0.4, 0.2, 0.1)  # DINO: of brightness, contrast, saturation, hue
-CHUNK, GPU_CHUNK = 2**18, 2**26  # ours: numbers in the views of a chunk; 2¹⁸ floats are 1 MB
-WHOLE = 64  # ours: on a CPU, the boxes of squares above this side are cut out first
 
 
 def move(x, device):
-    """x on the device; by way of pinned memory to a GPU, so that the CPU does not wait for the copy."""
+    """x on the device; to a GPU through pinned memory, so that the CPU does not wait for the copy."""
     pinned = x.device.type == "cpu" and device.type == "cuda"
     return x.pin_memory().to(device, non_blocking=True) if pinned else x.to(device)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Products with sparse matrices: crop and blur
+# ---------------------------------------------------------------------------- products with sparse matrices
 
 
 def weighted_rows(x, source, rows, weights):
-    """Pictures (m, 3, H, W), which one each sample reads (n,), taps (n, h, T) -> products (n, 3, h, W)."""
+    """Images (m, 3, H, W), the image that each sample reads (n,), taps (n, h, T) -> products (n, 3, h, W)."""
     channel = 3 * source[:, None] + torch.arange(3, device=x.device)  # (n, 3)
-    rows = rows[:, None] + (x.shape[2] * channel)[:, :, None, None]  # (n, 3, h, T), in all pictures
+    rows = rows[:, None] + (x.shape[2] * channel)[:, :, None, None]  # (n, 3, h, T), rows of all images end to end
     weights = repeat(weights, "n h t -> (n c h) t", c=3)
     out = F.embedding_bag(rows.flatten(0, 2), x.flatten(0, 2), mode="sum", per_sample_weights=weights)
     return rearrange(out, "(n c h) w -> n c h w", c=3, n=len(source))
 
 
 def bicubic_taps(length, longest, flip, out_size):
-    """Sides of boxes (n,), the longest as a number, flips (n,) -> rows in the box and weights of Pillow's filter,
-    (n, out_size, T).
+    """Taps (n, out_size, T) of Pillow's bicubic filter: rows, counted from the start of the box, and weights.
 
-    Pillow widens the cubic by the scale when it shrinks, cuts it at the edge of the box, and renormalises.
+    length (n,): sides of the boxes, the largest of them as a number; flip (n,).  When it shrinks, Pillow widens the
+    cubic by the scale; it cuts the cubic at the edge of the box, and normalises the weights.
     """
     n_taps = math.ceil(4 * max(1.0, longest / out_size)) + 1
     length, flip = length.float()[:, None], flip[:, None]  # (n, 1)
     scale = length / out_size
-    grid = scale.clamp(min=1)  # pixels of the coarser grid; the cubic reaches 2 of them to each side
+    grid = scale.clamp(min=1)  # the cubic reaches 2·grid pixels to each side
     i = torch.arange(out_size, device=length.device)
     centre = (torch.where(flip, out_size - 1 - i, i) + 0.5) * scale  # (n, out_size)
     first = (centre - 2 * grid + 0.5).floor().clamp(min=0)
     rows = first[:, :, None] + torch.arange(n_taps, device=length.device)  # (n, out_size, T)
     x = ((rows + 0.5 - centre[:, :, None]) / grid[:, :, None]).abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2  # Keys 1981, a = −1/2
-    weights = torch.where(x < 1, near, far).mul_((x < 2) & (rows < length[:, :, None]))
-    return torch.minimum(rows, length[:, :, None] - 1).long(), weights.div_(weights.sum(2, keepdim=True))
+    weights = torch.where(x < 1, near, far) * ((x < 2) & (rows < length[:, :, None]))
+    return torch.minimum(rows, length[:, :, None] - 1).long(), weights / weights.sum(2, keepdim=True)
 
 
 def gaussian_taps(sigma, radius, size):
-    """Sigmas in pixels (n,) -> rows, weights, (n, size, 2·radius + 1); the edge pixel is not repeated."""
+    """Taps (n, size, 2·radius + 1) for sigmas in pixels (n,): rows and weights.  Mirrors without the edge pixel."""
     t = torch.arange(-radius, radius + 1, device=sigma.device)
     rows = (torch.arange(size, device=sigma.device)[:, None] + t).abs()
     rows = size - 1 - (size - 1 - rows).abs()  # (size, T)
@@ -98,110 +92,93 @@ def gaussian_taps(sigma, radius, size):
     return repeat(rows, "h t -> n h t", n=len(sigma)), repeat(weights, "n t -> n h t", h=size)
 
 
+# ---------------------------------------------------------------------------- changes of x (n, 3, h, w) in [0, 1]
+
+
 def blur(x, sigma, radius):
-    """(n, 3, h, h), sigmas in pixels (n,) -> the same shape."""
-    everyone, taps = torch.arange(len(x), device=x.device), gaussian_taps(sigma, radius, x.shape[2])
-    for _ in range(2):  # the sides swap twice
-        x = weighted_rows(x, everyone, *taps).mT.contiguous()
+    """Gaussian blur; sigmas in pixels (n,)."""
+    each, taps = torch.arange(len(x), device=x.device), gaussian_taps(sigma, radius, x.shape[2])
+    for _ in range(2):  # rows, then columns: the sides swap twice
+        x = weighted_rows(x, each, *taps).mT.contiguous()
     return x
 
 
-def cut(pictures, image, corner, shape):
-    """Pictures (B, 3, S, S), and for each box the picture (n,), corner (n, 2), shape (n, 2) -> (n, 3, W, H)
-    float, all as large as the largest box, and the corners (n, 2) of the boxes in them. For the CPU: one copy
-    a box."""
-    w, h = shape.amax(0).tolist()
-    start = torch.minimum(corner, torch.tensor(pictures.shape[2:]) - torch.tensor((w, h)))
-    boxes = torch.empty(len(image), 3, w, h)
-    for box, i, (x, y) in zip(boxes, image.tolist(), start.tolist(), strict=True):
-        box.copy_(pictures[i, :, x : x + w, y : y + h])
-    return boxes, corner - start
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Colour, in place: x (n, 3, h, w) in [0, 1], strengths (n, 1, 1, 1)
-
-
 def grey(x):
-    """Luma of (n, 3, h, w) in [0, 1]: (n, 1, h, w)."""
-    return (x[:, :1] * GREY[0]).add_(x[:, 1:2], alpha=GREY[1]).add_(x[:, 2:], alpha=GREY[2])  # (n, 1, h, w)
+    """Luma of each pixel: (n, 1, h, w)."""
+    return (GREY[0] * x[:, :1]).add(x[:, 1:2], alpha=GREY[1]).add(x[:, 2:], alpha=GREY[2])
 
 
 def brightness(x, s):
-    """s · x, at most 1; in place.  s (n, 1, 1, 1), here and below."""
-    return x.mul_(s).clamp_(max=1)
+    """s · x, cut to [0, 1].  Strengths s (n, 1, 1, 1), here and below."""
+    return (s * x).clamp(max=1)
 
 
 def contrast(x, s):
-    """s · x + (1 − s) · mean luma of the image, within [0, 1]; in place."""
+    """s · x + (1 − s) · mean luma of the image, cut to [0, 1]."""
     mean = grey(x.mean((2, 3), keepdim=True))  # (n, 1, 1, 1)
-    return x.mul_(s).add_(mean * (1 - s)).clamp_(0, 1)
+    return (s * x + (1 - s) * mean).clamp(0, 1)
 
 
 def saturation(x, s):
-    """s · x + (1 − s) · luma of the pixel, within [0, 1]; in place."""
-    return x.lerp_(grey(x), 1 - s).clamp_(0, 1)
+    """s · x + (1 − s) · luma of the pixel, cut to [0, 1]."""
+    return x.lerp(grey(x), 1 - s).clamp(0, 1)
 
 
 def hue(x, turn):
-    """Adds `turn`, at most a sixth of the circle either way, to the hue of HSV; saturation and value stay.
+    """Add `turn` (n, 1, 1, 1), at most a sixth of the circle either way, to the hue of HSV; saturation and value stay.
 
     Along the circle each channel is a trapezoid between the pixel's minimum m and maximum v: it rises for a
-    sixth of a turn, stays at v for two, falls for one, stays at m for two. Let C = v − m and k = 6·C·|turn|.
+    sixth of a turn, stays at v for two, falls for one, stays at m for two.  Let C = v − m and k = 6·C·|turn|.
     On the way red → green → blue, the channel X, with P before it and N after it, becomes the smaller of
         2·X − mid + k        (on its rising side X is the middle one: X + k)
         X + P − N + C − k    (on its falling side P = m and N = v: X − k)
-    cut to [m, v]. No branch by colour, no division. For the other way round, P and N change places.
+    cut to [m, v].  This needs no case for each colour and no division.  The other way round, P and N change places.
     """
     v, m, total = x.amax(1, keepdim=True), x.amin(1, keepdim=True), x.sum(1, keepdim=True)  # (n, 1, h, w)
     k = (v - m) * (6 * turn.abs())
-    after = torch.arange(3, device=x.device) + 1 + (turn[:, :, 0, 0] < 0)  # (n, 3)
-    after = after % 3 + 3 * torch.arange(len(x), device=x.device)[:, None]
-    after = x.flatten(0, 1).index_select(0, after.flatten()).view_as(x)  # N, or P
-    rising = torch.add(k - total + v + m, x, alpha=2)
-    falling = torch.sub(total + v - m - k, after, alpha=2)  # X + P = total − N
-    return torch.clamp(torch.minimum(rising, falling, out=rising), m, v, out=x)
+    after = torch.where(turn < 0, x.roll(1, dims=1), x.roll(-1, dims=1))  # P, or N
+    rising = k - total + v + m + 2 * x  # mid = total − v − m
+    falling = total + v - m - k - 2 * after  # X + P = total − N
+    return torch.minimum(rising, falling).clamp(m, v)
 
 
 def solarize(x):
-    """What is above one half becomes 1 − x; in place."""
-    return torch.minimum(x, 1 - x, out=x)
+    """Invert what is above one half."""
+    return torch.minimum(x, 1 - x)
 
 
 JITTER = (brightness, contrast, saturation, hue)
 
 
 def normalize(images):
-    """(..., 3, H, W) uint8, or float in [0, 1] -> float32, with ImageNet's mean 0 and deviation 1."""
+    """(..., 3, H, W) uint8, or float in [0, 1] -> float32 with ImageNet's mean and deviation taken out."""
     mean, std = move(torch.tensor((MEAN, STD)), images.device)[:, :, None, None]  # (3, 1, 1)
-    x = images.float()
-    return (x - 255 * mean).div_(255 * std) if images.dtype == torch.uint8 else (x - mean).div_(std)
+    x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    return (x - mean) / std
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The views
+def change_some(x, change, chosen, *parameters):
+    """x (n, ...) with a change of the samples that are chosen, (n,) bool on the CPU; in place."""
+    i = move(chosen.nonzero()[:, 0], x.device)
+    if len(i):
+        x.index_copy_(0, i, change(x.index_select(0, i), *(p.index_select(0, i) for p in parameters)))
 
 
-def on_chosen(op, x, chosen, *parameters):
-    """x (n, ...) with op applied to the samples whose flag in the list `chosen` is set."""
-    if all(chosen):
-        return op(x, *parameters)
-    if any(chosen):
-        i = move(torch.tensor([i for i, flag in enumerate(chosen) if flag]), x.device)
-        x.index_copy_(0, i, op(x.index_select(0, i), *(p.index_select(0, i) for p in parameters)))
-    return x
+# ---------------------------------------------------------------------------- the views
 
 
 class MultiCrop:
-    """Two global and `n_local` local views of each image. A recipe may change `blur_sigma`, in pixels of the
-    view, so small views want less, and `jitter`, which multiplies the strengths."""
+    """Two global and `n_local` local views of each image.
+
+    blur_sigma: its range in pixels of the view; small views need less than DINO's.  jitter multiplies the strengths.
+    """
 
     def __init__(self, global_size, local_size, n_local, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32),
                  blur_sigma=(0.1, 2.0), jitter=1.0):  # fmt: skip
         self.radius = math.ceil(2 * blur_sigma[1])  # 9 taps at DINO's largest sigma, as in the reference code
-        least = min(global_size, local_size) if n_local else global_size
-        assert least > self.radius, f"blur of radius {self.radius} needs larger views"
-        assert 6 * STRENGTH[3] * jitter <= 1, f"jitter {jitter}: the hue can turn by a sixth, jitter 1.66"
+        smallest = min(global_size, local_size) if n_local else global_size
+        assert smallest > self.radius, f"a blur of radius {self.radius} needs views larger than {smallest}"
+        assert 6 * STRENGTH[3] * jitter <= 1, f"jitter {jitter} is above 1.66, where the hue turns by a sixth"
         self.blur_sigma, self.strength = blur_sigma, jitter * torch.tensor(STRENGTH)
         self.kinds = (
             (global_size, global_scale, torch.tensor(CHANCES[:2])),
@@ -209,13 +186,13 @@ class MultiCrop:
         )
 
     def draw(self, n_images, side, scale, chances, generator):
-        """All that is random, for chances (V, 5) and images with `side` pixels: n = V·B rows, on the CPU."""
+        """All random numbers for chances (V, 5) and images of `side` pixels: n = V·B rows, on the CPU."""
         n = n_images * len(chances)
 
         def uniform(low, high, *shape):
             return low + (high - low) * torch.rand(n, *shape, generator=generator, dtype=torch.float64)
 
-        # Boxes as in torchvision: the first try that fits, else the whole square, whose aspect is allowed.
+        # boxes as in torchvision: the first try that fits, else the whole square, whose aspect is allowed
         area = uniform(*scale, TRIES) * side**2  # (n, TRIES)
         aspect = uniform(math.log(ASPECT[0]), math.log(ASPECT[1]), TRIES).exp()
         tries = torch.stack([area * aspect, area / aspect], 2).sqrt().round()  # (n, TRIES, 2)
@@ -232,55 +209,36 @@ class MultiCrop:
             "sigma": uniform(*self.blur_sigma).float(),  # (n,)
         }
 
-    def views(self, columns, unit, size, scale, chances, generator):
-        """Images transposed, (B, 3, width, height), so that the crop in x gathers rows; values·unit lie in [0, 1]
-        -> (V·B, 3, size, size), normalised. In shapes below, c is the number of views in a chunk."""
-        n_images, side, device = len(columns), columns.shape[2], columns.device
-        out = torch.empty(n_images * len(chances), 3, size, size, device=device)
-        if not len(out):
-            return out
-        p = self.draw(n_images, side, scale, chances, generator)
-        place = p["shape"][:, 0].argsort()  # (n,)  so that the boxes of a chunk are about as wide
-        p = {name: x[place] for name, x in p.items()}
-        to_jitter = p["chosen"][:, 1]  # (n,)
-        order = p["order"].masked_fill(~to_jitter[:, None], -1).tolist()  # n lists of 4
-        to_grey, to_blur, to_solarize = p["chosen"][:, 2:].T.tolist()  # lists of n
+    def views(self, images, unit, size, scale, chances, generator):
+        """Float images (B, 3, S, S), of values up to 1/unit -> n = V·B views (n, 3, size, size), normalised."""
+        n, device = len(images) * len(chances), images.device
+        if n == 0:
+            return images.new_empty(0, 3, size, size)
+        p = self.draw(len(images), images.shape[2], scale, chances, generator)
+        flip, jitter, to_grey, to_blur, to_solarize = p["chosen"].T  # (n,) each
         widest, highest = p["shape"].amax(0).tolist()
-        moved = (place, p["corner"], p["shape"], p["strength"], p["sigma"], p["chosen"][:, 0])
-        place, corner, shape, strength, sigma, flip = (move(x, device) for x in moved)
-        rows_x, weights_x = bicubic_taps(shape[:, 0], widest, flip, size)
-        rows_y, weights_y = bicubic_taps(shape[:, 1], highest, torch.zeros_like(flip), size)
-        weights_x.mul_(unit)  # the crop brings the pixels to [0, 1]
-        whole = device.type != "cpu" or side <= WHOLE
-        columns = columns.float() if whole else columns
-        everyone = torch.arange(len(out), device=device)
+        shape, corner, strength, sigma = (move(p[name], device) for name in ("shape", "corner", "strength", "sigma"))
+        each = torch.arange(n, device=device)
 
-        step = max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // (3 * size * size))
-        for a in range(0, len(out), step):
-            s = slice(a, a + step)
-            x, source, start, itself = columns, place[s] % n_images, corner[s], everyone[: len(place[s])]
-            if not whole:
-                x, start = cut(columns, source, start, shape[s])
-                source = itself
-            x = weighted_rows(x, source, rows_x[s] + start[:, :1, None], weights_x[s])  # (c, 3, size, H)
-            x = x.clamp_(0, 1).mT.contiguous()  # (c, 3, H, size), between the two products, as in Pillow
-            x = weighted_rows(x, itself, rows_y[s] + start[:, 1:, None], weights_y[s]).clamp_(0, 1)
-            for turn, i in product(range(4), range(4)):  # each sample's first change, then its second, ...
-                chosen = [changes[turn] == i for changes in order[s]]
-                if any(chosen):  # mostly not, where a chunk is a single view
-                    x = on_chosen(JITTER[i], x, chosen, strength[s, i, None, None, None])
-            x = on_chosen(lambda x: x.copy_(grey(x)), x, to_grey[s])
-            x = on_chosen(partial(blur, radius=self.radius), x, to_blur[s], sigma[s])
-            x = on_chosen(solarize, x, to_solarize[s])
-            out.index_copy_(0, place[s], normalize(x))
-        return out
+        rows, weights = bicubic_taps(shape[:, 0], widest, move(flip, device), size)
+        x = weighted_rows(images.mT, each % len(images), rows + corner[:, :1, None], unit * weights)  # (n, 3, size, S)
+        x = x.clamp(0, 1).mT.contiguous()  # (n, 3, S, size); Pillow, too, cuts between the two products
+        rows, weights = bicubic_taps(shape[:, 1], highest, torch.zeros_like(each, dtype=torch.bool), size)
+        x = weighted_rows(x, each, rows + corner[:, 1:, None], weights).clamp(0, 1)  # (n, 3, size, size)
+        for turn, i in product(range(4), range(4)):  # each view's first change, then its second, ...
+            change_some(x, JITTER[i], jitter & (p["order"][:, turn] == i), strength[:, i, None, None, None])
+        change_some(x, lambda x: grey(x).expand_as(x), to_grey)
+        change_some(x, partial(blur, radius=self.radius), to_blur, sigma)
+        change_some(x, solarize, to_solarize)
+        return normalize(x)
 
     def __call__(self, images, generator=None):
-        """(B, 3, S, S) uint8, or float in [0, 1] -> (2·B, 3, g, g) and (L·B, 3, l, l), normalised float32,
-        view-major; `generator` is a seed, or a generator on the CPU."""
+        """Images -> globals (2·B, 3, g, g), locals (L·B, 3, l, l), normalised float32, view-major.
+
+        generator: a seed, or a generator on the CPU.
+        """
         assert images.shape[2] == images.shape[3], f"need squares (B, 3, S, S), got {tuple(images.shape)}"
         if isinstance(generator, int):
             generator = torch.Generator().manual_seed(generator)
         unit = 1 / 255 if images.dtype == torch.uint8 else 1.0
-        columns = images.mT.contiguous()
-        return tuple(self.views(columns, unit, *kind, generator) for kind in self.kinds)
+        return tuple(self.views(images.float(), unit, *kind, generator) for kind in self.kinds)

@@ -9,12 +9,12 @@ dependencies = ["torch", "einops", "numpy", "PIL", "safetensors", "tqdm"]
 
 
 def _build(arch, weights=None, **options):
-    """An untrained ViT with ViT's options, or with `weights` (a file or official name, as in load_vit) a trained one."""
+    """An untrained ViT with ViT's options, or one with the weights of a file or official name, as in load_vit."""
     if weights is None:
         return getattr(_vit, arch)(**options)
-    vit, (dim, depth, _) = _load_vit(weights), getattr(_vit, arch).args
     if options:
         raise ValueError(f"the weights decide {', '.join(options)}: give weights or options")
+    vit, (dim, depth, _) = _load_vit(weights), getattr(_vit, arch).args
     if (vit.embed_dim, vit.n_blocks) != (dim, depth):
         raise ValueError(f"{weights} holds a ViT of width {vit.embed_dim} and depth {vit.n_blocks}; "
                          f"{arch} has width {dim} and depth {depth}")  # fmt: skip
