@@ -147,8 +147,7 @@ def find_in_archive(path):
         return sorted(members, key=by_folder), functools.partial(read_from_zip, path, members), {}
     if head[:3] in OPENERS:
         path = unpacked(path, OPENERS[head[:3]])
-    offsets, classes = list_tar(path, path.stat().st_mtime_ns)
-    members = {name: (path, offset) for name, offset in offsets.items()}
+    members, classes = list_tar(path, path.stat().st_mtime_ns)
     return sorted(members, key=by_folder), functools.partial(read_from_tars, members), classes
 
 
@@ -158,11 +157,11 @@ def find_in_shards(folder, shards):
     for shard in tqdm(shards, "shards", disable=len(shards) < MANY):
         path = folder / shard
         try:
-            offsets, kinds = list_tar(path, path.stat().st_mtime_ns)
+            found, kinds = list_tar(path, path.stat().st_mtime_ns)
         except Exception as error:  # tarfile raises almost anything
             say_once(f"skipped {printable(str(path))}: {printable(getattr(error, 'strerror', 0) or reason_of(error))}")
             continue
-        members |= {f"{shard}/{name}": (path, offset) for name, offset in offsets.items()}
+        members |= {f"{shard}/{name}": place for name, place in found.items()}
         classes |= {f"{shard}/{name}": pair for name, pair in kinds.items()}
     if not members:
         raise UserError(f"none of the {len(shards)} shards ({shards[0]}, ...) has a readable image")
@@ -171,17 +170,17 @@ def find_in_shards(folder, shards):
 
 @functools.lru_cache(maxsize=2**14)  # listing takes seconds, and both splits need it
 def list_tar(path, modified):
-    """A plain .tar -> {image name: byte offset of its header}, {image name: (None, class)}.
+    """A plain .tar -> {image name: (path, byte offset of its header)}, {image name: (None, class)}.
 
     In WebDataset the class of 1.jpg is the content of 1.cls.  Links are skipped.
     """
-    offsets, classes = {}, {}
+    members, classes = {}, {}
     with tarfile.open(path, "r:") as tar:
         for member in filter(tarfile.TarInfo.isreg, tar):
             if member.size < 0:
                 raise tarfile.ReadError(f"{printable(member.name)} has a negative size")
             if name := tidy(member.name):
-                offsets[name] = member.offset
+                members[name] = (path, member.offset)
             elif name := tidy(member.name, {".cls"}):
                 classes[sample_of(name)] = tar.extractfile(member).read(100).decode().strip()
         tar.fileobj.seek(tar.offset)
@@ -190,13 +189,12 @@ def list_tar(path, modified):
             raise tarfile.ReadError(f"damaged at byte {tar.offset}")
         if not end:
             say_once(f"{printable(str(path))}: has no end mark; the file may be cut short")
-    return offsets, {name: (None, classes[sample_of(name)]) for name in offsets if sample_of(name) in classes}
+    return members, {name: (None, classes[sample_of(name)]) for name in members if sample_of(name) in classes}
 
 
 def sample_of(name):
     """The part of a name that the files of one WebDataset sample share: up to the first dot after the folders."""
-    folders, slash, last = name.rpartition("/")
-    return folders + slash + last.split(".")[0]
+    return re.match(r"(.*/)?[^./]*", name)[0]
 
 
 def check_size(size):
@@ -206,7 +204,7 @@ def check_size(size):
 
 
 def read_from_tars(members, name):
-    """The bytes of a member; members: {name: (path of the .tar, byte offset of the header)}."""
+    """The bytes of a member of `list_tar`'s."""
     path, offset = members[name]
     with open(path, "rb") as f:  # a new handle, because threads and forked workers would share its position
         f.seek(offset)

@@ -103,7 +103,7 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
     images = Images(str(data), None, labels, classes, names=names, files=files, notes=notes + line)
     if len(files) * 3 * size * size <= MEMORY_LIMIT:
         return decode_all(images)
-    images.skipped = files[0][1]  # raises UserError if no image is readable
+    images.skipped = files[[0]][1]  # raises UserError if no image is readable
     return images
 
 
@@ -154,16 +154,14 @@ def load_splits(data, size, seed, scale=None, max_megapixels=MAX_MEGAPIXELS):
         names, pixels = train.names[:SHOWN], None if train.pixels is None else train.pixels[:SHOWN]
         files, note = replace(train.files, names=names, seed=None), f"no k-NN; pca.png has training images ({error})"
         test = replace(train, pixels=pixels, labels=None, names=names, files=files, skipped=[], notes=[note])
-    if distributed.rank() == 0:
-        skipped = dict(train.skipped + test.skipped)  # without labels a file is in both
-        for name, reason in skipped.items():
-            print(skipped_line(name, reason), file=sys.stderr)
-        labels = f"{len(train.classes)} classes" if train.classes else "no labels"
-        streamed = ", streamed" if train.pixels is None or test.pixels is None else ""
-        print(f"{data}: {len(train)} training and {len(test)} test images, {labels}, {len(skipped)} broken files "
-              f"skipped{streamed}")
-        for note in dict.fromkeys(train.notes + test.notes):
-            print(f"{data}: {note}")
+    skipped = dict(train.skipped + test.skipped)  # without labels a file is in both
+    labels = f"{len(train.classes)} classes" if train.classes else "no labels"
+    streamed = ", streamed" if train.pixels is None or test.pixels is None else ""
+    counts = f"{len(train)} training and {len(test)} test images, {labels}, {len(skipped)} broken files skipped"
+    for name, reason in skipped.items():
+        distributed.print_first(skipped_line(name, reason), file=sys.stderr)
+    for line in dict.fromkeys([counts + streamed, *train.notes, *test.notes]):
+        distributed.print_first(f"{data}: {line}")
     return [train, test]
 
 
@@ -215,18 +213,12 @@ def serve(images, rows, device, workers):
             yield move(pixels[move(torch.from_numpy(r % len(pixels)), pixels.device)], device)
         return
     loader = torch.utils.data.DataLoader(
-        images.files, batch_sampler=rows, num_workers=count_cores() if workers is None else workers, collate_fn=collate,
-        pin_memory=device.type == "cuda",
+        images.files, batch_size=None, sampler=rows, num_workers=count_cores() if workers is None else workers,
+        collate_fn=tuple, pin_memory=device.type == "cuda",
         generator=torch.Generator())  # its own, so that the global one does not depend on how images are loaded
     for pixels, skipped in loader:
         add_skipped(images, skipped)
         yield move(pixels, device)
-
-
-def collate(items):
-    """[((3, S, S), skipped)] of one batch -> (B, 3, S, S) uint8, one list of all skipped files."""
-    squares, skipped = zip(*items)
-    return torch.from_numpy(np.stack(squares)), list(itertools.chain.from_iterable(skipped))
 
 
 def add_skipped(images, skipped):
@@ -264,16 +256,23 @@ class Files:
         except Exception as error:  # broken files make Pillow raise almost anything
             return None, reason_of(error)
 
-    def __getitem__(self, number):
-        """Image i of epoch e, where number = e·N + i, or the next readable one; [(name, reason)] of those skipped."""
-        epoch, first = divmod(int(number), len(self))
-        skipped = []
-        for i in range(first, first + len(self)):
-            pixels, reason = self.load(i % len(self), epoch)
-            if reason is None:
-                return pixels, skipped
-            skipped.append((self.names[i % len(self)], reason))
-        raise nothing_readable(skipped)
+    def __getitem__(self, numbers):
+        """A batch (B, 3, S, S) uint8, [(name, reason)] of broken files.  Number e·N + i is image i of epoch e.
+
+        The next readable image takes the place of a broken one.
+        """
+        squares, skipped = [], []
+        for number in numbers:
+            epoch, first = divmod(int(number), len(self))
+            for i in range(first, first + len(self)):
+                square, reason = self.load(i % len(self), epoch)
+                if reason is None:
+                    break
+                skipped.append((self.names[i % len(self)], reason))
+            else:
+                raise nothing_readable(skipped)
+            squares.append(square)
+        return torch.from_numpy(np.stack(squares)), skipped
 
 
 @functools.lru_cache(maxsize=2)
@@ -358,8 +357,8 @@ def picture(raw, size, scale=None, max_megapixels=MAX_MEGAPIXELS):
                          "--max_megapixels raises it")
     image.load()
     turn = ORIENTATIONS[image.getexif().get(0x0112, 1) % len(ORIENTATIONS)]  # after load, where Pillow turns a TIFF
-    if is_deep(image):
-        x = deep_values(image)
+    x = deep_values(image)
+    if x is not None:
         low, high = scale or intensity_range(x)
         x = np.nan_to_num((x - low) / (high - low) * 255, nan=GREY)
         image = Image.fromarray(np.rint(x.clip(0, 255)).astype(np.uint8))
@@ -386,13 +385,10 @@ def open_image(raw):
     return image
 
 
-def is_deep(image):
-    """Whether an image is grey with more than 8 bits; Pillow's `convert` would clip it to white."""
-    return image.mode[0] in "IF"
-
-
 def deep_values(image):
-    """The values of a deep image: (H, W) float64, NaN where there is none."""
+    """(H, W) float64 of a grey image deeper than 8 bits, NaN where a value is missing; None for other images."""
+    if image.mode[0] not in "IF":
+        return None
     x = np.asarray(image).astype(np.float64)
     x[np.isinf(x)] = np.nan
     if image.format == "TIFF" and GDAL_NODATA in image.tag_v2:
@@ -414,7 +410,7 @@ def estimate_scale(names, read, scale=None, max_megapixels=MAX_MEGAPIXELS):
     for i in np.linspace(0, len(names) - 1, min(SAMPLED_FILES, len(names))).astype(int):
         try:
             image = open_image(read(names[i]))
-            if is_deep(image) and image.width * image.height <= max_megapixels * 1e6:
+            if image.mode[0] in "IF" and image.width * image.height <= max_megapixels * 1e6:
                 x = deep_values(image).ravel()
                 values.append(x[:: max(1, len(x) // SAMPLED_VALUES)])
         except Exception:  # reported when the image is loaded

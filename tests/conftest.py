@@ -171,7 +171,3 @@ def split_of(colours, labels=None):
     pixels = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 8, 8).contiguous()
     labels = None if labels is None else torch.tensor(labels)
     return Split(pixels=pixels, labels=labels, parts=None, names=range(len(colours)))
-
-
-def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="all cases of hostile input, not some of them")
