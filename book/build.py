@@ -73,8 +73,7 @@ def contents(table, modules, up):
     official = (ROOT / "docs/official.md").read_text(encoding="utf-8")
     title = "Paper, official code, ours"
     for heading, rows in (("The paper, file by file", table), (title, markdown_table(official, title))):
-        if rows:
-            body += f"<h2>{heading}</h2>{table_html([[linked(cell) for cell in row] for row in rows])}"
+        body += f"<h2>{heading}</h2>{table_html([[linked(cell) for cell in row] for row in rows])}"
     return body
 
 

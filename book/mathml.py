@@ -8,7 +8,7 @@ from collections import deque
 FUNCTIONS = set("log exp min max argmax argmin softmax cos sin mean sign scale".split())
 LIMITS = {"Σ", "min", "max", "argmax", "argmin"}  # their subscript stands below
 CLOSING = {"(": ")", "[": "]", "{": "}", "⟨": "⟩", "‖": "‖", "|": "|"}
-BREAKS = set("=←≤≥<>≈∈~+−·→↔")  # a long formula may go on in the next line before one of these
+BREAKS = set("=←≤≥<>≈∈~+−·→↔")  # a long formula may go on in the next line before one of these, or beside a word
 LONG = 36  # characters that fit into one line on a phone; ours
 HAT = "\u0302"  # the combining character in ŷ
 TOKEN = re.compile(r"""(?P<space>\s+) | (?P<number>½ | \d+(?:,\d{3})*(?:\.\d+)?(?:e−?\d+)?)
@@ -20,14 +20,15 @@ TOKEN = re.compile(r"""(?P<space>\s+) | (?P<number>½ | \d+(?:,\d{3})*(?:\.\d+)?
 def mathml(text):
     """A formula such as Σ_b Q_bk / B as one <math>, or as several between which a long formula may break."""
     text = "".join(unicodedata.normalize("NFD", c) if c.isalpha() else c for c in text.replace("-", "−"))
-    pieces, before = [""], "sign"
+    out, before, start = "", "sign", '<math displaystyle="true">'
     for kind, node in row(tokens_of(text)):
-        if kind == "break" and before not in ("break", "sign") and len(text) > LONG:
-            pieces.append("")
-            node = node.replace("<mo", '<mo form="infix"', 1)  # at the start of <math> it would be a prefix
-        pieces[-1] += node
+        if len(text) > LONG and kind == "gap":
+            node = f"</math> {start}"
+        elif len(text) > LONG and kind == "break" and before not in ("break", "sign"):
+            node = f"</math><wbr>{start}" + node.replace("<mo", '<mo form="infix"', 1)  # a first sign would be a prefix
+        out += node
         before = kind
-    return "<wbr>".join(f'<math displaystyle="true">{piece}</math>' for piece in pieces)
+    return f"{start}{out}</math>"
 
 
 def tokens_of(text):
@@ -46,8 +47,9 @@ def row(tokens, closing=""):
             nodes.append(fraction(nodes, tokens))
             continue
         node = atom(tokens)
-        if spaced and nodes and not {node[0], nodes[-1][0]} & {"break", "sign"}:
-            nodes.append(("space", '<mspace width="0.25em"></mspace>'))
+        sides = {node[0], nodes[-1][0]} if spaced and nodes else {"sign"}
+        if not sides & {"break", "sign"}:
+            nodes.append(("gap" if "word" in sides else "space", '<mspace width="0.25em"></mspace>'))
         nodes.append(node)
     return nodes
 
@@ -74,13 +76,13 @@ def atom(tokens):
     elif kind == "hat":
         node = f'<mover accent="true"><mi>{text[0]}</mi><mo stretchy="false">^</mo></mover>'
     elif kind == "name":
-        kind = "function" if text in FUNCTIONS else "name"
+        kind = "function" if text in FUNCTIONS else "word" if len(text) > 1 else "name"
         node = f"<mi>{text}</mi>"
     elif text == "Σ":
         kind, node = "function", '<mo movablelimits="false">∑</mo>'
     else:
         kind = "break" if text in BREAKS else "sign"
-        node = f"<mo>{html.escape(text)}</mo>"
+        node = '<mo lspace="0" rspace="0">/</mo>' if text == "/" else f"<mo>{html.escape(text)}</mo>"
     scripts = {}
     while tokens and tokens[0][0] in ("sub", "sup"):
         which, script = tokens.popleft()

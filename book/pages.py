@@ -166,11 +166,10 @@ def stylesheet(css):
 
 
 def markdown_table(text, heading):
-    """The first table below a heading of a Markdown text -> [[cell, ...], ...], the header first; [] if none."""
-    _, _, below = text.partition(f"\n## {heading}\n")
-    found = re.search(r"(?m)^\|.*\n(\|.*\n?)+", below.partition("\n## ")[0])
-    lines = found.group().splitlines() if found else []
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in lines
+    """The first table below a heading of a Markdown text -> [[cell, ...], ...], the header first."""
+    below = text.split(f"\n## {heading}\n")[1]
+    lines = re.search(r"(?m)^\|.*\n(\|.*\n)+", below).group().splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines
             if not re.fullmatch(r"[-:| ]+", line)]  # fmt: skip
 
 

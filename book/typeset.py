@@ -8,6 +8,7 @@ from book.mathml import FUNCTIONS, mathml
 
 SIGNS = set("=←↔~∈≤≥<>·Σ/+−")  # a cell with words is a formula only if it has one of these
 
+WIDE = 52  # characters of formulas and short texts that fit beside each other; ours
 WORD = re.compile(r"[A-Za-z][a-z'-]*[a-zA-Z]|\w-\w+|\w{2,}[./]\w+")
 
 
@@ -50,7 +51,8 @@ def table(lines):
             rows.append(found)
     starts = Counter(start for found in rows for start, _ in found)
     columns = sorted(starts)
-    loose = all(starts[start] == 1 for start in columns[1:])  # nothing is aligned
+    widths = [sum(len(text) for _, text in found if len(text) < 20 or is_formula(text)) for found in rows]
+    loose = all(starts[start] == 1 for start in columns[1:]) or max(widths) > WIDE  # nothing is aligned, or no room
     out = []
     for found in rows:
         places = [columns.index(start) for start, _ in found] + [len(columns)]
