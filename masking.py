@@ -1,17 +1,17 @@
 """Block-wise masks for the patch-level objective (iBOT, Zhou et al. 2022; BEiT, Bao et al. 2021).
 
-Half of the global views are masked, each by rectangles until a share of 10 to 50 % of its patches is covered.  They are
-drawn from all views alike, so of an image both, one or none may be masked; below an "image" is a view.
+Half of the global views are masked, each with rectangles until a share of 10 to 50 % of its patches is covered.  The
+masked views are drawn from all views alike, so both views of an image may be masked, or one, or none.
 
-    s ~ U(4, what is still to cover)         area, in patches
+    s ~ U(4, m)                              area in patches; m: patches that are still to cover
     log r ~ U(log 0.3, log 1/0.3)            aspect: height h = √(s·r), width w = √(s/r)
-    place uniform, over the edge too, so that every patch is covered about equally often
+    place ~ uniform, also across the edge    so that every patch is covered about equally often
 
-The shares of a batch are the middles of equal strata of `ratio`, so the number of masked patches M depends on
-the arguments alone: no shape in a step ever changes.  The official M varies: each share is drawn within its stratum,
-and on 16×16 patches 8 % of the masks end short, for all masks together by 0.1 %.  Its rectangles stay inside, so that
-corners are masked 4 % of the time against 52 % in the centre.  An even spread has its price: rectangles meet less
-often, and a mask of ours has 4.5 connected pieces on average, one of theirs 2.6.
+The shares of a batch are the centres of equal strata of `ratio`, so the number of masked patches M depends on the
+arguments only, and no shape in a step ever changes.  The official M varies: each share is drawn within its stratum, and
+on 16×16 patches 8 % of the masks end short.  The official rectangles stay inside, so corners are masked 4 % of the time
+and the centre 52 %.  Our even spread has a price: rectangles meet less often, so one of our masks has 4.5 connected
+pieces on average, an official one 2.6.
 """
 
 import math
@@ -20,13 +20,13 @@ import torch
 
 MIN_AREA = 4  # patches, BEiT
 ASPECT = (0.3, 1 / 0.3)  # BEiT
-ROUNDS = 24  # rectangles tried for each image, ours; what then lacks, in 1 mask of 500, is filled up patch by patch
+ROUNDS = 24  # ours: rectangles tried for each image; 1 mask in 500 is then still short, and gets random patches
 
 
 def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, generator=None):
-    """Masks (n_images, height·width), bool, on the CPU; True is masked.
+    """Masks (n_images, height·width), bool, on the CPU, True where masked; an "image" here is one view.
 
-    int(n_images·probability) images, at random places, are masked.  ratio and probability lie in [0, 1].
+    int(n_images·probability) random images are masked.  ratio and probability lie in [0, 1].
     """
     low, high = ratio
     assert 0 <= low <= high <= 1, f"the ratio must be an interval in [0, 1]; got {ratio}"
@@ -37,12 +37,12 @@ def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, gen
 
     blocks = torch.zeros(n, height, width, dtype=torch.bool)
     for _ in range(ROUNDS):
-        left = counts - blocks.sum(dim=(1, 2))  # (n,)
-        rectangle = _random_rectangles(left, height, width, generator)  # (n, height, width)
+        missing = counts - blocks.sum(dim=(1, 2))  # (n,)
+        rectangle = random_rectangles(missing, height, width, generator)  # (n, height, width)
         new = (rectangle & ~blocks).sum(dim=(1, 2))  # (n,)
-        blocks |= rectangle & (new <= left)[:, None, None]
+        blocks |= rectangle & (new <= missing)[:, None, None]
 
-    # masked patches sort first, then random ones: the first `counts` of each image are its mask
+    # blocks sort first, then the other patches at random: the first `counts` of each image are its mask
     order = torch.rand(n, height * width, generator=generator) - 2.0 * blocks.flatten(1)  # (n, N)
     masked = order.argsort(dim=1).argsort(dim=1) < counts[:, None]  # (n, N)
 
@@ -51,18 +51,18 @@ def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, gen
     return masks
 
 
-def _random_rectangles(left, height, width, generator):
-    """One rectangle for each image, of at most about `left` (n,) patches: (n, height, width) bool."""
-    u_area, u_aspect, u_top, u_side = torch.rand(4, len(left), generator=generator)
-    smallest = left.clamp(max=MIN_AREA)
-    s = smallest + u_area * (left - smallest)
+def random_rectangles(missing, height, width, generator):
+    """One rectangle for each image, of at most about `missing` (n,) patches: (n, height, width) bool."""
+    u_area, u_aspect, u_top, u_left = torch.rand(4, len(missing), generator=generator)
+    smallest = missing.clamp(max=MIN_AREA)
+    s = smallest + u_area * (missing - smallest)
     low, high = map(math.log, ASPECT)
     r = (low + u_aspect * (high - low)).exp()
     h = (s * r).sqrt().round().clamp(1, height)[:, None]  # (n, 1)
     w = (s / r).sqrt().round().clamp(1, width)[:, None]  # (n, 1)
     top = (u_top[:, None] * (height + h - 1)).floor() - h + 1  # (n, 1)  from 1 − h to height − 1
-    side = (u_side[:, None] * (width + w - 1)).floor() - w + 1  # (n, 1)
+    left = (u_left[:, None] * (width + w - 1)).floor() - w + 1  # (n, 1)
     y, x = torch.arange(height), torch.arange(width)
     in_rows = (y >= top) & (y < top + h)  # (n, height)
-    in_columns = (x >= side) & (x < side + w)  # (n, width)
+    in_columns = (x >= left) & (x < left + w)  # (n, width)
     return in_rows[:, :, None] & in_columns[:, None, :]

@@ -1,4 +1,4 @@
-"""Where [CLS] looks: by hand, against the network's own attention, and as a picture.
+"""Attention maps of [CLS]: by hand, against the network's own attention, and as a picture.
 
     pytest tests/test_attention.py
 """
