@@ -46,7 +46,7 @@ from curation import pca_hash
 from curation.addresses import image_addresses
 from curation.neighbours import nearest
 from curation.results import write_reasons, write_text
-from curation.sources import embed, find_images, how_to_read, thumbnails
+from curation.sources import choose_decoding, embed, find_images, thumbnails
 from curation.work_files import digest, run_stage
 from distributed import print_first
 from support.cli import Parser, add_device, add_pictures, check_scale, number, positive, report_errors, side
@@ -179,15 +179,15 @@ def curate(args):
     found = {flag: find_images(place) for flag, place in places.items() if place}
     pool = found["uncurated"]
     vit, size, weights = load_network(args)
-    how = how_to_read([path for paths in found.values() for path in paths], args)
+    decoding = choose_decoding([path for paths in found.values() for path in paths], args)
     distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
 
-    rows = run_stage(work, "PCA hash", pool, how, lambda folder: distributed.from_first_rank(
-        partial(unique_images, thumbnails(pool, how, folder))))  # fmt: skip
+    rows = run_stage(work, "PCA hash", pool, decoding, lambda folder: distributed.from_first_rank(
+        partial(unique_images, thumbnails(pool, decoding, folder))))  # fmt: skip
     found["uncurated"] = [pool[i] for i in rows]
-    settings, features = [how, size, weights], {}
+    settings, features = [decoding, size, weights], {}
     for flag, paths in found.items():
-        e = run_stage(work, f"embed {flag}", paths, settings, partial(embed, vit, paths, size, how))
+        e = run_stage(work, f"embed {flag}", paths, settings, partial(embed, vit, paths, size, decoding))
         if not e.any():
             raise UserError(f"none of the images of --{flag} can be read")
         features[flag] = pick(paths, e, np.flatnonzero(e.any(axis=1)))  # 0: not readable
@@ -211,7 +211,7 @@ def curate(args):
         settings += [curated, args.per_image, args.clusters, args.per_cluster]
         rows = run_stage(work, f"retrieval, {mode}", paths, settings, lambda _: retrieve(e_curated, e, mode, args))
         paths, e = pick(paths, e, rows)
-        write_reasons(args.out, paths, e, curated, e_curated, mode, how, args.seed)
+        write_reasons(args.out, paths, e, curated, e_curated, mode, decoding, args.seed)
     if distributed.rank() == 0:
         write_text(args.out, "".join(f"{path}\n" for path in paths))
     print_first(f"{len(paths)} of {len(pool)} images selected, {time.perf_counter() - began:.0f} s: {args.out}"

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 import distributed
 from curation.neighbours import nearest
-from curation.sources import read
+from curation.sources import read_or_skip
 from support.files import write_safely
 from support.images import decode
 
@@ -22,7 +22,7 @@ def write_text(path, text):
     write_safely(path, lambda new: new.write_text(text, encoding="utf-8", errors="surrogateescape", newline=""))
 
 
-def write_reasons(out, paths, e, curated, e_curated, mode, how, seed):
+def write_reasons(out, paths, e, curated, e_curated, mode, decoding, seed):
     """Why each image was selected: the nearest curated image in OUT.csv, and a picture of some in OUT.png.
 
     paths (N), e (N, D): selected images and their features.  curated (C), e_curated (C, D): the curated ones.
@@ -37,10 +37,10 @@ def write_reasons(out, paths, e, curated, e_curated, mode, how, seed):
             (path, mode, curated[i], f"{c:.6f}") for path, [i], [c] in zip(paths, closest, cosines))
         write_text(out.with_suffix(".csv"), table.getvalue())
         rows = [[curated[c], *(paths[i] for i in ids)] for c, ids in zip(shown, found)]
-        draw_selected(rows, out.with_suffix(".png"), how)
+        draw_selected(rows, out.with_suffix(".png"), decoding)
 
 
-def draw_selected(rows, path, how):
+def draw_selected(rows, path, decoding):
     """A PNG: in each row a curated image with a black frame, and the selected images nearest to it.
 
     rows: lists of paths.  An image that cannot be read any more leaves its place empty.
@@ -49,7 +49,7 @@ def draw_selected(rows, path, how):
     sheet = Image.new("RGB", (step * max(map(len, rows)), step * len(rows)), "white")
     for y, row in enumerate(rows):
         for x, name in enumerate(row):
-            pixels = read(name, lambda raw: decode(raw, SIZE, 0.5, *how))
+            pixels = read_or_skip(name, lambda raw: decode(raw, SIZE, 0.5, *decoding))
             if pixels is not None:
                 image = Image.fromarray(rearrange(pixels, "c h w -> h w c"))
                 sheet.paste(ImageOps.expand(image, MARGIN, "white" if x else "black"), (step * x, step * y))

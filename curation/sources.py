@@ -25,7 +25,7 @@ def find_images(place):
     """A folder, archive or list -> absolute paths of its images; one may lead into an archive, as /a/b.tar/c.jpg."""
     place = os.path.expanduser(place)
     paths = [os.path.abspath(os.path.join(place, name)) for name in find_files(place)[0]]
-    usable = [path for path in paths if not set("\r\n") & set(path) and path == path.strip()]
+    usable = [path for path in paths if "\n" not in path and "\r" not in path]
     for path in sorted(set(paths) - set(usable)):
         distributed.print_first(skipped_line(path, "a list cannot hold its name"), file=sys.stderr)
     if not usable:
@@ -33,45 +33,45 @@ def find_images(place):
     return usable
 
 
-def how_to_read(paths, args):
-    """The intensity range of deep images, one for all sources, or None; and the megapixels allowed."""
+def choose_decoding(paths, args):
+    """What `decode` and `picture` need for all sources: the intensity range of deep images or None, and megapixels."""
     scale, notes = estimate_scale(paths, read_from_list, args.scale, args.max_megapixels)
     for note in notes:
         distributed.print_first(note)
     return scale, args.max_megapixels
 
 
-def read(path, decoded, otherwise=None):
-    """decoded(bytes of the image file); if that fails, `otherwise` and a line on the screen."""
+def read_or_skip(path, convert, otherwise=None):
+    """convert(bytes of the image file); if that fails, `otherwise` and a line on the screen."""
     try:
-        return decoded(read_from_list(path))
+        return convert(read_from_list(path))
     except Exception as error:  # damaged files make Pillow raise almost anything
         tqdm.write(skipped_line(path, reason_of(error)), file=sys.stderr)
         return otherwise
 
 
-def thumbnails(paths, how, folder):
-    """The files of all THUMBNAILs, in blocks; an image that cannot be read has 0 pixels."""
+def thumbnails(paths, decoding, folder):
+    """Files of THUMBNAILs, a block in each; an image that cannot be read has 0 pixels."""
 
     def thumbnail(raw):
         width, height = open_image(raw).size
-        grey = picture(raw, T, *how).convert("L").resize((T, T), Image.Resampling.BILINEAR)
+        grey = picture(raw, T, *decoding).convert("L").resize((T, T), Image.Resampling.BILINEAR)
         return np.array((np.asarray(grey), width * height), dtype=THUMBNAIL)
 
     def compute(rows):
-        return np.array([read(paths[i], thumbnail, np.zeros((), THUMBNAIL)) for i in rows], dtype=THUMBNAIL)
+        return np.array([read_or_skip(paths[i], thumbnail, np.zeros((), THUMBNAIL)) for i in rows], dtype=THUMBNAIL)
 
     return in_blocks(folder, len(paths), compute, "thumbnails")
 
 
-def embed(vit, paths, size, how, folder):
+def embed(vit, paths, size, decoding, folder):
     """(N, D) float32 [CLS] features of length 1, or 0 where an image cannot be read; bf16 arithmetic on a GPU."""
     device = next(vit.parameters()).device
 
     @torch.inference_mode()
     def compute(rows):
         features = np.zeros((len(rows), vit.embed_dim), dtype=np.float32)
-        squares = [read(paths[i], lambda raw: decode(raw, size, 0.5, *how)) for i in rows]
+        squares = [read_or_skip(paths[i], lambda raw: decode(raw, size, 0.5, *decoding)) for i in rows]
         good = [place for place, square in enumerate(squares) if square is not None]
         if good:
             x = normalize(torch.from_numpy(np.stack([squares[place] for place in good])).to(device))

@@ -9,7 +9,7 @@ from support.files import UserError
 def test_addresses_of_a_page(tmp_path):
     """Absolute ones, resolved against <base href>, from src and the attributes of lazy loading, each once."""
     page = tmp_path / "page.html"
-    page.write_text("""<html><head><base href="https://a.example/dir/page.html"></head><body>
+    page.write_text("""<html><head><base><base href="https://a.example/dir/page.html"><base href="/x/"></head><body>
         <IMG SRC="one.jpg"><img src='/two.jpg?a=1&amp;b=2'><img src=" //b.example/three.jpg "><img src="one.jpg#top">
         <img src="data:image/png;base64,AA" data-src="four é.jpg"><img src="ftp://a.example/five.jpg"><img src>
         <img src="http://["><a href="six.jpg"></a><!-- <img src="seven.jpg"> --><img src="eight.jpg"/></body>""")

@@ -24,7 +24,7 @@ def some(tmp_path):
 
 
 def test_paths_are_those_that_a_list_holds(some, monkeypatch, capsys):
-    """Absolute, and leading into archives.  A name with a line break or a blank at its end is left out."""
+    """Absolute, and leading into archives.  A name with a line break is left out."""
     with zipfile.ZipFile(some.parent / "more.zip", "w") as file:
         file.write(some / "a.png", "x/d.png")
     (some / "two\nlines.png").write_bytes(b"")
