@@ -8,6 +8,7 @@ views on the device.  A dataset up to MEMORY_LIMIT stays in memory.  A larger on
 square then gets a new random crop in each epoch.
 """
 
+import contextlib
 import functools
 import io
 import itertools
@@ -40,8 +41,8 @@ SHOWN = 64  # ours: training images in pca.png where there are no test images
 MANY = 2000  # ours: images; fewer load too fast for a progress bar
 GREY = 128  # of transparent pixels and missing values: white would hide white drawings, and black hide black ones
 GDAL_NODATA = 42113  # TIFF tag: the value of pixels without data
-ORIENTATIONS = (None, None, "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE",
-                "ROTATE_90")  # by the value of the EXIF tag
+ORIENTATIONS = dict(enumerate("FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+                              .split(), start=2))  # by the value of the EXIF tag  # fmt: skip
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # broken files are reported once, here
 Image.MAX_IMAGE_PIXELS = None  # Pillow checks before a JPEG is decoded at a fraction of its size
 
@@ -93,14 +94,14 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
         raise UserError(f"{data}: found no image; give a folder or an archive of .jpg, .png or other images")
     if not splits[split]:
         raise UserError(f"{data}: none of the {len(found)} images is in the {split} split")
-    scale, line = estimate_scale(found, read, scale, max_megapixels)
+    scale, more_notes = estimate_scale(found, read, scale, max_megapixels)
     names = [name for name, _ in splits[split]]
     number = {kind: i for i, kind in enumerate(classes)}
     labels = torch.tensor([number.get(kind, -1) for _, kind in splits[split]]) if classes else None
     if classes and labels.min() < 0:  # a flat val/ beside a train/ with class folders
         labels, notes = None, [*notes, f"the {split} split has images without a class, so it has no labels"]
     files = Files(names, read, size, seed if split == "train" else None, scale, max_megapixels)
-    images = Images(str(data), None, labels, classes, names=names, files=files, notes=notes + line)
+    images = Images(str(data), None, labels, classes, names=names, files=files, notes=notes + more_notes)
     if len(files) * 3 * size * size <= MEMORY_LIMIT:
         return decode_all(images)
     images.skipped = files[[0]][1]  # raises UserError if no image is readable
@@ -308,8 +309,9 @@ def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_
             files |= {os.path.join(path, name): functools.partial(read, name) for name in names}
         else:
             files[str(path)] = functools.partial(read_bytes, path)
-    scale, line = estimate_scale(list(files), lambda name: files[name](), scale, max_megapixels)
-    print(*line, sep="\n", end="\n" * len(line), file=sys.stderr)
+    scale, notes = estimate_scale(list(files), lambda name: files[name](), scale, max_megapixels)
+    for note in notes:
+        print(note, file=sys.stderr)
     for name, read in files.items():
         try:
             image = picture(read(), size, scale, max_megapixels)
@@ -356,7 +358,7 @@ def picture(raw, size, scale=None, max_megapixels=MAX_MEGAPIXELS):
         raise ValueError(f"{math.ceil(megapixels)} megapixels, and the limit is {max_megapixels}; "
                          "--max_megapixels raises it")
     image.load()
-    turn = ORIENTATIONS[image.getexif().get(0x0112, 1) % len(ORIENTATIONS)]  # after load, where Pillow turns a TIFF
+    turn = ORIENTATIONS.get(image.getexif().get(0x0112))  # after load, in which Pillow rotates a TIFF
     x = deep_values(image)
     if x is not None:
         low, high = scale or intensity_range(x)
@@ -392,7 +394,8 @@ def deep_values(image):
     x = np.asarray(image).astype(np.float64)
     x[np.isinf(x)] = np.nan
     if image.format == "TIFF" and GDAL_NODATA in image.tag_v2:
-        x[x == float(image.tag_v2[GDAL_NODATA])] = np.nan
+        with contextlib.suppress(ValueError):  # any text
+            x[x == float(image.tag_v2[GDAL_NODATA])] = np.nan
     return x
 
 

@@ -76,9 +76,9 @@ def test_the_first_frame_of_an_animation():
 @pytest.mark.parametrize("orientation, expected", [
     (1, [[0, 85], [170, 255]]), (2, [[85, 0], [255, 170]]), (3, [[255, 170], [85, 0]]),
     (4, [[170, 255], [0, 85]]), (5, [[0, 170], [85, 255]]), (6, [[170, 0], [255, 85]]),
-    (7, [[255, 85], [170, 0]]), (8, [[85, 255], [0, 170]]), (99, [[0, 85], [170, 255]])])  # fmt: skip
+    (7, [[255, 85], [170, 0]]), (8, [[85, 255], [0, 170]]), (11, [[0, 85], [170, 255]])])  # fmt: skip
 def test_exif_orientations(orientation, expected):
-    """A square of four greys, from the EXIF standard: 5 transposes, 6 and 8 rotate, 7 does both; 99 does not exist."""
+    """A square of four greys, from the EXIF standard: 5 transposes, 6 and 8 rotate, 7 does both; 11 does not exist."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.fromarray(np.array([[0, 85], [170, 255]], np.uint8))
@@ -153,7 +153,8 @@ def test_an_intensity_range_is_estimated():
 
 
 @pytest.mark.parametrize("dtype, missing, options", [
-    (np.int32, -1, {"tiffinfo": {data.GDAL_NODATA: "-1"}}), (np.float32, np.nan, {}), (np.float32, np.inf, {}),
+    (np.int32, -1, {"tiffinfo": {data.GDAL_NODATA: "-1"}}), (np.float32, np.nan, {"tiffinfo": {data.GDAL_NODATA: "?"}}),
+    (np.float32, np.inf, {}),
 ])  # fmt: skip
 def test_missing_values_are_grey_and_do_not_count(tmp_path, dtype, missing, options):
     for name in ("a.tif", "b.tif"):
@@ -268,9 +269,13 @@ def test_a_flat_test_split_has_no_labels(tmp_path, capsys):
     assert "the test split has images without a class" in capsys.readouterr().out
 
 
-def test_no_data_is_an_error():
+def test_no_data_or_an_empty_split_is_an_error(tmp_path):
     with pytest.raises(UserError, match="there is no --data: give a folder"):
         load_images("")
+    save(tmp_path / "d/a/1.png")
+    save(tmp_path / "d/b/1.png")  # classes of one image
+    with pytest.raises(UserError, match="none of the 2 images is in the test split"):
+        load_images(tmp_path / "d", "test")
 
 
 # ---------------------------------------------------------------------------- batches
