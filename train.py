@@ -165,8 +165,6 @@ def train(run, log, device):
     r, world, hires, stop = run.recipe, distributed.world_size(), None, False
     with catch_signals() as signals, log.bar:
         while run.step < r.steps and not stop:
-            if r.eval_every and run.step and run.step % r.eval_every == 0 and not log.is_evaluated():
-                log.add_evaluation(evaluate(run, gather_vit(run), log.out))
             values = schedules_at(run.step, r)
             if values["hires"] != hires:  # a phase begins, or a resumed run enters it
                 hires = values["hires"]
@@ -175,6 +173,8 @@ def train(run, log, device):
             with log.count_flops(hires, values["frozen_backbone"]):
                 losses, p_t, cls_t = train_step(run, next(stream), crop, values)
             log.add_step(losses, p_t, cls_t, values)
+            if r.eval_every and run.step % r.eval_every == 0 and run.step < r.steps:
+                log.add_evaluation(evaluate(run, gather_vit(run), log.out))
             if world == 1 or log.is_due():  # several ranks must ask each other, which waits for the device
                 stop = distributed.any_rank(signals)
             if run.step % r.save_every == 0 or run.step == r.steps or stop:
@@ -195,7 +195,7 @@ def evaluate(run, network, out):
     Uses eval_images training images during the run and all at the end; of a streamed dataset always eval_images.
     """
     r, last = run.recipe, run.step == run.recipe.steps
-    now, end = schedules_at(run.step - last, r), schedules_at(r.steps - 1, r)
+    now, end = schedules_at(run.step - 1, r), schedules_at(r.steps - 1, r)
     splits = load_images_of(r, now["image_size"])
     splits = [in_memory(images, r.eval_images, end["global_size"]) for images in splits]
     with flop_counter() as counter:

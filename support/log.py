@@ -98,10 +98,6 @@ class RunLog:
             self.bar.write(f"step {self.run.step}: {warning}", file=sys.stderr)
         self.start_interval()
 
-    def is_evaluated(self):
-        """Whether this step's evaluation is in the log; it is not if the run stopped just before it."""
-        return any(row["step"] == self.run.step and "evaluation_flops" in row for row in self.rows)
-
     def add_evaluation(self, scores, **more):
         """Log the scores of an evaluation at this step, and draw curves.png."""
         self.add_row(scores, **more)

@@ -180,7 +180,10 @@ def init_from(recipe, changes):
     heads = heads_of(recipe.init)
     with torch.device("meta"):
         needed = {name: x.shape for name, x in build_network(recipe).state_dict().items() if name.startswith(HEADS)}
-    if {name: x.shape for name, x in heads.items()} != needed or (recipe.tied_heads and not are_equal(heads)):
+    fit = {name: x.shape for name, x in heads.items()} == needed
+    if fit and recipe.tied_heads:
+        fit = all(torch.equal(x, heads[name.replace(*HEADS)]) for name, x in heads.items())
+    if not fit:
         heads = {}
     elif "head_warmup" not in changes:
         recipe = replace(recipe, head_warmup=0.0)
@@ -194,11 +197,6 @@ def init_from(recipe, changes):
         n = (recipe.hires_size if recipe.hires_share else recipe.global_size) // recipe.patch_size
         state["pos_embed"] = network.positions(n, n).detach()
     return recipe, {f"backbone.{name}": x for name, x in state.items()} | heads, words
-
-
-def are_equal(heads):
-    """Whether the two heads of a state dict hold the same values."""
-    return all(torch.equal(x, heads[name.replace(HEADS[0], HEADS[1])]) for name, x in heads.items())
 
 
 def find_arch(network, name):

@@ -125,7 +125,7 @@ def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkey
     words = {"image_size": 32, "hires_share": 0, "steps": 14, "eval_every": 7, "eval_images": 8, "workers": 1}
     assert main(flags(tmp_path / "set", tmp_path / "run", **words)) == 0
     out, err = capsys.readouterr()
-    assert "2 classes, 0 broken files skipped, read as they are needed" in out
+    assert "2 classes, 0 broken files skipped, streamed" in out
     assert err.count("skipped dark/3.png: ") == 1 and "step 7: k-NN" in err.replace("\r", "\n")
     last = out.splitlines()[-1]
     assert "(k = 8) on a sample of 8 images, 1 broken files skipped, " in last and "no labels" not in last
@@ -202,7 +202,7 @@ def evaluated(folder, tmp_path_factory):
 
 
 def test_killed_in_an_evaluation_its_row_comes_back(folder, evaluated, tmp_path, monkeypatch):
-    """The checkpoint of step 4 is there when its k-NN begins; killed in it, the run has all rows in the end."""
+    """Killed in the k-NN of step 4, the run goes on from step 2 and has all rows in the end."""
     words = {"steps": 6, "eval_every": 2, "save_every": 2, "hires_share": 0}
     measure_knn, seen = train.measure_knn, []
 
