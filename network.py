@@ -1,8 +1,7 @@
-"""One network of the pair: a ViT with an image head and a patch head (§4; untied heads: §4, "Untying head weights").
+"""A network: a ViT, an image head and a patch head (§4, "Untying head weights").  Student and teacher are one each.
 
-    image logits = dino_head(ViT(x)[CLS]),        patch logits = ibot_head(ViT(x)[masked patches])
-
-The student and the teacher are two of these.
+    image logits = dino_head(ViT(x)[CLS])               (B, K)
+    patch logits = ibot_head(ViT(x)[masked patches])    (M, K)
 """
 
 from torch import nn
@@ -12,7 +11,10 @@ from head import Head
 
 
 def build_network(r, img_size=None):
-    """The ViT and its two untied heads (§4), for a recipe; img_size: that of its positions, if not the run's."""
+    """The nn.ModuleDict of a recipe: backbone, dino_head, ibot_head.
+
+    img_size: image size in pixels that the positions are stored for (default: the last phase's global views).
+    """
     backbone = getattr(vit, r.arch)(
         patch_size=r.patch_size,
         img_size=img_size or (r.hires_size if r.hires_share else r.global_size),

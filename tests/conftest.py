@@ -28,7 +28,6 @@ SLOW = ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure",
 mp.get_context("forkserver").set_forkserver_preload(SLOW)
 
 
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
 shards_on_cpus = pytest.mark.skipif(torch.__version__ < (2, 9), reason="FSDP2 on CPUs needs PyTorch 2.9")
 
 
@@ -45,14 +44,6 @@ def _as_rank(rank, world, port, work, *arguments):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     work(rank, *arguments)
-
-
-def kept_for_backward(f):
-    """Shapes and types of the tensors that f() keeps for its backward pass."""
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append((x.shape, x.dtype)) or x, lambda x: x):
-        f()
-    return kept
 
 
 @pytest.fixture
