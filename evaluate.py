@@ -42,8 +42,7 @@ EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at a 
 LAYER_SCALE = 0.1  # ours: of the untrained network, as in the small recipes; at 1e-5 its blocks would do nothing
 PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
 
-# --------------------------------------------------------------------------------------------------------
-# Features
+# ---------------------------------------------------------------------------- Features
 
 
 @torch.no_grad()
@@ -81,8 +80,7 @@ def pixel_features(train_pixels, test_pixels):
     return train - train.mean(0), test - train.mean(0)
 
 
-# --------------------------------------------------------------------------------------------------------
-# k-NN
+# ---------------------------------------------------------------------------- k-NN
 
 
 def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=KS, temp=0.07):
@@ -137,8 +135,7 @@ def allowed_ks(ks, n):
     return sorted({k for k in ks if k <= n}) or [n]
 
 
-# --------------------------------------------------------------------------------------------------------
-# Command line
+# ---------------------------------------------------------------------------- Command line
 
 
 def load_network(args):
@@ -219,7 +216,8 @@ def classify(args, kinds, vit, size, splits, features, labels):
 def save_features(path, splits, features, readable):
     """Write a .npz with features (N, D), labels (N,), names (N,) of both splits as train_… and test_…, and classes.
 
-    Labels and names are left out if the dataset has none.  readable: (N,) bool per split.
+    Labels and names are left out if the dataset has none.  Without a test split, test_… are some training images.
+    readable: (N,) bool per split.
     """
     arrays = {"classes": np.array(splits[0].classes, dtype=str)}
     for split, images, x, good in zip(("train", "test"), splits, features, readable):
@@ -234,19 +232,17 @@ def save_features(path, splits, features, readable):
 def parse_args(argv):
     """Parse the command line and find the device; UserError for a wrong flag."""
     parser = Parser(prog="evaluate.py", description="Measure frozen features by k-NN and linear classifiers.")
-    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official name or file; "
-                        "or a baseline: 'random' for an untrained network, 'pixels' for raw pixels")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file; or a "
+                        "baseline: 'random' for an untrained network, 'pixels' for raw pixels")
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
     parser.add_argument("--size", type=side, help="side of the images in pixels (default: the network's own, at most "
-                        f"{EVAL_SIZE}; {PIXEL_SIZE} for a baseline, which is the most for 'pixels')")
-    parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random "
-                        "(default: %(default)s)")
+                        f"{EVAL_SIZE}; {PIXEL_SIZE} for a baseline)")
+    parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")
     parser.add_argument("--patch-size", type=side, default=4, help="its patch side in pixels (default: %(default)s)")
     parser.add_argument("--k", type=positive, nargs="+", default=KS, help="neighbours that vote (default: 20 200)")
     parser.add_argument("--linear", nargs="*", choices=LINEAR, default=[], help="grid: the linear probes of B.3; "
                         "logistic: logistic regression; parts: segmentation of --data shapes (default: all)")
-    parser.add_argument("--save", type=Path, metavar="FILE.npz", help="save features, labels and names of all images "
-                        "for NumPy; needs no labels")
+    parser.add_argument("--save", type=Path, metavar="FILE.npz", help="save the features of all images for NumPy")
     add_pictures(parser)
     add_device(parser)
     args = parser.parse_args(argv)

@@ -45,8 +45,7 @@ FLAT = 1e-6  # ours: a component that varies less than this share of the largest
 PAIRS_PER_ROW = 4  # ours: an image beside its colours, four times per row
 ROWS, PER_CLASS = 6, 20  # ours: classes in a run's picture; images per class that its scores are computed from
 
-# --------------------------------------------------------------------------------------------------------
-# The two PCAs
+# ---------------------------------------------------------------------------- The two PCAs
 
 
 def pca_rgb(patch_tokens, threshold=0.5):
@@ -137,8 +136,7 @@ def foreground_mask(first, border, threshold, invert):
     return sides[1 if invert else 0] > threshold  # NaN is above no threshold
 
 
-# --------------------------------------------------------------------------------------------------------
-# The picture and the scores of a run
+# ---------------------------------------------------------------------------- The picture and the scores of a run
 
 
 def foreground_iou(foreground, truth):
@@ -225,29 +223,24 @@ def draw_panels(rows, path, titles=()):
     write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
 
 
-# --------------------------------------------------------------------------------------------------------
-# The program
+# ---------------------------------------------------------------------------- The program
 
 
 def parse_args(argv):
     """Parse the command line and find the device; UserError for a wrong flag."""
     parser = Parser(prog="pca_viz.py", description="Draw images beside the PCA colours of their patches.")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, an official file, or a name such as "
-                        "dinov2_vits14")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
     parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--size", type=side, default=518, help="short side of an image in pixels, rounded to whole "
-                        "patches (default: %(default)s)")
+    parser.add_argument("--size", type=side, default=518, help="short side in pixels (default: %(default)s)")
     parser.add_argument("--keep-aspect", action="store_true", help="show the whole image, not only its middle square")
-    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="on the first component; higher keeps less "
-                        "foreground (default: %(default)s)")
+    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="higher keeps less foreground (default: "
+                        "%(default)s)")
     parser.add_argument("--invert", action="store_true", help="swap foreground and background")
     parser.add_argument("--no-mask", dest="mask", action="store_false", help="colour all patches, by one PCA")
     parser.add_argument("--layer", type=int, help="take tokens of this block, from 0 (default: the last)")
-    parser.add_argument("--matches", nargs=2, metavar=("A", "B"), help="instead: draw lines between the patches of two "
-                        "images that are each other's nearest (§7.5)")
-    parser.add_argument("--attention", action="store_true", help="instead: show where [CLS] looks, for each head and "
-                        "on average")
+    parser.add_argument("--matches", nargs=2, metavar=("A", "B"), help="instead: draw lines between matching patches")
+    parser.add_argument("--attention", action="store_true", help="instead: show where [CLS] looks, for each head")
     add_pictures(parser)
     add_device(parser)
     args = parser.parse_args(argv)

@@ -20,8 +20,7 @@ from linear_probe import (
 )
 from vit import vit_pico
 
-# --------------------------------------------------------------------------------------------------------
-# Linear probe
+# ---------------------------------------------------------------------------- Linear probe
 
 
 @pytest.fixture
@@ -44,8 +43,10 @@ def test_both_separate_clouds_of_any_scale(short, scale):
     assert logistic_regression(*sets) == (1.0, 1.0)  # λ is the largest that separates them, at any scale
 
 
-def test_probe_survives_constant_columns(short):
-    """0.1 is not a float32: by rounding, a column of it has a deviation, which must not be scaled to 1."""
+def test_probe_survives_constant_columns_and_useless_rates(short, monkeypatch):
+    """0.1 is not a float32: by rounding, a column of it has a deviation, which must not be scaled to 1.  A rate of 0
+    predicts class 0 everywhere: the other rate must win."""
+    monkeypatch.setattr(probe, "RATES", (0.0, 0.1, 0.0))
     (x, y), (test_x, test_y) = clouds(300), clouds(200, seed=3)
     x, test_x = (torch.cat([f, torch.full((len(f), 1), 0.1), torch.zeros(len(f), 1)], 1) for f in (x, test_x))
     test_x[:, 3] += 1e-7  # a rounding error on the other side of the column
@@ -53,31 +54,27 @@ def test_probe_survives_constant_columns(short):
 
 
 def test_probe_is_sgd_on_the_mean_cross_entropy(monkeypatch):
-    """25 steps of ours are 25 steps of torch.optim.SGD and autograd on the same batches, whichever rates are trained
-    beside it.  Noisy labels make the accuracy depend on every step.  Rounding may change one of 1000 test images."""
-    rate = 0.3
-    monkeypatch.setattr(probe, "STEPS", 25)
-    monkeypatch.setattr(probe, "BATCH", 8)
-    monkeypatch.setattr(probe, "RATES", (0.0, rate, 0.0))
+    """25 steps of two heads at once are 25 steps of torch.optim.SGD and autograd for each, on the same batches."""
+    rates = (0.3, 3.0)
+    for name, value in {"STEPS": 25, "BATCH": 8, "RATES": rates}.items():
+        monkeypatch.setattr(probe, name, value)
     generator = torch.Generator().manual_seed(8)
-    x, test_x = (torch.randn(n, 6, generator=generator) for n in (200, 1000))
-    y, test_y = ((f[:, :4] + torch.randn(len(f), 4, generator=generator)).argmax(1) for f in (x, test_x))
-
-    deviation, mean = torch.std_mean(x, dim=0, correction=0)
-    linear = nn.Linear(6, 4)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    optimizer = torch.optim.SGD(linear.parameters(), momentum=0.9)
-    generator = torch.Generator().manual_seed(0)
-    fit = torch.randperm(200, generator=generator)[20:]
-    for step in range(25):
-        batch = fit[torch.randint(180, (8,), generator=generator)]
-        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / 24)) / 2
-        optimizer.zero_grad()
-        F.cross_entropy(linear((x[batch] - mean) / deviation), y[batch]).backward()
-        optimizer.step()
-    expected = (linear((test_x - mean) / deviation).argmax(1) == test_y).float().mean().item()
-    assert linear_accuracy(x, y, test_x, test_y) == pytest.approx(expected, abs=0.0011)
+    x, y = torch.randn(200, 6, generator=generator), torch.randint(4, (200,), generator=generator)
+    (deviation, mean), rows = torch.std_mean(x, dim=0, correction=0), torch.arange(20, 200)
+    heads = probe.train_heads(x, y, rows, 4, probe.mean_and_deviation(x), torch.Generator().manual_seed(0))
+    for rate, W in zip(rates, heads, strict=True):
+        linear = nn.Linear(6, 4)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        optimizer = torch.optim.SGD(linear.parameters(), momentum=0.9)
+        generator = torch.Generator().manual_seed(0)
+        for step in range(25):
+            batch = rows[torch.randint(180, (8,), generator=generator)]
+            optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / 24)) / 2
+            optimizer.zero_grad()
+            F.cross_entropy(linear((x[batch] - mean) / deviation), y[batch]).backward()
+            optimizer.step()
+        torch.testing.assert_close(W, torch.cat([linear.weight.T, linear.bias[None]]), rtol=1e-4, atol=1e-4)
 
 
 def noisy_classes():
@@ -125,8 +122,7 @@ def test_a_feature_of_a_sweep_scores_as_it_does_alone(short):
     assert accuracy == alone[chosen]
 
 
-# --------------------------------------------------------------------------------------------------------
-# B.3's four features
+# ---------------------------------------------------------------------------- B.3's four features
 
 
 def test_features_are_cls_of_four_blocks_and_the_mean_patch():
@@ -151,8 +147,7 @@ def test_features_of_a_network_of_one_block_are_two():
     assert "[CLS] of 3 blocks" in b3_features(torch.zeros(1, 8), 2)
 
 
-# --------------------------------------------------------------------------------------------------------
-# Logistic regression
+# ---------------------------------------------------------------------------- Logistic regression
 
 
 def test_logistic_regression_by_hand():
@@ -197,8 +192,7 @@ def test_the_chosen_strength_is_fitted_to_all_training_images(monkeypatch):
     assert (torch.tensor([1.0, 1.0]) @ W).argmax() == 1
 
 
-# --------------------------------------------------------------------------------------------------------
-# Segmentation
+# ---------------------------------------------------------------------------- Segmentation
 
 
 def test_mean_iou_by_hand():
@@ -211,16 +205,14 @@ def test_mean_iou_by_hand():
 
 
 def test_logits_are_upsampled_before_the_part_is_taken():
-    """A grid of 2×2 patches: part 1 has logits 3, −1 in each row; part 0 has 0.  Bilinear interpolation between the
-    centres at 1 and 3 of 4 pixels: pixels at 0.5, 1.5, 2.5, 3.5 get 3, 3 − 4/4 = 2, 3 − 3·4/4 = 0, −1.  So part 1 fills
-    the first two columns; at 0 the lower part wins."""
-    tokens = torch.tensor([[[3.0], [-1.0], [3.0], [-1.0]]])
+    """A grid of 2×2 patches: part 1 has logits 1, −3 in each row; part 0 has 0.  Bilinear interpolation between the
+    centres at 1 and 3 of 4 pixels: pixels at 0.5, 1.5, 2.5, 3.5 get 1, 1 − 4/4 = 0, 1 − 3·4/4 = −2, −3.  At 0 the lower
+    part wins, so part 1 is predicted in the first column alone."""
+    tokens = torch.tensor([[[1.0], [-3.0], [1.0], [-3.0]]])
     W = torch.tensor([[0.0, 1.0], [0.0, 0.0]])  # one feature and the bias, two parts
-    standard = torch.zeros(1), torch.ones(1)
-    parts = torch.tensor([[0, 1, 1, 0]]).expand(4, 4)[None]
-    assert confusion(tokens, parts, W, standard).tolist() == [[4, 4], [4, 4]]
-    parts = torch.tensor([[1, 1, 0, 0]]).expand(4, 4)[None]
-    assert confusion(tokens, parts, W, standard).tolist() == [[8, 0], [0, 8]]
+    for columns, counts in (([1, 1, 0, 0], [[8, 0], [4, 4]]), ([0, 1, 1, 0], [[4, 4], [8, 0]])):
+        parts = torch.tensor([columns]).expand(4, 4)[None]
+        assert confusion(tokens, parts, W, (torch.zeros(1), torch.ones(1))).tolist() == counts
 
 
 def pictures(n, seed):

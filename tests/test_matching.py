@@ -12,7 +12,8 @@ def test_mutual_matches_by_hand():
     """a: 0°, 40°, 90°.  b: 10°, 80°, and 30° of length 9, which does not count.
 
     Nearest of a: 0° → 10°, 40° → 30°, 90° → 80°.  Nearest of b: 10° → 0°, 80° → 90°, 30° → 40°.  All are mutual, each
-    10° apart.  With 30° in the background 40° → 10°, whose own nearest is 0°: two pairs are left.
+    10° apart.  With 30° in the background 40° → 10°, whose own nearest is 0°: two pairs are left.  With 0° in the
+    background as well, 10° → 40°.
     """
     def at(*degrees):
         angle = torch.tensor(degrees).float().deg2rad()
@@ -24,7 +25,7 @@ def test_mutual_matches_by_hand():
     assert pairs.tolist() == [[0, 0], [1, 2], [2, 1]]
     torch.testing.assert_close(cosine, torch.full((3,), 0.984807753, dtype=torch.float64))  # cos 10°
     assert mutual_matches(a, b, everything, some)[0].tolist() == [[0, 0], [2, 1]]
-    assert mutual_matches(b, a, some, everything)[0].tolist() == [[0, 0], [1, 2]]
+    assert mutual_matches(a, b, some.flip(0), some)[0].tolist() == [[1, 0], [2, 1]]
 
 
 @pytest.mark.parametrize("empty", [0, 1])

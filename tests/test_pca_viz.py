@@ -13,8 +13,7 @@ from pca_viz import draw_pca, draw_split, fine_tokens, foreground_iou, main, pat
 from support.images import read_images
 from vit import vit_nano
 
-# --------------------------------------------------------------------------------------------------------
-# The components
+# ---------------------------------------------------------------------------- The components
 
 
 def test_components_of_points_on_paper():
@@ -39,8 +38,7 @@ def test_components_are_those_of_the_svd():
         torch.testing.assert_close(scale(pca(x, 3)), scale((x - x.mean(0)) @ v.T))
 
 
-# --------------------------------------------------------------------------------------------------------
-# The foreground
+# ---------------------------------------------------------------------------- The foreground
 
 
 def ramp(*values):
@@ -117,8 +115,7 @@ def test_images_of_any_shape_share_their_components():
         pca_rgb(x[None])
 
 
-# --------------------------------------------------------------------------------------------------------
-# Colours
+# ---------------------------------------------------------------------------- Colours
 
 
 def scenes():
@@ -188,8 +185,7 @@ def test_few_patches_and_few_dimensions():
     assert foreground.sum() == 3 and (rgb[foreground][:, 2] == 0.5).all() and rgb.isfinite().all()
 
 
-# --------------------------------------------------------------------------------------------------------
-# The picture and the scores of a run
+# ---------------------------------------------------------------------------- The picture and the scores of a run
 
 
 def test_iou_is_the_mean_over_images():
@@ -263,8 +259,7 @@ def test_panels_stand_in_their_places(tmp_path):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
 
 
-# --------------------------------------------------------------------------------------------------------
-# The program
+# ---------------------------------------------------------------------------- The program
 
 
 def test_the_middle_of_the_long_side_or_all_of_it(tmp_path):
@@ -313,6 +308,16 @@ def test_the_program_draws(place, capsys, flags, words):
     assert last.startswith(words) and last.endswith(" s, out.png")
     assert ("skipped ./broken.png: not an image in a format that Pillow reads" in err) == flags.startswith(".")
     assert min(matplotlib.image.imread("out.png").shape[:2]) > 100
+
+
+def test_flags_change_the_picture(place):
+    """Five images take two rows, each about an eighth as high as wide."""
+    pictures = set()
+    for flags in ("", "--layer 0", "--invert", "--threshold 0.3", "b.png c.png ./a.png ./b.png"):
+        assert main([*COMMON, "a.png", *flags.split()]) == 0
+        pictures.add((place / "out.png").read_bytes())
+    height, width, _ = matplotlib.image.imread("out.png").shape
+    assert len(pictures) == 5 and height > width / 5
 
 
 @pytest.mark.parametrize("flags, words", [
