@@ -240,9 +240,9 @@ def parse_args(argv):
     add("--self-threshold", type=number(-1, 1), default=0.6, help="cosine above which two images are copies" + default)
     add("--reference-threshold", type=number(-1, 1), default=0.45, help="the same, to an excluded image" + default)
     add("--mode", choices=("samples", "clusters"),
-        help=f"of retrieval (default: clusters for fewer than {SMALL} curated images)")  # fmt: skip
+        help=f"way of retrieval (default: clusters for fewer than {SMALL} curated images)")  # fmt: skip
     add("--per-image", type=positive, default=4, help="samples: images for each curated one" + default)
-    add("--clusters", type=positive, help=f"how many (default: one for {CLUSTER_SIZE} images, at most {CLUSTERS})")
+    add("--clusters", type=positive, help=f"number (default: one for {CLUSTER_SIZE} images, at most {CLUSTERS})")
     add("--per-cluster", type=positive, default=PER_CLUSTER, help="images from each cluster" + default)
     add("--size", type=side, help="side of an embedded image (default: 224, in whole patches)")
     add("--seed", type=number(0, 2**31 - 1, int), default=0, help="of the index, k-means and draws" + default)
