@@ -42,9 +42,10 @@ def test_a_call_is_timed_until_the_device_is_done(monkeypatch):
     assert bench.time_calls(call, torch.device("cuda"), 2) == ([1.0, 1.0], [4.0, 4.0])
 
 
-def test_parts_add_up():
-    """A meter that rises by 1 each time it is read: each call of a part costs 1."""
-    ticks, run = itertools.count(), start_run(get_recipe("shapes", **TINY), CPU)
+@pytest.mark.parametrize("tied", [False, True])
+def test_parts_add_up(tied):
+    """A meter that rises by 1 each time it is read: each call of a part costs 1, also of a head used twice."""
+    ticks, run = itertools.count(), start_run(get_recipe("shapes", **TINY, tied_heads=tied), CPU)
     images, crop = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), bench.make_crop(run.recipe, 16)
     spent = bench.measure_parts(run, images, crop, lambda: next(ticks))
     once = ["augmentation", "sample_masks", "teacher ViT", "student ViT", "dino_loss", "ibot_loss", "backward",
