@@ -4,7 +4,6 @@
     python -m book --weights runs/mine/vit.pt  the same, with pictures by your own network
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
-from support.cli import report_errors
+from support.cli import Parser, report_errors
 from support.device import choose_threads
 from support.files import UserError
 from support.log import read_metrics
@@ -46,7 +45,7 @@ def load(weights, losses=()):
 @report_errors("book")
 def main(argv=None):
     """The program; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m book", description="Build a page for each file of the paper.")
+    parser = Parser(prog="python -m book", description="Build a page for each file of the paper.")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/book", help="folder of the pages (default: docs/book)")
     parser.add_argument("--weights", help="network for the pictures (default: train one for a minute)")
     args = parser.parse_args(argv)

@@ -62,8 +62,8 @@ def test_formulas_by_hand(formula, expected):
 
 
 def test_a_long_formula_may_break_before_a_sign_or_beside_a_word():
-    pieces = re.split("<wbr>|</math> ", mathml.mathml("teacher ← m · teacher + (1 − m) · student, if m"))
-    assert list(map(text_of, pieces)) == ["teacher", "←m", "·teacher", "+(1−m)", "·student,if", "m"]
+    pieces = re.split("<wbr>|</math> ", mathml.mathml("teacher ← −m · teacher + (1 − m) · student, if m"))
+    assert list(map(text_of, pieces)) == ["teacher", "←−m", "·teacher", "+(1−m)", "·student,if", "m"]
 
 
 @pytest.mark.parametrize(("cell", "kind"), [
@@ -135,7 +135,7 @@ def run_train(command, check):
 
 
 def test_the_program(tmp_path, monkeypatch, capsys):
-    """After training; with weights that do not exist; without pygments."""
+    """After training; with weights that do not exist; without pygments; with a misspelt flag."""
     made = []
     monkeypatch.setattr(build, "build", lambda out, m: made.append(m) or {"index.html": 10**6, "book.css": 0})
     monkeypatch.setattr(subprocess, "run", run_train)
@@ -145,8 +145,9 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     assert program.main(["--weights", str(tmp_path / "none.pt")]) == 2
     monkeypatch.setattr(program, "find_spec", lambda name: None)
     assert program.main([]) == 2
-    missing, pygments = capsys.readouterr().err.splitlines()
-    assert "none.pt" in missing and "pip install -r book/requirements.txt" in pygments
+    assert program.main(["--weihgts", "none.pt"]) == 2
+    missing, pygments, flag = capsys.readouterr().err.splitlines()
+    assert "none.pt" in missing and "did you mean --weights" in flag and "pip install -r book/requirements.txt" in pygments
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium; Debian's package is chromium")
