@@ -215,6 +215,8 @@ def test_clusters_exclusion_and_no_retrieval(place, tmp_path, capsys):
     (tmp_path / "list.txt").write_text(f"{place}/pool/{names(alone)[1]}\n")
     assert run(*common, "--out", apart, "--exclude", tmp_path / "list.txt", "--reference-threshold", 0.99999) == 0
     assert names(apart) == [name for name in names(alone) if name != names(alone)[1]]
+    assert run(*common, "--out", out, "--curated", place / "curated", "--clusters", 1) == 0  # the default mode
+    assert "retrieval, clusters" in capsys.readouterr().out and names(out) == names(alone)
 
 
 def test_names_that_a_list_can_hold(place, tmp_path):
