@@ -43,7 +43,7 @@ WRAPPED = {  # what people have, and how it wraps the tensors `s` of the network
     "vit.pt": lambda s: s,
     "checkpoint.pt": lambda s: {"teacher": prefixed(s, "backbone.") | HEAD, "student": prefixed(s, "", 1), "step": 3},
     "official training": lambda s: {
-        "model": prefixed(chunked(s), "teacher.backbone.") | prefixed(s, "student.backbone.", 1)
+        "model": prefixed(s, "student.backbone.", 1) | prefixed(chunked(s), "teacher.backbone.")
         | {"teacher.dino_head.last_layer.weight": torch.zeros(3), "dino_loss.center": torch.zeros(1, 5)},
         "optimizer": {"state": {}}, "iteration": 7},
     "FSDP": lambda s: {"model": {f"teacher.backbone.blocks.0._fsdp_wrapped_module.{k[7:]}" if k.startswith("blocks.")
