@@ -99,11 +99,9 @@ def make_crop(r, size):
 
 
 def check_start(r, device):
-    """UserError for a recipe that cannot start: no data, no teacher, too many processes, not enough memory."""
+    """UserError for a recipe that cannot start: no data, too many processes, not enough memory."""
     if not r.data:
         raise UserError(f"--recipe {r.name} needs your images; give a folder or an archive with --data")
-    if r.teacher == "?":
-        raise UserError(f"--recipe {r.name} needs a teacher; give the checkpoint.pt of a run with --teacher")
     world = distributed.world_size()
     if r.batch % world:
         raise UserError(f"--batch {r.batch} does not divide among {world} processes")
@@ -221,6 +219,8 @@ def heads_of(path):
 
 def load_teacher(r):
     """The frozen teacher that a recipe distils, with its heads, from another run's checkpoint.pt (§5)."""
+    if r.teacher == "?":
+        raise UserError(f"--recipe {r.name} needs a teacher; give the checkpoint.pt of a run with --teacher")
     if not heads_of(r.teacher):
         load_vit(r.teacher)  # raises if the file holds no network
         raise UserError(f"--teacher {r.teacher} has no heads; train them first: python train.py --init {r.teacher} "
