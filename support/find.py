@@ -100,7 +100,7 @@ def find_in_list(path):
         rows = [split_line(line.strip()) for line in text.split("\n")]
     else:
         header = text.split("\n", 1)[0]
-        table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), skipinitialspace=True)
+        table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
         table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
         if "path" not in table.fieldnames:
             raise UserError(f"{path}: its header is {', '.join(table.fieldnames) or 'empty'}; it must have the column "

@@ -150,6 +150,8 @@ def test_an_intensity_range_is_estimated():
     # of -10, 0 and 30 the percentiles are -9.98 and 29.94; (0 + 9.98) / 39.92 · 255 = 63.75
     x = np.array([[-10, 30], [0, np.nan]], np.float32)
     assert decoded(Image.fromarray(x), size=2, format="TIFF")[0].tolist() == [[0, 255], [64, GREY]]
+    half = Image.fromarray(np.repeat(np.array([0, 1000], np.uint16), 2**17).reshape(512, 512))  # all over the image
+    assert data.estimate_scale(["a"], lambda name: encoded(half))[0] == (0, 1000)
 
 
 @pytest.mark.parametrize("dtype, missing, options", [

@@ -31,6 +31,7 @@ def test_split_folders(train, held_out):
 def test_a_class_missing_from_one_split_keeps_the_numbers_equal():
     train, test, classes = split_of(["train/a/1.png", "train/b/1.png", "train/c/1.png", "test/c/1.png"])
     assert classes == ["a", "b", "c"] and test == [("test/c/1.png", "c")]
+    assert split_of(["train/a/1.png", "train/b/1.png", "test/c/1.png"])[2] == ["a", "b"]  # none that training lacks
 
 
 def test_every_tenth_image_of_each_class_is_held_out():
@@ -70,14 +71,15 @@ SPLIT_AND_CLASS = {"x/1.png": ("train", "a"), "x/2.png": ("Train", "b"), "y/3.pn
      {"a/0.png": "a", "b/0.png": "b"}, {"a/1.png": "a", "b/1.png": "b"}),
     ({f"{kind}/{i}.png": ("train", None) for kind in "ab" for i in (0, 1)},  # one split alone: every tenth is held out
      {"a/1.png": "a", "b/1.png": "b"}, {"a/0.png": "a", "b/0.png": "b"}),
+    ({"cats/1.png": (None, "a"), "train/2.png": (None, "b")}, {"cats/1.png": "a", "train/2.png": "b"}, {}),  # no splits
 ])  # fmt: skip
 def test_splits_and_classes_of_a_list(given, train, test):
     assert split_of(given, given) == (list(train.items()), list(test.items()), ["a", "b"])
 
 
 def test_images_without_a_class_are_reported():
-    given = {"1.png": (None, "a"), "2.png": (None, "b"), "3.png": (None, None)}
-    splits, classes, notes = choose_splits(list(given), given, "set")
+    given = {"1.png": (None, "a"), "2.png": (None, "b")}  # as `.cls` files name them
+    splits, classes, notes = choose_splits(["1.png", "2.png", "3.png"], given, "set")
     assert classes == [] and notes == ["no labels: 1 of 3 images have no class, for example 3.png"]
 
 
