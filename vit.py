@@ -7,10 +7,8 @@
     x  (B, 1 + R + N, D)   tokens of B images with N = (H/P)·(W/P) patches of P×P pixels
 
 Packing (§5): batches of different resolution share one pass.  Their tokens lie end to end in one matrix (T, D), and
-`shapes` lists [(b, n), ...], the samples and tokens of each batch, Σ b·n = T.  Attention runs once per resolution;
-all other layers see one matrix.  Stochastic depth (§5) computes each branch for a random subset of the samples only.
-
-State-dict keys are the official ones, so weights load both ways.  The official code needs xFormers for packing.
+`shapes` lists [(b, n), ...], the samples and tokens of each batch, Σ b·n = T.  Attention runs once per resolution.
+The official code needs xFormers for it.  State-dict keys are the official ones, so weights load both ways.
 """
 
 import math
@@ -19,7 +17,6 @@ from functools import partial
 
 import torch
 from einops import rearrange, repeat
-from einops.layers.torch import Rearrange
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -57,16 +54,11 @@ def attend(q, k, v):
     return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
 
 
-class Mlp(nn.Module):
+class Mlp(nn.Sequential):
     """fc2(gelu(fc1 x)), D -> 4·D -> D: (T, D) -> (T, D)."""
 
     def __init__(self, dim):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        super().__init__(OrderedDict(fc1=nn.Linear(dim, 4 * dim), gelu=nn.GELU(), fc2=nn.Linear(4 * dim, dim)))
 
 
 class SwiGLU(nn.Module):
@@ -106,14 +98,14 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim) if ffn == "swiglu" else Mlp(dim)
         self.ls2 = LayerScale(dim, layer_scale)
 
-    def forward(self, x, shapes, subsets=None):
-        """Packed tokens x (T, D) -> (T, D); subsets: those that stochastic depth keeps, one for each branch."""
-        if subsets is None:
+    def forward(self, x, shapes, subset=None):
+        """Packed tokens x (T, D) -> (T, D); subset: the samples that stochastic depth keeps, from draw_subsets."""
+        if subset is None:
             x = x + self.ls1(self.attn(self.norm1(x), shapes))
             return x + self.ls2(self.mlp(self.norm2(x)))
-        (rows1, shapes1, scale1), (rows2, _, scale2) = subsets
-        x = add_rows(x, rows1, scale1 * self.ls1(self.attn(self.norm1(x.index_select(0, rows1)), shapes1)))
-        return add_rows(x, rows2, scale2 * self.ls2(self.mlp(self.norm2(x.index_select(0, rows2)))))
+        (rows1, rows2), kept, scale = subset
+        x = add_rows(x, rows1, scale * self.ls1(self.attn(self.norm1(x.index_select(0, rows1)), kept)))
+        return add_rows(x, rows2, scale * self.ls2(self.mlp(self.norm2(x.index_select(0, rows2)))))
 
 
 def add_rows(x, rows, y):
@@ -128,10 +120,9 @@ def split_batches(x, shapes):
 
 
 def draw_subsets(shapes, rate, depth, device):
-    """Stochastic depth: for each block a pair of random subsets of the samples, one for each branch.
+    """Stochastic depth (§5): for each block, the random samples for which its two branches are computed.
 
-    Each keeps k = max(int(b·(1 − rate)), 1) of a batch's b samples: (rows (T',), shapes [(k, n), ...], scale b/k
-    (T', 1)).
+    Rows of both branches 2 × (T',), shapes [(k, n), ...], scale b/k (T', 1), with k = max(int(b·(1 − rate)), 1).
     """
     rows, kept = [], []
     for place in split_batches(torch.arange(sum(b * n for b, n in shapes), device=device), shapes):  # (b, n)
@@ -141,8 +132,7 @@ def draw_subsets(shapes, rate, depth, device):
         rows.append(place[samples].flatten(1))  # (2·depth, k·n)
         kept.append((k, n))
     scale = torch.cat([torch.full((k * n, 1), b / k, device=device) for (b, n), (k, _) in zip(shapes, kept)])  # (T', 1)
-    subsets = [(r, kept, scale) for r in torch.cat(rows, dim=1)]
-    return list(zip(subsets[::2], subsets[1::2]))
+    return [(tuple(pair), kept, scale) for pair in torch.cat(rows, dim=1).view(depth, 2, -1)]
 
 
 # ---------------------------------------------------------------------------- the network
@@ -156,28 +146,22 @@ def sincos(n, dim):
 
 
 class ViT(nn.Module):
-    """The Vision Transformer.
+    """The Vision Transformer.  It stores `pos_embed` for images of img_size pixels; any other size works too.
 
-    img_size: `pos_embed` is stored for this resolution; any other works too.  ffn: "mlp" or "swiglu".
-    drop_path: rate of stochastic depth, the same in each block.  layer_scale: λ at the start.
-    checkpointing: keep only each block's input for the backward pass, and compute the rest again.
-    stem: use the convolutional stem of stem.py.
-    The attribute `antialias` selects how `positions` resizes; set it to False for networks with registers from
-    official training.
+    ffn: "mlp" or "swiglu".  drop_path: rate of stochastic depth, the same in each block.  layer_scale: λ at the start.
+    checkpointing: keep only each block's input for the backward pass, and compute the rest again.  stem: use stem.py.
     """
 
     def __init__(self, dim, depth, n_heads, patch_size=14, img_size=518, n_registers=0, ffn="mlp",
                  drop_path=0.0, layer_scale=1e-5, checkpointing=False, stem=False):  # fmt: skip
         super().__init__()
-        self.embed_dim, self.patch_size, self.n_registers, self.stem = dim, patch_size, n_registers, stem
-        # names of the official models
-        self.num_features, self.n_blocks, self.num_heads, self.num_register_tokens = dim, depth, n_heads, n_registers
-        self.drop_path, self.checkpointing, self.antialias = drop_path, checkpointing, n_registers > 0
+        self.embed_dim, self.patch_size, self.n_blocks, self.n_registers = dim, patch_size, depth, n_registers
+        self.num_features, self.num_heads, self.num_register_tokens = dim, n_heads, n_registers  # official names
+        self.stem, self.drop_path, self.checkpointing, self.antialias = stem, drop_path, checkpointing, n_registers > 0
+        self.patch_embed = nn.Sequential()
         if stem:
-            layers = {"stem": conv_stem(patch_size, dim), "proj": nn.Conv2d(dim // 2, dim, 1)}
-        else:
-            layers = {"proj": nn.Conv2d(3, dim, patch_size, stride=patch_size)}
-        self.patch_embed = nn.Sequential(OrderedDict(layers, tokens=Rearrange("b d h w -> b (h w) d")))
+            self.patch_embed.stem = conv_stem(patch_size, dim)
+        self.patch_embed.proj = nn.Conv2d(dim // 2, dim, 1) if stem else nn.Conv2d(3, dim, patch_size, patch_size)
         self.cls_token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
         places = 0.5 * sincos(img_size // patch_size, dim)  # ours; official: noise, which carries no position
         self.pos_embed = nn.Parameter(torch.cat([torch.zeros(1, dim), places])[None])  # (1, 1 + N, D)
@@ -194,9 +178,8 @@ class ViT(nn.Module):
     def positions(self, height, width):
         """pos_embed resized to a grid of height×width patches: (1, 1 + height·width, D).
 
-        Bicubic, as in torch.hub's models.  With registers: to the size, with antialias.  Without: by the factors
-        (height + 0.1)/n and (width + 0.1)/n, without antialias; n = 37 for official weights.  Official training
-        does the latter with registers too; set `antialias` to False for it.
+        Bicubic, as in torch.hub's models: with antialias for networks with registers, without for the others.
+        Official training never uses antialias; set the attribute `antialias` to False for weights from it.
         """
         n = math.isqrt(self.pos_embed.shape[1] - 1)
         if height == width == n:
@@ -212,29 +195,29 @@ class ViT(nn.Module):
         """Pixels (B, 3, H, W) and masks (B, N) bool, or None -> tokens (B, 1 + R + N, D) before the first block."""
         (b, _, height, width), P = images.shape, self.patch_size
         assert height % P == 0 and width % P == 0, f"{height}×{width} pixels do not divide into patches of {P}"
-        x = self.patch_embed(images)  # (B, N, D)
+        x = rearrange(self.patch_embed(images), "b d h w -> b (h w) d")  # (B, N, D)
         if masks is not None:
             x = torch.where(masks[:, :, None], self.mask_token.to(x.dtype), x)
         x = torch.cat([self.cls_token.expand(b, -1, -1), x], dim=1)  # (B, 1 + N, D)
         x = x + self.positions(height // P, width // P)
         if self.n_registers:
-            x = torch.cat([x[:, :1], self.register_tokens.expand(b, -1, -1), x[:, 1:]], dim=1)  # (B, 1 + R + N, D)
-        return x
+            x = torch.cat([x[:, :1], self.register_tokens.expand(b, -1, -1), x[:, 1:]], dim=1)
+        return x  # (B, 1 + R + N, D)
 
     def pack(self, batches, masks):
         """Batches of images and their masks -> packed tokens (T, D), shapes [(b, n), ...]."""
         tokens = [self.embed(images, mask) for images, mask in zip(batches, masks, strict=True)]
         return torch.cat([x.flatten(0, 1) for x in tokens]), [tuple(x.shape[:2]) for x in tokens]
 
-    def run_blocks(self, x, shapes):
-        """Packed tokens before the first block (T, D) -> after the last one (T, D)."""
-        depth = len(self.blocks)
-        drop = self.training and self.drop_path
+    def run_blocks(self, batches, masks):
+        """Batches of images and their masks -> tokens after the last block, a list of (b, n, D)."""
+        x, shapes = self.pack(batches, masks)
+        depth, drop = len(self.blocks), self.training and self.drop_path
         subsets = draw_subsets(shapes, self.drop_path, depth, x.device) if drop else [None] * depth
         for block, subset in zip(self.blocks, subsets):
             run = partial(checkpoint, block, use_reentrant=False) if self.checkpointing and self.training else block
             x = run(x, shapes, subset)
-        return x
+        return split_batches(x, shapes)
 
     def forward_features(self, x, masks=None):
         """Images (B, 3, H, W) and masks (B, N) bool, or None -> a dict of normalised tokens.
@@ -245,14 +228,11 @@ class ViT(nn.Module):
         if not isinstance(x, list):
             return self.forward_features([x], [masks])[0]
         masks = masks or [None] * len(x)
-        packed, shapes = self.pack(x, masks)
         outputs, R = [], self.n_registers
-        for prenorm, mask in zip(split_batches(self.run_blocks(packed, shapes), shapes), masks, strict=True):
+        for prenorm, mask in zip(self.run_blocks(x, masks), masks):
             y = self.norm(prenorm)  # (B, 1 + R + N, D)
-            outputs.append({
-                "x_norm_clstoken": y[:, 0], "x_norm_regtokens": y[:, 1 : 1 + R], "x_norm_patchtokens": y[:, 1 + R :],
-                "x_prenorm": prenorm, "masks": mask,
-            })  # fmt: skip
+            outputs.append({"x_norm_clstoken": y[:, 0], "x_norm_regtokens": y[:, 1 : 1 + R],
+                            "x_norm_patchtokens": y[:, 1 + R :], "x_prenorm": prenorm, "masks": mask})  # fmt: skip
         return outputs
 
     def training_features(self, x, masks, at):
@@ -260,8 +240,7 @@ class ViT(nn.Module):
 
         x, masks: lists of batches and of masks (or None).  at (M,): the places of these patches in (B·N,).
         """
-        packed, shapes = self.pack(x, masks)
-        batches = split_batches(self.run_blocks(packed, shapes), shapes)  # [(b, n, D), ...]
+        batches = self.run_blocks(x, masks)  # [(b, n, D), ...]
         cls = torch.cat([batch[:, 0] for batch in batches])  # (ΣB, D)
         patches = batches[0][:, 1 + self.n_registers :].flatten(0, 1)[at]  # (M, D)
         return self.norm(cls), self.norm(patches)
