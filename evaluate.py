@@ -11,12 +11,10 @@
     τ      ()      temperature: at a low τ the nearest neighbours count most
 
 The official code divides each image's weights by their sum (a softmax), we by their largest: the argmax is the same.
-`linear_probe.py` holds the linear classifiers.
 """
 
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +33,9 @@ from support.images import Images, in_order, load_splits, whole_patches
 from support.weights import load_vit
 
 KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the largest that it tries (10, 20, 100, 200)
-LINEAR = ("grid", "logistic", "parts")  # values of --linear
 TOKENS = 2**27  # ours: the most floats of patch tokens for segmentation, 512 MiB; fewer images are used if need be
 SIMILARITIES = 2**24  # ours: cosines in memory at once in k-NN, 64 MiB
 EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at a lower one is evaluated at its own
-LAYER_SCALE = 0.1  # ours: of the untrained network, as in the small recipes; at 1e-5 its blocks would do nothing
 PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
 
 # ---------------------------------------------------------------------------- Features
@@ -55,10 +51,9 @@ def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256, progres
     device = next(vit.parameters()).device
     size = whole_patches(size, vit.patch_size)
     batches = in_order(pixels, batch, device) if isinstance(pixels, Images) else pixels.split(batch)
-    total = math.ceil(len(pixels) / batch)
     vit.eval()
     features = []
-    for images in tqdm(batches, "features", total, leave=False, disable=not progress):
+    for images in tqdm(batches, "features", math.ceil(len(pixels) / batch), leave=False, disable=not progress):
         images = images.to(device)
         if images.shape[-2:] != (size, size):
             images = F.interpolate(images.float() / 255, (size, size), mode="bicubic", antialias=True)
@@ -71,10 +66,7 @@ def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256, progres
 
 
 def pixel_features(train_pixels, test_pixels):
-    """The baseline: pixels minus the mean training image.
-
-    (N, 3, S, S) and (M, 3, S, S) uint8 -> (N, 3·S²) and (M, 3·S²) float32.
-    """
+    """(N, 3, S, S) and (M, 3, S, S) uint8 -> (N, 3·S²) and (M, 3·S²) float32: pixels minus the mean training image."""
     train = train_pixels.flatten(1).float() / 255  # (N, D)
     test = test_pixels.flatten(1).float() / 255  # (M, D)
     return train - train.mean(0), test - train.mean(0)
@@ -100,8 +92,7 @@ def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=
     for x, y in zip(test_features.split(rows), test_labels.split(rows), strict=True):
         x, y = F.normalize(x.to(device).float(), dim=1), y.to(device)  # (m, D), (m,)
         similarity, neighbour = (x @ train.T).topk(max(ks), dim=1)  # (m, k) each, nearest first
-        # Dividing each row by its largest weight keeps the winner, and no temperature overflows.
-        weight = ((similarity - similarity[:, :1]) / temp).exp()  # (m, k)
+        weight = ((similarity - similarity[:, :1]) / temp).exp()  # (m, k), over the largest, so that none overflows
         label = train_labels[neighbour]  # (m, k)
         for i, k in enumerate(ks):
             votes = weight.new_zeros(len(x), n_classes).scatter_add_(1, label[:, :k], weight[:, :k])  # (m, C)
@@ -145,16 +136,16 @@ def load_network(args):
     if args.weights == "random":
         size = whole_patches(args.size or PIXEL_SIZE, args.patch_size)
         torch.manual_seed(0)
-        build = getattr(networks, args.arch)
-        return build(patch_size=args.patch_size, img_size=size, layer_scale=LAYER_SCALE).to(args.device), size
+        # The small recipes' LayerScale: at 1e-5 the blocks of an untrained network would do nothing.
+        vit = getattr(networks, args.arch)(patch_size=args.patch_size, img_size=size, layer_scale=0.1)
+        return vit.to(args.device), size
     vit = load_vit(args.weights, args.device)
     native = math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size
     return vit, whole_patches(args.size or min(native, EVAL_SIZE), vit.patch_size)
 
 
 def evaluate(args):
-    """Print a line per classifier; save the features if asked."""
-    start = time.perf_counter()
+    """Print a line per classifier, with its score and hyper-parameters; save the features if asked."""
     vit, size = load_network(args)
     splits = load_splits(args.data, size, 0, args.scale and tuple(args.scale), args.max_megapixels)
     labelled = all(images.labels is not None for images in splits)
@@ -173,51 +164,42 @@ def evaluate(args):
     readable = [images.readable() for images in splits]  # a streamed split finds broken files only while it is read
     features = [x[good] for x, good in zip(features, readable)]
     features[0] = features[0].to(args.device)
-    features = [b3_features(x, vit.embed_dim) if grid else {"pixels": x} for x in features]
-    x, test_x = (next(iter(named.values())) for named in features)  # [CLS] or pixels: (N, D), (M, D)
+    train, test = (b3_features(x, vit.embed_dim) if grid else {"pixels": x} for x in features)
+    x, test_x = (next(iter(named.values())) for named in (train, test))  # [CLS] or pixels: (N, D), (M, D)
     print(f"{args.weights}: {x.shape[1]} features from {size}×{size} pixels, on {args.device}, {args.threads}")
     if args.save:
         save_features(args.save, splits, (x, test_x), readable)
         print(f"features of {len(x)} training and {len(test_x)} test images saved: {args.save}")
-    if labelled:
-        labels = [images.labels[good] for images, good in zip(splits, readable)]
-        results = []
-        for name, score, chosen in classify(args, kinds, vit, size, splits, features, labels):
-            print(f"{name:16}{score:>8}  {chosen}".rstrip())
-            results.append(f"{name} {score}")
-        chance, seconds = 1 / len(splits[0].classes), time.perf_counter() - start
-        print(f"result: {args.weights} on {args.data}: {', '.join(results)}, chance {chance:.2%}, {seconds:.0f} s")
-
-
-def classify(args, kinds, vit, size, splits, features, labels):
-    """Yield each classifier's name, its score on the test images, and the hyper-parameters chosen for it.
-
-    features: {name: (N, D')} and {name: (M, D')}, the plain feature first; labels: (N,) and (M,).
-    """
-    (train, test), (y, test_y) = features, labels
-    x, test_x = (next(iter(named.values())) for named in features)
+    if not labelled:
+        return
+    y, test_y = (images.labels[good] for images, good in zip(splits, readable))
+    print_row("chance", f"{1 / len(splits[0].classes):.2%}")
     ks = allowed_ks(args.k, len(x))
     for k, accuracy in zip(ks, knn_accuracies(x, y, test_x, test_y, ks)):
-        yield f"k-NN (k = {k})", f"{accuracy:.2%}", ""
+        print_row(f"k-NN (k = {k})", f"{accuracy:.2%}")
     if "grid" in kinds:
         accuracy, name, rate = linear_probe(train, y, test, test_y)
-        yield "linear probe", f"{accuracy:.2%}", f"{name}, rate {rate:g}"
+        print_row("linear probe", f"{accuracy:.2%}", f"{name}, rate {rate:g}")
     if "logistic" in kinds:
         accuracy, penalty = logistic_regression(x, y, test_x, test_y)
-        yield "logistic", f"{accuracy:.2%}", f"λ = {penalty:g}"
+        print_row("logistic", f"{accuracy:.2%}", f"λ = {penalty:g}")
     if "parts" in kinds:
         n = max(2, TOKENS // (vit.embed_dim * (size // vit.patch_size) ** 2))
         tokens, test_tokens = (frozen_features(vit, images.pixels[:n], size, "x_norm_patchtokens") for images in splits)
         parts, test_parts = (images.parts[:n] for images in splits)
         iou, rate = segmentation_iou(tokens.to(args.device), parts, test_tokens, test_parts)
-        yield "mIoU of parts", f"{iou:.3f}", f"rate {rate:g}"
+        print_row("mIoU of parts", f"{iou:.3f}", f"rate {rate:g}")
+
+
+def print_row(name, score, chosen=""):
+    """Print one line of the table."""
+    print(f"{name:16}{score:>8}  {chosen}".rstrip())
 
 
 def save_features(path, splits, features, readable):
-    """Write a .npz with features (N, D), labels (N,), names (N,) of both splits as train_… and test_…, and classes.
+    """Write a .npz: features (N, D), labels (N,), names (N,) of both splits as train_… and test_…; and classes.
 
-    Labels and names are left out if the dataset has none.  Without a test split, test_… are some training images.
-    readable: (N,) bool per split.
+    Labels and names are left out if the dataset has none.  readable: (N,) bool per split.
     """
     arrays = {"classes": np.array(splits[0].classes, dtype=str)}
     for split, images, x, good in zip(("train", "test"), splits, features, readable):
@@ -229,8 +211,9 @@ def save_features(path, splits, features, readable):
     write_safely(path, lambda new: np.savez(open(new, "wb"), **arrays))
 
 
-def parse_args(argv):
-    """Parse the command line and find the device; UserError for a wrong flag."""
+@report_errors("evaluate.py", ValueError)
+def main(argv=None):
+    """Run the program and return its exit status."""
     parser = Parser(prog="evaluate.py", description="Measure frozen features by k-NN and linear classifiers.")
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file; or a "
                         "baseline: 'random' for an untrained network, 'pixels' for raw pixels")
@@ -240,8 +223,8 @@ def parse_args(argv):
     parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")
     parser.add_argument("--patch-size", type=side, default=4, help="its patch side in pixels (default: %(default)s)")
     parser.add_argument("--k", type=positive, nargs="+", default=KS, help="neighbours that vote (default: 20 200)")
-    parser.add_argument("--linear", nargs="*", choices=LINEAR, default=[], help="grid: the linear probes of B.3; "
-                        "logistic: logistic regression; parts: segmentation of --data shapes (default: all)")
+    parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), default=[], help="linear probes, "
+                        "logistic regression, segmentation of --data shapes (default: all)")
     parser.add_argument("--save", type=Path, metavar="FILE.npz", help="save the features of all images for NumPy")
     add_pictures(parser)
     add_device(parser)
@@ -252,13 +235,7 @@ def parse_args(argv):
     if "parts" in args.linear and (args.weights == "pixels" or args.data != "shapes"):
         raise UserError("--linear parts needs a network and --data shapes, the only dataset with known parts")
     args.device, args.threads = find_device(args.device), choose_threads(args.threads)
-    return args
-
-
-@report_errors("evaluate.py", ValueError)
-def main(argv=None):
-    """Run the program and return its exit status."""
-    evaluate(parse_args(argv))
+    evaluate(args)
     return 0
 
 

@@ -2,7 +2,6 @@
 
     linear probe           W, b by SGD on     −(1/N) Σ_i log softmax(x_i W + b)_{y_i}
     logistic regression    W, b = argmin      −(1/N) Σ_i log softmax(x_i W + b)_{y_i} + (λ/2) ‖W‖²
-    both                   ŷ = argmax_c (x W + b)_c
     segmentation           ŷ_u = argmax_c  up(z W + b)_{u,c},      mean IoU = (1/C) Σ_c |P_c ∩ T_c| / |P_c ∪ T_c|
 
     x_i    (D',)   feature of training image i of N: [CLS] of 1 or 4 blocks, with or without the mean patch token (B.3)
@@ -13,9 +12,8 @@
     P_c    ()      pixels of all test images that are predicted as class c; T_c are the pixels that show class c
 
 The paper (B.3) trains on augmented images and reports the best of its 13 rates on the VALIDATION SET.  We compute each
-image's features once, without augmentation, and choose hyper-parameters on a tenth of the TRAINING images.  Logistic
-regression (§7.2) fits the best λ once more to all training images, as the official code does.  We standardize the
-features, so that one set of rates and of λ works for every network.
+image's features once, without augmentation, and choose hyper-parameters on a tenth of the TRAINING images.  We
+standardize the features, so that one set of rates and of λ works for every network.
 """
 
 import math
@@ -24,25 +22,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-BLOCKS = 4  # B.3: [CLS] of 1 or of 4 blocks
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # ours, for standardized features; B.3 has 13
 STEPS = 2000  # ours; the paper takes 12 500 (B.3)
 BATCH = 512  # ours
-MOMENTUM = 0.9  # official probe: SGD, momentum 0.9, no weight decay, cosine to 0
 PENALTIES = tuple(10.0**power for power in range(1, -7, -1))  # λ, ours: 8 values; the official code has 45
-ITERATIONS = 100  # of L-BFGS for each λ, starting from the W of the λ before; ours, the official code allows 1000
 ROWS = 4096  # ours: rows whose logits are in memory at once
-PICTURES = 64  # ours: images whose logits are in memory at once, one per pixel
-
-# ---------------------------------------------------------------------------- features
 
 
 def probe_tokens(vit, images):
-    """Normalized images (b, 3, H, W) -> (b, (n + 1)·D): [CLS] of the last n blocks, then the last mean patch token.
-
-    n is 4, or the depth of a network with fewer blocks.
-    """
-    layers = vit.get_intermediate_layers(images, n=min(BLOCKS, len(vit.blocks)), return_class_token=True)
+    """Images (b, 3, H, W) -> (b, (n + 1)·D): [CLS] of the last n = 4 blocks (B.3), then the last mean patch token."""
+    layers = vit.get_intermediate_layers(images, n=min(4, len(vit.blocks)), return_class_token=True)
     return torch.cat([*(cls for _, cls in layers), layers[-1][0].float().mean(1)], dim=1)
 
 
@@ -50,9 +39,8 @@ def b3_features(x, dim):
     """probe_tokens (N, (n + 1)·dim) -> {name: (N, D')}: the four features of B.3, each a slice of the columns."""
     n = x.shape[1] // dim - 1
     features = {}
-    for blocks in dict.fromkeys((1, n)):
-        name = f"[CLS] of {blocks} block{'s' * (blocks > 1)}"
-        first = (n - blocks) * dim
+    for blocks in (1, n):
+        name, first = f"[CLS] of {blocks} block{'s' * (blocks > 1)}", (n - blocks) * dim
         features |= {name: x[:, first : n * dim], f"{name} and mean patch": x[:, first:]}
     return features
 
@@ -81,11 +69,12 @@ def standardize(x, mean, deviation):
     return F.pad((x.to(mean.device).float() - mean) / deviation, (0, 1), value=1.0)
 
 
-def hold_out_tenth(n, generator):
-    """Random indices of n training images: a tenth to choose hyper-parameters on, and the rest to train on."""
+def hold_out_tenth(n):
+    """Random indices of n images: a tenth to choose hyper-parameters on, the rest to train on; and the generator."""
     if n < 2:
         raise ValueError("linear classifiers need 2 training images or more; one of them is held out")
-    return torch.randperm(n, generator=generator).tensor_split([max(1, n // 10)])
+    generator = torch.Generator().manual_seed(0)  # same split and batches for each feature
+    return *torch.randperm(n, generator=generator).tensor_split([max(1, n // 10)]), generator
 
 
 # ---------------------------------------------------------------------------- linear probe (B.3)
@@ -101,7 +90,8 @@ def train_heads(x, y, rows, n_classes, standard, generator):
         x_b = standardize(x[batch], *standard)  # (b, D + 1)
         p = torch.einsum("bd,ldc->lbc", x_b, W).softmax(-1)  # (L, b, C)
         error = p - F.one_hot(y[batch], n_classes)  # (L, b, C), the gradient of the cross-entropy
-        velocity.mul_(MOMENTUM).add_(torch.einsum("bd,lbc->ldc", x_b, error) / len(batch))
+        # The official probe: SGD with momentum 0.9, no weight decay, cosine to 0.
+        velocity.mul_(0.9).add_(torch.einsum("bd,lbc->ldc", x_b, error) / len(batch))
         W -= rates * (1 + math.cos(math.pi * step / max(STEPS - 1, 1))) / 2 * velocity
     return W
 
@@ -116,23 +106,20 @@ def accuracies(x, y, W, standard):
 
 
 def linear_probe(train, train_labels, test, test_labels):
-    """Test accuracy of a linear probe; its feature and rate are chosen on a tenth of the training images.
+    """(Test accuracy, name, rate) of a linear probe; feature and rate are chosen on a tenth of the training images.
 
-    train, test: candidate features {name: (N, D')}, {name: (M, D')}; labels (N,), (M,), N ≥ 2.  The first of equally
-    good ones wins.  Returns (fraction in [0, 1], name, rate); raises ValueError like `count_classes`.
+    train, test: features {name: (N, D')}, {name: (M, D')}; labels (N,), (M,), N ≥ 2.  The first of equals wins.
     """
-    best = -1.0
+    heads = []
     for name, x in train.items():
         n_classes = count_classes(x, train_labels, test[name], test_labels)
-        generator = torch.Generator().manual_seed(0)  # same split and batches for each feature
-        held_out, rows = hold_out_tenth(len(x), generator)
+        held_out, rows, generator = hold_out_tenth(len(x))
         y, standard = train_labels.to(x.device), mean_and_deviation(x)
         W = train_heads(x, y, rows, n_classes, standard, generator)
         scores = accuracies(x[held_out], y[held_out], W, standard)  # (L,)
         i = scores.argmax()
-        if scores[i] > best:
-            best, chosen = scores[i].item(), (name, RATES[i], W[i], standard)
-    name, rate, W, standard = chosen
+        heads.append((scores[i].item(), name, RATES[i], W[i].clone(), standard))
+    _, name, rate, W, standard = max(heads, key=lambda head: head[0])
     return accuracies(test[name], test_labels, W[None], standard).item(), name, rate
 
 
@@ -148,7 +135,8 @@ def linear_accuracy(train_features, train_labels, test_features, test_labels):
 def fit_logistic(x, y, penalty, W):
     """The W (D + 1, C) that minimizes cross-entropy + (λ/2) ‖W‖² on x (N, D + 1), y (N,); L-BFGS from the given W."""
     W = W.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([W], max_iter=ITERATIONS, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    # 100 iterations are ours; the official code allows 1000.
+    optimizer = torch.optim.LBFGS([W], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
 
     def loss():
         optimizer.zero_grad()
@@ -161,22 +149,20 @@ def fit_logistic(x, y, penalty, W):
 
 
 def logistic_regression(train_features, train_labels, test_features, test_labels):
-    """Test accuracy of logistic regression with an L2 penalty; λ is chosen on a tenth of the training images.
+    """(Test accuracy, λ) of logistic regression; λ is chosen on a tenth of the training images.
 
-    Arguments as for `linear_accuracy`.  The largest of equally good λ wins, and is then fitted to all training images.
-    Returns (fraction in [0, 1], λ); raises ValueError like `count_classes`.
+    Arguments as for `linear_accuracy`.  The largest of equally good λ wins, and is then fitted to all training images,
+    as in the official code.
     """
     n_classes = count_classes(train_features, train_labels, test_features, test_labels)
-    held_out, rows = hold_out_tenth(len(train_features), torch.Generator().manual_seed(0))
+    held_out, rows, _ = hold_out_tenth(len(train_features))
     standard = mean_and_deviation(train_features)
     x, y = standardize(train_features, *standard), train_labels.to(train_features.device)
-    W, best = torch.zeros(x.shape[1], n_classes, device=x.device), -1.0
+    W, fits = torch.zeros(x.shape[1], n_classes, device=x.device), []
     for penalty in PENALTIES:
-        W = fit_logistic(x[rows], y[rows], penalty, W)
-        score = accuracies(train_features[held_out], y[held_out], W[None], standard).item()
-        if score > best:
-            best, chosen = score, (penalty, W)
-    penalty, W = chosen
+        W = fit_logistic(x[rows], y[rows], penalty, W)  # from the W of the λ before
+        fits.append((accuracies(train_features[held_out], y[held_out], W[None], standard).item(), penalty, W))
+    _, penalty, W = max(fits, key=lambda fit: fit[0])
     W = fit_logistic(x, y, penalty, W)
     return accuracies(test_features, test_labels, W[None], standard).item(), penalty
 
@@ -190,7 +176,7 @@ def confusion(tokens, parts, W, standard):
     tokens (I, P, D), parts (I, S, S); the logits of the patches are resized to the pixels.
     """
     n_parts, side, counts = W.shape[1], math.isqrt(tokens.shape[1]), 0
-    for z, truth in zip(tokens.split(PICTURES), parts.split(PICTURES), strict=True):
+    for z, truth in zip(tokens.split(64), parts.split(64), strict=True):  # 64 images: a logit per pixel takes memory
         logits = standardize(z.flatten(0, 1), *standard) @ W  # (i·P, C)
         logits = rearrange(logits, "(i y x) c -> i c y x", i=len(z), x=side)
         predicted = F.interpolate(logits, parts.shape[1:], mode="bilinear").argmax(1)  # (i, S, S)
@@ -207,10 +193,10 @@ def mean_iou(counts):
 
 
 def segmentation_iou(train_tokens, train_parts, test_tokens, test_parts):
-    """Mean IoU of a linear layer on patch tokens; its rate is chosen on a tenth of the training images.
+    """(Mean IoU, rate) of a linear layer on patch tokens; the rate is chosen on a tenth of the training images.
 
     Tokens (N, P, D), (M, P, D) of square grids; the part of each pixel (N, S, S), (M, S, S); N ≥ 2.  The label of a
-    training patch is its most common part.  Returns (fraction in [0, 1], rate); raises ValueError like `count_classes`.
+    training patch is its most common part.
     """
     n, n_patches, _ = train_tokens.shape
     side, n_parts = math.isqrt(n_patches), int(max(train_parts.max(), test_parts.max())) + 1
@@ -218,8 +204,7 @@ def segmentation_iou(train_tokens, train_parts, test_tokens, test_parts):
     pixels = rearrange(train_parts, "i (h p) (w q) -> (i h w) (p q)", h=side, w=side)  # of each patch
     y = pixels.mode(1).values.long().to(x.device)  # (N·P,), the lowest of equally common parts
     count_classes(x, y, test_x, torch.zeros(len(test_x), dtype=torch.int64))  # only its checks
-    generator = torch.Generator().manual_seed(0)
-    held_out, images = hold_out_tenth(n, generator)  # whole images, because patches of one image are alike
+    held_out, images, generator = hold_out_tenth(n)  # whole images, because patches of one image are alike
     rows = (images[:, None] * n_patches + torch.arange(n_patches)).flatten()
     standard = mean_and_deviation(x)
     W = train_heads(x, y, rows, n_parts, standard, generator)  # (L, D + 1, C)

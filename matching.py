@@ -12,8 +12,6 @@ keeps the most salient matches by non-maximum suppression.
 import math
 
 import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 
@@ -66,21 +64,3 @@ def part_agreement(tokens, parts, labels):
             counts += torch.tensor([len(pairs), same, chance * len(pairs)])
     n, agreed, expected = counts.tolist()
     return (agreed / n, expected / n) if n else (math.nan, math.nan)
-
-
-def draw_matches(images, grids, pairs):
-    """A figure of two images (3, H, W) uint8 side by side, with a line for each pair of patches (P, 2)."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    left, ends = 0, []
-    for image, (h, w), patch in zip(images, grids, pairs.T):
-        _, height, width = image.shape
-        axes.imshow(image.permute(1, 2, 0).numpy(), extent=(left, left + width, height, 0))
-        x, y = left + (patch % w + 0.5) * width / w, (patch // w + 0.5) * height / h  # middles of the patches
-        ends.append(torch.stack([x, y], dim=1).tolist())  # P of (x, y)
-        left += 1.05 * width
-    for i, (start, end) in enumerate(zip(*ends)):
-        axes.plot(*zip(start, end), "o-", color=colormaps["hsv"](i / len(pairs)), markersize=3, linewidth=1.2)
-    axes.set(xlim=(0, left), ylim=(max(image.shape[1] for image in images), 0))
-    axes.axis("off")
-    return figure

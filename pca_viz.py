@@ -16,25 +16,25 @@
     F     (P', D)   foreground patches; the rest is black
     u_j   (D,)      j-th principal component of F, for red, green and blue
 
-The official repository has no code for these pictures.  The sign of an eigenvector is arbitrary, so `s > θ` selects the
-object or the background; `foreground_mask` decides which (ours).  Arithmetic is in float64 on the CPU with fixed signs,
-so every run draws the same picture.
+The official repository has no code for these pictures.  The sign of an eigenvector is arbitrary; `foreground_mask`
+decides which side is the object (ours).  Float64 on the CPU and fixed signs draw the same picture in every run.
 """
 
 import math
 import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
 from tqdm import tqdm
 
 from attention import cls_attention
 from augment import normalize
-from matching import draw_matches, mutual_matches, part_agreement, suppress_close
+from matching import mutual_matches, part_agreement, suppress_close
 from support.cli import Parser, add_device, add_pictures, check_scale, number, report_errors, side
 from support.device import choose_threads, find_device
 from support.files import UserError, check_out, write_safely
@@ -45,48 +45,35 @@ FLAT = 1e-6  # ours: a component that varies less than this share of the largest
 PAIRS_PER_ROW = 4  # ours: an image beside its colours, four times per row
 ROWS, PER_CLASS = 6, 20  # ours: classes in a run's picture; images per class that its scores are computed from
 
-# ---------------------------------------------------------------------------- The two PCAs
 
-
-def pca_rgb(patch_tokens, threshold=0.5):
+def pca_rgb(patch_tokens, threshold=0.5, invert=False, grids=None):
     """Colours of the patches by two PCAs over all images together.
 
-    patch_tokens: (I, N, D), N patches in a square grid.  threshold: from 0 to 1; higher keeps less.  Returns rgb
-    (I, N, 3) float32 in [0, 1], 0 in the background, and foreground (I, N) bool, on the tokens' device.
+    patch_tokens: (I, N, D), N patches in a square grid; or (P, D) and the grids, (h, w) of each image.  threshold: from
+    0 to 1; higher keeps less.  invert: swap the two sides.  Returns rgb (I, N, 3) or (P, 3) float32 in [0, 1], 0 in the
+    background, and foreground (I, N) or (P,) bool, on the tokens' device.  Equal patches have no foreground.
     """
-    n_images, n, _ = patch_tokens.shape
-    grid = (math.isqrt(n), math.isqrt(n))
-    rgb, foreground = two_pcas(patch_tokens.flatten(0, 1), [grid] * n_images, threshold)
-    return rgb.view(n_images, n, 3), foreground.view(n_images, n)
-
-
-def two_pcas(x, grids, threshold=0.5, invert=False, mask=True):
-    """Patches of all images (P, D) -> their colours (P, 3) and foreground (P,) bool.
-
-    grids: (h, w) per image, P = Σ h·w.  invert: the other side of the first component is the foreground.  mask: if
-    False, all patches are foreground.  Equal patches have no foreground; a colour that does not vary is 0.5.
-    """
+    shape, device = patch_tokens.shape[:-1], patch_tokens.device
+    x = patch_tokens.detach().cpu().double().flatten(0, -2)  # (P, D)
+    grids = grids or [(math.isqrt(shape[1]), math.isqrt(shape[1]))] * shape[0]
     assert sum(h * w for h, w in grids) == len(x), f"{len(x)} patches do not fill grids of {grids}"
-    device, x = x.device, x.detach().cpu().double()
     if not x.isfinite().all():
         raise ValueError("patch_tokens hold NaN or infinite values: the network has diverged")
-    foreground = torch.ones(len(x), dtype=torch.bool)
-    if mask:
-        foreground = foreground_mask(scale(pca(x, 1)[:, 0]), border_patches(grids), threshold, invert)
-    return foreground_rgb(x, foreground).to(device), foreground.to(device)
+    foreground = foreground_mask(pca(x, 1)[:, 0], grids, threshold, invert)
+    return foreground_rgb(x, foreground).view(*shape, 3).to(device), foreground.view(shape).to(device)
 
 
 def foreground_rgb(x, foreground):
     """The second PCA: patches (P, D) float64, foreground (P,) bool -> colours (P, 3) float32, 0 in the background."""
     rgb = torch.zeros(len(x), 3)
     if foreground.any():
-        colours = scale(pca(x[foreground], 3))  # (P', 3)
+        colours = pca(x[foreground], 3)  # (P', 3)
         rgb[foreground] = torch.where(colours.isnan(), 0.5, colours).float()
     return rgb
 
 
 def pca(x, k):
-    """The first k principal components of the rows of x: (n, D) -> (n, k) float64, with mean 0.
+    """The first k principal components of the rows of x, each scaled to 0 … 1: (n, D) -> (n, k) float64.
 
     A component without variance, or beyond the D-th, is NaN.  The largest entry of each eigenvector is made positive.
     """
@@ -95,35 +82,23 @@ def pca(x, k):
     vectors = vectors.flip(1)[:, :k]  # (D, k)
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))  # (1, k)
     y = centred @ (vectors * largest.sign())  # (n, k)
-    varies = y.amax(0) - y.amin(0) > FLAT * x.abs().max()  # (k,)
-    y = torch.where(varies, y, math.nan)
+    low, high = y.amin(0), y.amax(0)
+    y = torch.where(high - low > FLAT * x.abs().max(), (y - low) / (high - low), math.nan)
     return F.pad(y, (0, k - y.shape[1]), value=math.nan)  # (n, k), also if D < k
 
 
-def scale(y):
-    """(n, ...) -> each column scaled to 0 … 1."""
-    low, high = y.amin(0), y.amax(0)
-    return (y - low) / (high - low)
-
-
-def border_patches(grids):
-    """[(h, w), ...] -> (P,) bool: the outermost patches of each grid; P = Σ h·w."""
-    borders = [torch.ones(h, w, dtype=torch.bool) for h, w in grids]
-    for border in borders:
-        border[1:-1, 1:-1] = False
-    return torch.cat([border.flatten() for border in borders])
-
-
-def foreground_mask(first, border, threshold, invert):
+def foreground_mask(first, grids, threshold, invert):
     """Choose the side of the first component that is the object: (P,) in [0, 1], or NaN -> (P,) bool.
 
     The sides are `first > threshold` and `1 − first > threshold`.  The border of a photo is mostly background, so the
-    object is the side for which (share of the border patches) − (share of the inner patches) is smaller.  ("The smaller
-    side" would fail on close-ups.)  All images vote together.  border: (P,) from border_patches.
-
-    On a tie the side with fewer patches wins, then the side where the first patch has the lower value.  So X and −X
-    have the same foreground.
+    object is the side with the smaller (share of the border patches) − (share of the inner patches), of all images
+    together.  ("The smaller side" would fail on close-ups.)  On a tie the side with fewer patches wins, then the one
+    with the lower first patch.  So X and −X have the same foreground.
     """
+    borders = [torch.ones(h, w, dtype=torch.bool) for h, w in grids]
+    for border in borders:
+        border[1:-1, 1:-1] = False
+    border = torch.cat([border.flatten() for border in borders])  # (P,), the outermost patches of each image
     n_border, n_inner = border.sum().item(), (~border).sum().item()
 
     def rank(s):
@@ -184,7 +159,7 @@ def draw_split(vit, images, size, path):
     tokens = [fine_tokens(vit, images.pixels[group], size) for group in groups]  # of each class (I, N, D)
     foreground = pca_rgb(torch.cat(tokens))[1]  # (ΣI, N)
     side, rows = math.isqrt(foreground.shape[1]), []
-    for label, group, x, inside in zip(classes, groups, tokens, foreground.split([len(group) for group in groups])):
+    for label, group, x, inside in zip(classes, groups, tokens, foreground.split(list(map(len, groups)))):
         if label in drawn:
             colours = foreground_rgb(x.flatten(0, 1).double(), inside.flatten())  # (I·N, 3)
             colours = rearrange(colours, "(i h w) c -> i h w c", h=side, w=side)
@@ -200,106 +175,94 @@ def draw_split(vit, images, size, path):
 
 def draw_pca(rows, path):
     """Write a PNG of images (3, H, W) uint8 beside their colours (h, w, 3); rows: lists of (image, colours)."""
-    pairs = [[(image.permute(1, 2, 0), colours) for image, colours in row] for row in rows]
-    draw_panels([sum(row, ()) for row in pairs], path)
+    draw_panels([[panel for pair in row for panel in pair] for row in rows], path)
 
 
-def draw_panels(rows, path, titles=()):
-    """Write a PNG with a row of panels per list; a short row leaves places empty.  titles: of the columns.
+def draw_matches(images, grids, pairs, path):
+    """Write a PNG of two images (3, H, W) uint8, with a line for each pair of patches (P, 2); grids: their (h, w)."""
+    patch = images[0].shape[1] / grids[0][0]
+    middles = [torch.stack([i % w, i // w], 1) * patch + (patch - 1) / 2 for i, (_, w) in zip(pairs.T, grids)]
+    draw_panels([images], path, torch.stack(middles, 1).tolist(), width=4.5)
 
-    Panels: (H, W, 3) uint8 images; features per patch, interpolated for the eye: colours (h, w, 3), or (h, w) from 0.
+
+def draw_panels(rows, path, lines=(), width=1.6):
+    """Write a PNG with a row of panels per list; each panel is `width` inches wide.
+
+    Panels: images (3, H, W) uint8; features per patch, interpolated for the eye: colours (h, w, 3), or (h, w) from 0.
+    lines: each from a pixel (x, y) of the first panel to one of the second.
     """
-    columns = max(map(len, rows))
-    height = 1.6 * max(panel.shape[0] / panel.shape[1] for row in rows for panel in row)  # inches, of a panel 1.6 wide
-    figure = Figure(figsize=(1.7 * columns, (height + 0.2) * len(rows)), layout="constrained")  # pyplot would keep it
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
+    columns, images = max(map(len, rows)), [row[0] for row in rows]
+    height = width * max(image.shape[1] / image.shape[2] for image in images)  # of the highest panel
+    size = (columns * (width + 0.1), len(rows) * (height + 0.1))
+    figure = Figure(size, layout="constrained")  # pyplot would keep it in memory
     for y, row in enumerate(rows):
-        for ax, panel in zip(axes[y], row):
-            ax.imshow(panel.numpy(), vmin=0, interpolation="bilinear" if panel.is_floating_point() else None)
-    for ax, title in zip(axes[0], titles):
-        ax.set_title(title, fontsize=8)
+        for x, panel in enumerate(row):
+            ax = figure.add_subplot(len(rows), columns, y * columns + x + 1)
+            ax.axis("off")
+            if panel.dtype == torch.uint8:
+                ax.imshow(panel.permute(1, 2, 0).numpy())
+            else:
+                ax.imshow(panel.numpy(), vmin=0, interpolation="bilinear")
+    for i, ends in enumerate(lines):
+        line = ConnectionPatch(*ends, "data", axesA=figure.axes[0], axesB=figure.axes[1])
+        line.set_color(colormaps["hsv"](i / len(lines)))
+        figure.add_artist(line)
     write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
 
 
 # ---------------------------------------------------------------------------- The program
 
 
-def parse_args(argv):
-    """Parse the command line and find the device; UserError for a wrong flag."""
+@report_errors("pca_viz.py", ValueError)
+@torch.inference_mode()
+def main(argv=None):
+    """Draw the picture that the command line asks for, and return the exit status."""
     parser = Parser(prog="pca_viz.py", description="Draw images beside the PCA colours of their patches.")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
     parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--size", type=side, default=518, help="short side in pixels (default: %(default)s)")
     parser.add_argument("--keep-aspect", action="store_true", help="show the whole image, not only its middle square")
     parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="higher keeps less foreground (default: "
-                        "%(default)s)")
+                        "%(default)s); 0 colours nearly all patches")
     parser.add_argument("--invert", action="store_true", help="swap foreground and background")
-    parser.add_argument("--no-mask", dest="mask", action="store_false", help="colour all patches, by one PCA")
-    parser.add_argument("--layer", type=int, help="take tokens of this block, from 0 (default: the last)")
-    parser.add_argument("--matches", nargs=2, metavar=("A", "B"), help="instead: draw lines between matching patches")
-    parser.add_argument("--attention", action="store_true", help="instead: show where [CLS] looks, for each head")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--matches", action="store_true", help="draw lines between matching patches of two images")
+    instead.add_argument("--attention", action="store_true", help="show where [CLS] looks, for each head")
     add_pictures(parser)
     add_device(parser)
     args = parser.parse_args(argv)
     check_scale(args.scale)
-    if bool(args.matches) == bool(args.images) or (args.matches and args.attention):
-        raise UserError("give image files, or --matches A B")
     check_out(args.out)
-    args.device, args.threads = find_device(args.device), choose_threads(args.threads)
-    return args
-
-
-@torch.inference_mode()
-def draw(args):
-    """Write the picture that the command line asks for, and print one line about it."""
-    start = time.perf_counter()
-    vit = load_vit(args.weights, args.device)
-    print(f"{args.weights} on {args.device}, {args.threads}")
-    depth, patch = len(vit.blocks), vit.patch_size
-    layer = depth - 1 if args.layer is None else args.layer
-    if not 0 <= layer < depth:
-        raise UserError(f"--layer {layer}: the network has blocks 0 to {depth - 1}")
-    paths = args.matches or args.images
-    images = read_images(paths, args.size, patch, args.keep_aspect, args.scale, args.max_megapixels)
+    device, threads = find_device(args.device), choose_threads(args.threads)
+    vit = load_vit(args.weights, device)
+    print(f"{args.weights} on {device}, {threads}")
+    images = read_images(args.images, args.size, vit.patch_size, args.keep_aspect, args.scale, args.max_megapixels)
     if args.matches and len(images) != 2:
         raise UserError(f"--matches needs two images that can be read; there are {len(images)}")
-    grids = [(image.shape[1] // patch, image.shape[2] // patch) for image in images]
+    grids = [(image.shape[1] // vit.patch_size, image.shape[2] // vit.patch_size) for image in images]
     # One by one: shapes differ, and at 518² one image is a batch.
-    batches = (normalize(image[None].to(args.device)) for image in tqdm(images, "features", unit="img"))
+    batches = (normalize(image[None].to(device)) for image in tqdm(images, "features", unit="img"))
     if args.attention:
-        maps = [cls_attention(vit, x, layer)[0].cpu().unflatten(1, grid) for x, grid in zip(batches, grids)]
-        rows = [[image.permute(1, 2, 0), a.mean(0), *a] for image, a in zip(images, maps)]
-        draw_panels(rows, args.out, ["", "mean", *(f"head {i}" for i in range(len(maps[0])))])
-        result = f"{len(maps[0])} heads of block {layer}"
+        maps = [cls_attention(vit, x, len(vit.blocks) - 1)[0].cpu() for x in batches]  # I of (heads, h·w)
+        maps = [a.unflatten(1, grid) for a, grid in zip(maps, grids)]
+        draw_panels([[image, a.mean(0), *a] for image, a in zip(images, maps)], args.out)
+        result = f"the mean of {len(maps[0])} heads of the last block, and each head"
     else:
-        tokens = [vit.get_intermediate_layers(x, n=[layer])[0][0].cpu() for x in batches]  # I of (h·w, D)
-        result = draw_colours(args, images, grids, tokens)
-    print(f"{len(images)} images, {result}, {time.perf_counter() - start:.1f} s, {args.out}")
-
-
-def draw_colours(args, images, grids, tokens):
-    """Write the picture of the PCA or of the matches; return what to print about it."""
-    rgb, foreground = two_pcas(torch.cat(tokens), grids, args.threshold, args.invert, args.mask)
-    result = f"{foreground.float().mean().item():.0%} of the patches in the foreground"
-    counts = [h * w for h, w in grids]
-    if not args.matches:
-        pairs = [(image, c.unflatten(0, grid)) for image, c, grid in zip(images, rgb.split(counts), grids)]
-        draw_pca([pairs[i : i + PAIRS_PER_ROW] for i in range(0, len(pairs), PAIRS_PER_ROW)], args.out)
-        return result
-    pairs, cosine = mutual_matches(*tokens, *foreground.split(counts))
-    drawn = suppress_close(pairs, cosine, grids)
-    figure = draw_matches(images, grids, drawn)
-    write_safely(args.out, lambda new: figure.savefig(new, dpi=150, format="png"))
-    return f"{result}, {len(pairs)} mutual matches, {len(drawn)} of them drawn"
-
-
-@report_errors("pca_viz.py", ValueError)
-def main(argv=None):
-    """Run the program and return its exit status."""
-    draw(parse_args(argv))
+        tokens = [vit.forward_features(x)["x_norm_patchtokens"][0].cpu() for x in batches]  # I of (h·w, D)
+        rgb, foreground = pca_rgb(torch.cat(tokens), args.threshold, args.invert, grids)
+        counts = [len(x) for x in tokens]
+        result = f"{foreground.float().mean().item():.0%} of the patches in the foreground"
+        if args.matches:
+            pairs, cosine = mutual_matches(*tokens, *foreground.split(counts))
+            drawn = suppress_close(pairs, cosine, grids)
+            draw_matches(images, grids, drawn, args.out)
+            result += f", {len(pairs)} mutual matches, {len(drawn)} of them drawn"
+        else:
+            colours = [c.unflatten(0, grid) for c, grid in zip(rgb.split(counts), grids)]
+            pairs = list(zip(images, colours))
+            draw_pca([pairs[i : i + PAIRS_PER_ROW] for i in range(0, len(pairs), PAIRS_PER_ROW)], args.out)
+    print(f"{len(images)} images, {result}: {args.out}")
     return 0
 
 

@@ -39,24 +39,6 @@ def test_knn_near_neighbour_outvotes_the_majority():
     assert knn_accuracy(train, labels, test, torch.tensor([0]), k=3, temp=0.5) == 1.0
 
 
-def test_knn_vote_flips_where_the_arithmetic_says():
-    """e^(1/τ) = 2 e^(1/(2τ)) at τ = 1 / (2 ln 2) = 0.7213: below it the near one wins, above it the two."""
-    train, labels, test, near = at(0.0, 60.0, -60.0), torch.tensor([0, 1, 1]), at(0.0), torch.tensor([0])
-    flip = 1 / (2 * math.log(2))
-    assert knn_accuracy(train, labels, test, near, k=3, temp=0.999 * flip) == 1.0
-    assert knn_accuracy(train, labels, test, near, k=3, temp=1.001 * flip) == 0.0
-
-
-def test_knn_counts_k_neighbours_by_cosine():
-    """Cosines cos 10° (class 0), cos 20°, cos 30° (class 1): k = 1 says 0, k = 3 at a high τ says 1.
-
-    The lengths 1, 100, 1 do not matter: by dot product the second would come first.
-    """
-    train = at(10.0, 20.0, 30.0) * torch.tensor([1.0, 100.0, 1.0])[:, None]
-    sets = train, torch.tensor([0, 1, 1]), at(0.0), torch.tensor([0])
-    assert knn_accuracies(*sets, ks=(1, 3), temp=10.0) == [1.0, 0.0]
-
-
 def random_sets(n=60, m=25, d=4, n_classes=5):
     generator = torch.Generator().manual_seed(1)
     y, test_y = (torch.randint(n_classes, (rows,), generator=generator) for rows in (n, m))
@@ -130,7 +112,7 @@ def test_knn_of_images_by_hand():
 def test_features_are_those_of_resized_and_normalized_images(size, side):
     """Each image has one colour, which no resize changes; the size is rounded to whole patches of 4."""
     pixels = 3 * torch.arange(15, dtype=torch.uint8).view(5, 3, 1, 1).expand(5, 3, 16, 16)
-    split = Images("five", pixels, torch.zeros(5, dtype=torch.int64), ["one"])
+    split = Images(pixels, torch.zeros(5, dtype=torch.int64), ["one"])
     for images in (pixels, split):
         features = frozen_features(MeanColour(), images, size, "x_norm_patchtokens", batch=2)
         assert features.shape == (5, (side // 4) ** 2, 3) and features.dtype == torch.float32
@@ -174,15 +156,14 @@ def few_shapes(monkeypatch):
 
 
 def scores(capsys, flags):
-    """The rows of the table: [name, score, chosen] each; its last line must repeat names and scores."""
+    """The line about the features, and the rows of the table: [name, score, chosen] each."""
     image_module.load_splits.cache_clear()
     assert main(f"{flags} --data shapes --device cpu".split()) == 0
-    *lines, last = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("shapes: 60 training and 20 test images, 10 classes")
-    rows = [[line[:16].strip(), line[16:24].strip(), line[26:]] for line in lines[2:]]
-    assert last.startswith(f"result: {flags.split()[1]} on shapes: " + ", ".join(f"{row[0]} {row[1]}" for row in rows))
-    assert ", chance 10.00%" in last
-    return lines[1], rows
+    data, features, *lines = capsys.readouterr().out.splitlines()
+    assert data.startswith("shapes: 60 training and 20 test images, 10 classes")
+    chance, *rows = [[line[:16].strip(), line[16:24].strip(), line[26:]] for line in lines]
+    assert chance == ["chance", "10.00%", ""]
+    return features, rows
 
 
 def test_the_table_of_raw_pixels(few_shapes, capsys):

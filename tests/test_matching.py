@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from matching import draw_matches, mutual_matches, part_agreement, suppress_close
+from matching import mutual_matches, part_agreement, suppress_close
 
 
 def test_mutual_matches_by_hand():
@@ -35,7 +35,6 @@ def test_no_foreground_is_no_match(empty):
     pairs, cosine = mutual_matches(torch.ones(4, 2), torch.ones(4, 2), *foregrounds)
     assert pairs.shape == (0, 2) and cosine.shape == (0,)
     assert len(suppress_close(pairs, cosine, [(2, 2), (2, 2)])) == 0
-    draw_matches([torch.zeros(3, 4, 4, dtype=torch.uint8)] * 2, [(2, 2)] * 2, pairs)
 
 
 def test_part_agreement_by_hand():
@@ -59,13 +58,3 @@ def test_non_maximum_suppression_by_hand():
     pairs, cosine = torch.tensor([[5, 9], [1, 5], [0, 0], [3, 1]]), torch.tensor([0.6, 0.8, 0.9, 0.7])
     assert suppress_close(pairs, cosine, [(1, 10), (1, 10)], share=0.1).tolist() == [[0, 0], [5, 9]]
     assert suppress_close(pairs, cosine, [(2, 5), (1, 10)], share=0.2).tolist() == [[0, 0]]
-
-
-def test_lines_end_in_the_middle_of_their_patches():
-    """Patch 3 of 2×2 on 8×8 pixels has its centre at (6, 6); patch 1 of 1×4 on 4×16 pixels at (6, 2), and the second
-    image starts 1.05 · 8 = 8.4 to the right."""
-    images = [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 4, 16, dtype=torch.uint8)]
-    figure = draw_matches(images, [(2, 2), (1, 4)], torch.tensor([[3, 1]]))
-    assert figure.axes[0].lines[0].get_xydata() == pytest.approx(torch.tensor([[6, 6], [14.4, 2]]).numpy())
-    assert [image.get_extent() for image in figure.axes[0].images] == [pytest.approx([0, 8, 8, 0]),
-                                                                       pytest.approx([8.4, 24.4, 4, 0])]  # fmt: skip
