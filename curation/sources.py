@@ -15,7 +15,7 @@ from curation.pca_hash import T
 from curation.work_files import in_blocks
 from support.device import autocast
 from support.files import UserError, reason_of
-from support.find import find_files, read_from_list
+from support.find import find_files, read_file
 from support.images import decode, estimate_scale, open_image, picture, skipped_line
 
 THUMBNAIL = np.dtype([("grey", np.uint8, (T, T)), ("pixels", np.int64)])  # 0 pixels: not readable
@@ -35,7 +35,7 @@ def find_images(place):
 
 def choose_decoding(paths, args):
     """What `decode` and `picture` need for all sources: the intensity range of deep images or None, and megapixels."""
-    scale, notes = estimate_scale(paths, read_from_list, args.scale, args.max_megapixels)
+    scale, notes = estimate_scale(paths, read_file, args.scale, args.max_megapixels)
     for note in notes:
         distributed.print_first(note)
     return scale, args.max_megapixels
@@ -44,7 +44,7 @@ def choose_decoding(paths, args):
 def read_or_skip(path, convert, otherwise=None):
     """convert(bytes of the image file); if that fails, `otherwise` and a line on the screen."""
     try:
-        return convert(read_from_list(path))
+        return convert(read_file(path))
     except Exception as error:  # damaged files make Pillow raise almost anything
         tqdm.write(skipped_line(path, reason_of(error)), file=sys.stderr)
         return otherwise

@@ -7,7 +7,6 @@ import tarfile
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -25,17 +24,16 @@ def read_cifar10(split):
         try:
             write_safely(path, download, shared=True)
         except (OSError, http.client.HTTPException) as error:
-            raise UserError(f"cifar10 cannot be downloaded ({reason_of(error)}); download {CIFAR10_URL} yourself and "
-                            f"put it at {path}") from None  # fmt: skip
+            raise UserError(f"cifar10 cannot be downloaded ({reason_of(error)}); put {CIFAR10_URL} at {path}") from None
     if not is_official(path):
         raise UserError(f"{path} is not what {CIFAR10_URL} sends (wrong checksum); delete it and run again")
     with tarfile.open(path) as tar:
         files = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isreg()}
-    chosen = sorted(name for name in files if name.endswith(".bin") and name.startswith("test") == (split == "test"))
-    records = np.frombuffer(b"".join(files[name] for name in chosen), dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
-    labels = torch.from_numpy(records[:, 0].astype(np.int64))  # a record: the label, then the pixels
-    pixels = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
-    return pixels, labels, files["batches.meta.txt"].decode().split()
+    chosen = ["test_batch.bin"] if split == "test" else [f"data_batch_{i}.bin" for i in range(1, 6)]
+    raw = bytearray().join(files[name] for name in chosen)
+    records = torch.frombuffer(raw, dtype=torch.uint8).view(-1, 1 + 3 * 32 * 32)  # the label, then the pixels
+    classes = files["batches.meta.txt"].decode().split()
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long(), classes
 
 
 def download(path):

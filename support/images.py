@@ -1,7 +1,7 @@
 """Images of a folder, a list, an archive or a built-in dataset, decoded to uint8 squares.
 
-`load_images` returns one split.  `batches` is the endless stream that training reads; `in_order` is the single pass of
-evaluation.  `find.py` finds the files, and `splits.py` chooses the splits and classes.
+`load_splits` returns both splits.  `batches` is the endless stream that training reads; `in_order` is the single pass
+of evaluation.  `find.py` finds the files, and `splits.py` chooses the splits and classes.
 
 The paper decodes an image again for each view.  Here an image is decoded once, to one square, and `augment.py` cuts the
 views on the device.  A dataset up to MEMORY_LIMIT stays in memory.  A larger one is streamed: an image that is not
@@ -18,7 +18,6 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,16 +28,14 @@ import distributed
 from augment import move
 from support import shapes
 from support.cifar10 import read_cifar10
-from support.files import UserError, printable, read_bytes, reason_of
-from support.find import FORMATS, find_files
+from support.files import UserError, reason_of
+from support.find import FORMATS, find_files, read_file, skipped_line
 from support.splits import choose_splits
 
 MAX_MEGAPIXELS = 178  # as in Pillow: a larger image may be a small file that fills the memory
 MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels in memory; a larger dataset is streamed
 SAMPLED_FILES, SAMPLED_VALUES = 64, 2**16  # ours: of a dataset and of each file, to estimate the intensity range
 PERCENTILES = (0.1, 99.9)  # ours: of the sampled values, shown as black and white
-SHOWN = 64  # ours: training images in pca.png where there are no test images
-MANY = 2000  # ours: images; fewer load too fast for a progress bar
 GREY = 128  # of transparent pixels and missing values: white would hide white drawings, and black hide black ones
 GDAL_NODATA = 42113  # TIFF tag: the value of pixels without data
 ORIENTATIONS = dict(enumerate("FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
@@ -49,26 +46,59 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow checks before a JPEG is decoded at a fra
 
 @dataclass
 class Images:
-    """One split of N images, S×S.  A streamed split has no pixels in memory; they come from `files`."""
+    """One split of N images, S×S: in memory as `pixels`, or streamed from files, as a DataLoader's dataset."""
 
-    name: str                   # the dataset, as the user gave it
     pixels: torch.Tensor        # (N, 3, S, S) uint8, or None
     labels: torch.Tensor        # (N,) int64, or None without classes
     classes: list               # class names, [] without classes
     parts: torch.Tensor = None  # (N, S, S) uint8, the part of each pixel, 0 for the background; only of `shapes`
+    names: list = ()            # N paths in the folder or archive; () for built-in datasets
+    read: object = None         # function from a path to the file's bytes
+    size: int = 0               # S
+    seed: object = None         # of the random crops, new in each epoch; None: the middle
+    decoding: tuple = ()        # intensity range and megapixels, see `picture`
     skipped: list = field(default_factory=list)  # (name, reason) of broken files; grows while streaming
-    names: list = field(default_factory=list)    # N paths in the folder or archive, [] for built-in datasets
-    files: object = None        # `Files`, of a dataset that is not built in
-    notes: list = field(default_factory=list)    # lines to print
+    notes: list = ()            # lines to print
     sample: object = None       # the result of `in_memory`
 
     def __len__(self):
-        return len(self.files if self.pixels is None else self.pixels)
+        return len(self.names if self.pixels is None else self.pixels)
 
     def readable(self):
         """(N,) bool, False for each broken file of a streamed split: it was replaced by the next readable image."""
         broken = {name for name, _ in self.skipped}
         return torch.tensor([name not in broken for name in self.names] or [True] * len(self))
+
+    def load(self, i, epoch=0):
+        """Image i from its file as ((3, S, S) uint8, None), or (None, why it cannot be read)."""
+        place = 0.5 if self.seed is None else crop_places(len(self.names), self.seed, epoch)[i]
+        try:
+            return decode(self.read(self.names[i]), self.size, place, *self.decoding), None
+        except Exception as error:  # broken files make Pillow raise almost anything
+            return None, reason_of(error)
+
+    def __getitem__(self, numbers):
+        """A batch (B, 3, S, S) uint8 from files, [(name, reason)] of broken ones.  Number e·N + i: image i of epoch e.
+
+        The next readable image takes the place of a broken one.
+        """
+        squares, skipped, n = [], [], len(self)
+        for number in numbers:
+            for i in range(number % n, number % n + n):
+                square, reason = self.load(i % n, number // n)
+                if reason is None:
+                    squares.append(square)
+                    break
+                skipped.append((self.names[i % n], reason))
+            else:
+                raise nothing_readable(skipped)
+        return torch.from_numpy(np.stack(squares)), skipped
+
+
+@functools.lru_cache(maxsize=2)
+def crop_places(n, seed, epoch):
+    """(n,) in [0, 1]: where on its long side each image is cropped in an epoch."""
+    return np.random.default_rng((seed, epoch, 1)).random(n)  # (seed, epoch) draws the order
 
 
 def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels=MAX_MEGAPIXELS):
@@ -81,13 +111,13 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
         raise UserError("there is no --data: give a folder, an archive or a list of images, or one of: cifar10, shapes")
     if data == "shapes":
         pixels, labels, parts = shapes.draw_shapes(split, size, seed)
-        return Images("shapes", pixels, labels, list(shapes.KINDS), parts)
+        return Images(pixels, labels, list(shapes.KINDS), parts)
     if data == "cifar10":
         pixels, labels, classes = read_cifar10(split)
         if size != pixels.shape[-1]:
             squares = map(Image.fromarray, pixels.permute(0, 2, 3, 1).numpy())
             pixels = torch.from_numpy(np.stack([resize(square, size, size) for square in squares]))
-        return Images("cifar10", pixels, labels, classes)
+        return Images(pixels, labels, classes)
     found, read, given = find_files(data)
     splits, classes, notes = choose_splits(found, given, data)
     if not found:
@@ -95,39 +125,39 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
     if not splits[split]:
         raise UserError(f"{data}: none of the {len(found)} images is in the {split} split")
     scale, more_notes = estimate_scale(found, read, scale, max_megapixels)
-    names = [name for name, _ in splits[split]]
     number = {kind: i for i, kind in enumerate(classes)}
     labels = torch.tensor([number.get(kind, -1) for _, kind in splits[split]]) if classes else None
     if classes and labels.min() < 0:  # a flat val/ beside a train/ with class folders
         labels, notes = None, [*notes, f"the {split} split has images without a class, so it has no labels"]
-    files = Files(names, read, size, seed if split == "train" else None, scale, max_megapixels)
-    images = Images(str(data), None, labels, classes, names=names, files=files, notes=notes + more_notes)
-    if len(files) * 3 * size * size <= MEMORY_LIMIT:
+    images = Images(None, labels, classes, None, [name for name, _ in splits[split]], read, size,
+                    seed if split == "train" else None, (scale, max_megapixels), notes=notes + more_notes)
+    if len(images) * 3 * size * size <= MEMORY_LIMIT:
         return decode_all(images)
-    images.skipped = files[[0]][1]  # raises UserError if no image is readable
+    images.skipped = images[[0]][1]  # raises UserError if no image is readable
     return images
 
 
 def decode_all(images):
     """A streamed split -> the same split in memory, without the broken files."""
-    n, S = len(images.files), images.files.size
-    pixels, good, skipped = np.empty((n, 3, S, S), dtype=np.uint8), np.ones(n, dtype=bool), []
-    pieces = [range(i, min(i + 64, n)) for i in range(0, n, 64)]
+    n, reasons = len(images), []
+    pixels = torch.empty(n, 3, images.size, images.size, dtype=torch.uint8)
     with ThreadPoolExecutor(count_cores()) as pool:
-        loaded = pool.map(lambda rows: [images.files.load(i) for i in rows], pieces)
-        results = tqdm(itertools.chain.from_iterable(loaded), "images", n, disable=n < MANY)
-        for i, (square, reason) in enumerate(results):
+        pieces = pool.map(lambda start: [images.load(i) for i in range(start, min(start + 64, n))], range(0, n, 64))
+        for i, (square, reason) in enumerate(tqdm(itertools.chain.from_iterable(pieces), "images", n, delay=1)):
+            reasons.append(reason)
             if reason is None:
-                pixels[i] = square
-            else:
-                good[i] = False
-                skipped.append((images.names[i], reason))
-    if not good.any():
+                pixels[i] = torch.from_numpy(square)
+    skipped = [(name, reason) for name, reason in zip(images.names, reasons) if reason]
+    if len(skipped) == n:
         raise nothing_readable(skipped)
-    names, labels = [name for name, ok in zip(images.names, good) if ok], images.labels
-    pixels = torch.from_numpy(pixels if good.all() else pixels[good])
-    labels = None if labels is None else labels[torch.from_numpy(good)]
-    return replace(images, pixels=pixels, labels=labels, names=names, skipped=skipped)
+    images = replace(images, pixels=pixels, skipped=skipped)
+    return choose(images, [i for i, reason in enumerate(reasons) if not reason]) if skipped else images
+
+
+def choose(images, rows):
+    """The split with these images alone."""
+    pixels, labels = (x if x is None else x[rows] for x in (images.pixels, images.labels))
+    return replace(images, pixels=pixels, labels=labels, names=[images.names[i] for i in rows])
 
 
 def in_memory(images, n, size):
@@ -137,10 +167,7 @@ def in_memory(images, n, size):
     if images.sample is None:
         n = min(n, len(images), MEMORY_LIMIT // (3 * size * size))
         rows = np.sort(np.random.default_rng(0).choice(len(images), n, replace=False))
-        names = [images.names[row] for row in rows]
-        labels = images.labels[rows] if images.labels is not None else None
-        files = replace(images.files, names=names, size=size)
-        images.sample = decode_all(replace(images, labels=labels, names=names, files=files))
+        images.sample = decode_all(replace(choose(images, rows), size=size))
         add_skipped(images, images.sample.skipped)
     return images.sample
 
@@ -151,10 +178,9 @@ def load_splits(data, size, seed, scale=None, max_megapixels=MAX_MEGAPIXELS):
     train = load_images(data, "train", size, seed, scale, max_megapixels)
     try:
         test = load_images(data, "test", size, seed, scale, max_megapixels)
-    except UserError as error:  # no test images, or all of them broken
-        names, pixels = train.names[:SHOWN], None if train.pixels is None else train.pixels[:SHOWN]
-        files, note = replace(train.files, names=names, seed=None), f"no k-NN; pca.png has training images ({error})"
-        test = replace(train, pixels=pixels, labels=None, names=names, files=files, skipped=[], notes=[note])
+    except UserError as error:  # none, or all of them broken
+        note = f"no test images ({error}); training images stand in for them, without labels"
+        test = replace(train, labels=None, notes=[note])
     skipped = dict(train.skipped + test.skipped)  # without labels a file is in both
     labels = f"{len(train.classes)} classes" if train.classes else "no labels"
     streamed = ", streamed" if train.pixels is None or test.pixels is None else ""
@@ -176,7 +202,13 @@ def batches(images, batch, seed=0, start=0, device="cpu", workers=None, shard=(0
     shard: (rank, world), the rank's part of a global batch of batch·world images.
     workers: processes that decode a streamed split, one per core if None.
     """
-    return serve(images, shuffled_rows(len(images), batch, seed, start, *shard), device, workers)
+    def numbers():  # of image i in epoch e: e·N + i
+        for step in itertools.count(start):
+            places = np.arange(batch) + (step * shard[1] + shard[0]) * batch
+            yield np.array([place - place % n + shuffled(n, seed, place // n)[place % n] for place in places])
+
+    n = len(images)
+    return serve(images, numbers(), device, workers)
 
 
 def in_order(images, batch, device="cpu", workers=None):
@@ -185,22 +217,10 @@ def in_order(images, batch, device="cpu", workers=None):
     return serve(images, np.array_split(rows, rows[batch::batch]), device, workers)
 
 
-def shuffled_rows(n, batch, seed, start, rank, world):
-    """Endless (batch,) int64: pieces of a permutation of n for epoch 0, another for epoch 1, and so on.
-
-    Image i of epoch e has number e·n + i.
-    """
-    epoch, order, step = -1, None, start
-    while True:
-        places = (step * world + rank) * batch + np.arange(batch)
-        rows = np.empty(batch, dtype=np.int64)
-        for e in range(places[0] // n, places[-1] // n + 1):  # several at the end of an epoch, or if n < batch
-            if e != epoch:
-                epoch, order = e, np.random.default_rng((seed, e)).permutation(n)
-            here = places // n == e
-            rows[here] = e * n + order[places[here] % n]
-        yield rows
-        step += 1
+@functools.lru_cache(maxsize=2)
+def shuffled(n, seed, epoch):
+    """The order of the images in an epoch, (n,) int64."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def serve(images, rows, device, workers):
@@ -214,7 +234,7 @@ def serve(images, rows, device, workers):
             yield move(pixels[move(torch.from_numpy(r % len(pixels)), pixels.device)], device)
         return
     loader = torch.utils.data.DataLoader(
-        images.files, batch_size=None, sampler=rows, num_workers=count_cores() if workers is None else workers,
+        images, batch_size=None, sampler=rows, num_workers=count_cores() if workers is None else workers,
         collate_fn=tuple, pin_memory=device.type == "cuda",
         generator=torch.Generator())  # its own, so that the global one does not depend on how images are loaded
     for pixels, skipped in loader:
@@ -228,58 +248,6 @@ def add_skipped(images, skipped):
         if (name, reason) not in images.skipped:
             images.skipped.append((name, reason))
             tqdm.write(skipped_line(name, reason), file=sys.stderr)
-
-
-def skipped_line(name, reason):
-    """The line that reports a broken file."""
-    return f"skipped {printable(str(name))}: {printable(reason)}"
-
-
-@dataclass
-class Files:
-    """The dataset that a DataLoader reads: image files, decoded in its workers."""
-
-    names: list            # N paths
-    read: object           # function from a path to the file's bytes
-    size: int              # S
-    seed: object           # of the random windows, new in each epoch; None: the middle
-    scale: object          # (low, high), see `picture`, or None
-    max_megapixels: int    # larger images are skipped
-
-    def __len__(self):
-        return len(self.names)
-
-    def load(self, i, epoch=0):
-        """Image i as ((3, S, S) uint8, None), or (None, why it cannot be read)."""
-        place = 0.5 if self.seed is None else windows(len(self), self.seed, epoch)[i]
-        try:
-            return decode(self.read(self.names[i]), self.size, place, self.scale, self.max_megapixels), None
-        except Exception as error:  # broken files make Pillow raise almost anything
-            return None, reason_of(error)
-
-    def __getitem__(self, numbers):
-        """A batch (B, 3, S, S) uint8, [(name, reason)] of broken files.  Number e·N + i is image i of epoch e.
-
-        The next readable image takes the place of a broken one.
-        """
-        squares, skipped = [], []
-        for number in numbers:
-            epoch, first = divmod(int(number), len(self))
-            for i in range(first, first + len(self)):
-                square, reason = self.load(i % len(self), epoch)
-                if reason is None:
-                    break
-                skipped.append((self.names[i % len(self)], reason))
-            else:
-                raise nothing_readable(skipped)
-            squares.append(square)
-        return torch.from_numpy(np.stack(squares)), skipped
-
-
-@functools.lru_cache(maxsize=2)
-def windows(n, seed, epoch):
-    """(n,) in [0, 1]: where on its long side each image is cut in an epoch."""
-    return np.random.default_rng((seed, epoch, 1)).random(n)  # (seed, epoch) draws the order
 
 
 def count_cores():
@@ -302,21 +270,17 @@ def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_
 
     The short side becomes `size`, rounded to whole patches.  The long side is cropped to it, or kept with keep_aspect.
     """
-    size, files, images, skipped = whole_patches(size, patch), {}, [], []
-    for path in paths:
-        if Path(path).is_dir():
-            names, read, _ = find_files(path)
-            files |= {os.path.join(path, name): functools.partial(read, name) for name in names}
-        else:
-            files[str(path)] = functools.partial(read_bytes, path)
-    scale, notes = estimate_scale(list(files), lambda name: files[name](), scale, max_megapixels)
+    size, names, images, skipped = whole_patches(size, patch), [], [], []
+    for path in map(str, paths):
+        names += [os.path.join(path, name) for name in find_files(path)[0]] if os.path.isdir(path) else [path]
+    scale, notes = estimate_scale(names, read_file, scale, max_megapixels)
     for note in notes:
         print(note, file=sys.stderr)
-    for name, read in files.items():
+    for name in dict.fromkeys(names):
         try:
-            image = picture(read(), size, scale, max_megapixels)
-            short = min(image.size)
-            sides = [whole_patches(side * size / short, patch) if keep_aspect else size for side in image.size]
+            image = picture(read_file(name), size, scale, max_megapixels)
+            factor = size / min(image.size)
+            sides = [whole_patches(factor * side, patch) if keep_aspect else size for side in image.size]
             images.append(torch.from_numpy(resize(image, *sides)))
         except Exception as error:  # broken files make Pillow raise almost anything
             skipped.append((name, reason_of(error)))
@@ -333,7 +297,7 @@ def whole_patches(size, patch_size):
 
 
 def decode(raw, size, place, scale=None, max_megapixels=MAX_MEGAPIXELS):
-    """The bytes of an image file -> (3, size, size) uint8; place in [0, 1]: where on the long side it is cut."""
+    """The bytes of an image file -> (3, size, size) uint8; place in [0, 1]: where on the long side it is cropped."""
     return resize(picture(raw, size, scale, max_megapixels), size, size, place)
 
 
@@ -411,13 +375,11 @@ def estimate_scale(names, read, scale=None, max_megapixels=MAX_MEGAPIXELS):
     names = [name for name in names if not name.lower().endswith((".jpg", ".jpeg"))]  # never deep
     values = []
     for i in np.linspace(0, len(names) - 1, min(SAMPLED_FILES, len(names))).astype(int):
-        try:
+        with contextlib.suppress(Exception):  # reported when the image is loaded
             image = open_image(read(names[i]))
-            if image.mode[0] in "IF" and image.width * image.height <= max_megapixels * 1e6:
-                x = deep_values(image).ravel()
-                values.append(x[:: max(1, len(x) // SAMPLED_VALUES)])
-        except Exception:  # reported when the image is loaded
-            continue
+            small = image.width * image.height <= max_megapixels * 1e6
+            if small and (x := deep_values(image)) is not None:
+                values.append(x.ravel()[:: max(1, x.size // SAMPLED_VALUES)])
     if not values:
         return scale, []
     scale = scale or intensity_range(np.concatenate(values))

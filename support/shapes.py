@@ -1,11 +1,8 @@
 """The built-in dataset: ten kinds of animals and vehicles, drawn from a seed, with the part of each pixel.
 
-Six animals and four vehicles share seven parts.  The parts, their arrangement and the coat make the kind.  Pose,
-proportions, size, angle, place, light and colours are random and independent of the kind.  An object may be cut off by
-the border.
-
-An object is drawn part by part, from the back, in its own frame: x forward, y down, about 2 long.  A part is the signed
-distance from an outline (negative inside), in a frame (a, b) that is moved to a place and rotated by an angle.
+Parts, their arrangement and the coat make the kind; all else is random and independent of it.  An object is drawn
+part by part, from the back, in its own frame: x forward, y down, about 2 long.  A part is the signed distance from an
+outline (negative inside), in a frame (a, b) that is moved to a place and rotated by an angle.
 Ours: it replaces a dataset that would have to be downloaded.
 """
 
@@ -26,7 +23,6 @@ TINT = 0.03  # the largest difference of an object's colour from EARTH, in each 
 LIGHT = (0.66, 0.74)  # lightness of an object
 SHARE = {"body": 0.9, "head": 1.1, "leg": 0.65, "wheel": 0.55, "wing": 1.0, "tail": 0.7, "window": 1.25}  # of LIGHT
 DARK = (0.42, 0.48)  # the dark tone of textures, as a share of the light one
-SHADE = 0.7  # how uneven the light on an image is
 DOWN, BACK = math.pi / 2, math.pi
 
 
@@ -141,8 +137,7 @@ def draw_shapes(split, size, seed):
     """The images of a split, with the kinds in turn: pixels (N, 3, S, S) uint8, labels (N,), parts (N, S, S) uint8."""
     labels = torch.arange(N_IMAGES[split]) % len(KINDS)
     generator = torch.Generator().manual_seed(2 * seed + (split == "test"))  # the splits share no image
-    pixels = torch.empty(len(labels), 3, size, size, dtype=torch.uint8)
-    parts = torch.empty(len(labels), size, size, dtype=torch.uint8)
+    pixels, parts = (torch.empty(len(labels), *shape, dtype=torch.uint8) for shape in ((3, size, size), (size, size)))
     for number, kind in enumerate(KINDS.values()):
         for rows in torch.where(labels == number)[0].split(20):  # so few stay in the processor's cache
             pixels[rows], parts[rows] = draw(kind, len(rows), size, generator)
@@ -153,18 +148,18 @@ def draw(kind, n, size, generator):
     """n images of a kind, a value of KINDS: (n, 3, S, S) uint8, and the part of each pixel, (n, S, S) uint8."""
     coat, parts_of = kind
 
+    def rotate(x, y, angle):
+        angle = torch.as_tensor(angle)
+        return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+
     def u(low, high, channels=1):
         return low + (high - low) * torch.rand(n, channels, 1, 1, generator=generator)  # (n, channels, 1, 1)
 
     def clouds(cells):
         return F.interpolate(torch.rand(n, 1, cells, cells, generator=generator), size=size, mode="bicubic") - 0.5
 
-    def rotate(x, y, angle):
-        angle = torch.as_tensor(angle)
-        return x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
-
-    ground = 0.42 + 1.3 * clouds(5) + 0.4 * clouds(14) + 0.15 * clouds(32)
     sea, earth = (torch.tensor(colour).view(1, 3, 1, 1) for colour in (SEA, EARTH))
+    ground = 0.42 + 1.3 * clouds(5) + 0.4 * clouds(14) + 0.15 * clouds(32)
     canvas = ground.clamp(0.08, 0.95) * sea  # (n, 3, S, S)
     found = torch.zeros(n, 1, size, size, dtype=torch.uint8)
 
@@ -183,9 +178,8 @@ def draw(kind, n, size, generator):
         texture = TEXTURES[name](a / sizes[0], b / width) if name in TEXTURES else 1
         if name not in ("wheel", "window"):
             texture = texture * coat(a, b)
-        inner = (0.5 - distance - LINE * size).clamp(0, 1)  # within the dark line
-        inside = (0.5 - distance).clamp(0, 1)  # edges one pixel wide
+        inside, inner = ((0.5 - distance - line * size).clamp(0, 1) for line in (0, LINE))  # edges one pixel wide
         canvas.lerp_(colour * (SHARE[name] * (dark + (1 - dark) * texture) * (0.35 + 0.65 * inner)), inside)
         found.masked_fill_(inside > 0.5, PARTS.index(name) + 1)
-    canvas *= 1 + SHADE * clouds(3)
+    canvas *= 1 + 0.7 * clouds(3)  # uneven light
     return (canvas.clamp(0, 1) * 255).round().byte(), found[:, 0]

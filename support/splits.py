@@ -14,7 +14,6 @@ from support.files import UserError
 
 TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 TEST_EVERY = 10  # ours: without a test split, one image in ten is held out
-USE_A_LIST = "or give a .csv list with the header path,label,split"
 
 
 def choose_splits(names, given, data):
@@ -32,23 +31,30 @@ def choose_splits(names, given, data):
                             f"{', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}")
         parts = unwrapped([[split, *p] for split, p in zip(column, parts)])
     sides = sides_of_folders(parts, data, strict=not given)
-    rows, neither = [], Counter()
+    rows, neither, notes = [], [], []  # rows: (name, "train", "test" or None, class or None)
     for name, p in zip(names, parts):
         side = sides.get(p[0].lower())
         below = p[1:] if sides else p
-        if sides and not side:
-            neither[p[0]] += 1
-        elif has_class:
-            rows.append((name, side, given.get(name, (None, None))[1]))
-        else:
-            rows.append((name, side, below[0] if len(below) > 1 else None))
+        kind = given.get(name, (None, None))[1] if has_class else below[0] if len(below) > 1 else None
+        (neither if sides and not side else rows).append((name, side, kind))
+    if neither:
+        notes.append(f"{len(neither)} images are in neither split, for example {neither[0][0]}")
     counts = Counter(kind for _, side, kind in rows if side != "test")
     classes = sorted(counts) if None not in counts and len(counts) > 1 else []
-    notes = [f"{sum(neither.values())} images are in neither split, for example in {min(neither)}"] if neither else []
     if None in counts and len(counts) > 2:
         first = next(name for name, side, kind in rows if side != "test" and kind is None)
         notes.append(f"no labels: {counts[None]} of {sum(counts.values())} images have no class, for example {first}")
-    return hold_out(rows, classes), classes, notes
+    splits, seen = {"train": [], "test": []}, Counter()
+    for name, side, kind in rows:
+        kind = kind if classes else None
+        if side is None:
+            held_out = seen[kind] % TEST_EVERY == 0 and (not classes or counts[kind] > 1)
+            side = "test" if held_out else "train"
+            seen[kind] += 1
+            if held_out and not classes:  # trained on as well
+                splits["train"].append((name, None))
+        splits[side].append((name, kind))
+    return splits, classes, notes
 
 
 def sides_of_folders(parts, data, strict):
@@ -66,31 +72,11 @@ def sides_of_folders(parts, data, strict):
     if train and held_out:
         return dict.fromkeys(train, "train") | {held_out[0]: "test"}
     below = {p[1].lower() for p in parts if len(p) > 2}
-    if strict and below & set(TRAIN) and below & set(HELD_OUT):
-        raise UserError(f"{data}: its classes hold the splits; put them into folders train and test, {USE_A_LIST}")
-    if strict and (train or held_out):
-        raise UserError(f"{data}: are its folders {', '.join(sorted(depth)[:5])} splits or classes? Splits are folders "
-                        f"train and test (or val, valid, validation); rename them, {USE_A_LIST}")
+    if strict and (train or held_out or below & set(TRAIN) and below & set(HELD_OUT)):
+        raise UserError(f"{data}: are its folders {', '.join(sorted(depth)[:5])} splits or classes? Splits are top "
+                        "folders, train and test (or val), with classes inside; rename or move them, or give a .csv "
+                        "list with the header path,label,split")
     return {}
-
-
-def hold_out(rows, classes):
-    """[(name, "train", "test" or None, class or None)] -> {"train": [(name, class)], "test": the same}.
-
-    None: every tenth image of its class is held out; without classes these are trained on as well.
-    """
-    totals, seen = Counter(kind for *_, kind in rows), Counter()
-    splits = {"train": [], "test": []}
-    for name, side, kind in rows:
-        kind = kind if classes else None
-        if side is None:
-            held = seen[kind] % TEST_EVERY == 0 and (not classes or totals[kind] > 1)
-            side = "test" if held else "train"
-            seen[kind] += 1
-            if held and not classes:
-                splits["train"].append((name, kind))
-        splits[side].append((name, kind))
-    return splits
 
 
 def unwrapped(parts):

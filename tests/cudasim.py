@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 import vit
 from bench import MemoryCounter, measure_parts, start_fake_run, step_in_parts
 from recipes import get_recipe
-from support.images import Files, Images, batches
+from support.images import Images, batches
 from support.log import collapse_meter, mean_over_ranks
 from support.start import make_crop
 
@@ -111,11 +111,11 @@ def count_faults():
 def count_loader():
     """The waits of a batch after the first one: of images in the device's memory, and of a streamed dataset."""
     square, waits = torch.zeros(3, 4, 4, dtype=torch.uint8), Counter()
-    files = Files(list("abcdefgh"), None, 4, None, None, 1)
-    files.load = lambda i, epoch: (square.numpy(), None)
     for pixels in (square.expand(8, -1, -1, -1), None):
         with CudaSim() as sim:
-            stream = batches(Images("eight", pixels, None, [], files=files), 4, device=CUDA, workers=0)
+            images = Images(pixels, None, [], names="abcdefgh")
+            images.load = lambda i, epoch: (square.numpy(), None)
+            stream = batches(images, 4, device=CUDA, workers=0)
             assert next(stream).device == CUDA and not sim.waits.clear()
             next(stream)
         waits += sim.waits

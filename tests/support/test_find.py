@@ -5,11 +5,9 @@
 
 import gzip
 import io
-import lzma
 import tarfile
 import zipfile
 
-import numpy as np
 import pytest
 import torch
 from conftest import grey_levels, numbered, one_line, pack, save
@@ -39,19 +37,15 @@ def picture(folder, level=9):
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz"])
-def test_an_archive_equals_its_folder(labelled, suffix):
+def test_an_archive_equals_its_folder(labelled, suffix, monkeypatch):
     archive = pack(labelled, suffix)
     for split in ("train", "test"):
         expected, found = (load_images(d, split, size=4) for d in (labelled, archive))
         assert torch.equal(expected.pixels, found.pixels) and found.labels.tolist() == [0] * 3 + [1] * 3
         assert found.classes == ["a", "b"]
+        monkeypatch.setattr(find.shutil, "copyfileobj", None)  # a compressed one is unpacked once
+        find.list_archive.cache_clear()
     assert not list(labelled.parent.rglob("*.tmp"))
-
-
-def test_a_compressed_tar_is_unpacked_once(labelled, monkeypatch):
-    first = load_images(pack(labelled, ".tar.xz"), size=4)
-    monkeypatch.setattr(find.shutil, "copyfileobj", None)
-    assert torch.equal(load_images(labelled.with_name("set.tar.xz"), size=4).pixels, first.pixels)
 
 
 def test_unsafe_and_hidden_members_are_skipped(tmp_path):
@@ -67,26 +61,11 @@ def test_unsafe_and_hidden_members_are_skipped(tmp_path):
 
 def test_zip_names_with_backslashes(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for name in ("set\\train\\a\\1.png", "set\\train\\b\\1.png"):
-            info = zipfile.ZipInfo("x")
-            info.filename = name
-            archive.writestr(info, b"content of " + name[-7:].encode())
+        info = zipfile.ZipInfo("x")
+        info.filename = "set\\train\\1.png"
+        archive.writestr(info, b"content")
     names, read, _ = find_files(tmp_path / "a.zip")
-    assert names == ["set/train/a/1.png", "set/train/b/1.png"] and read(names[1]) == b"content of b\\1.png"
-
-
-def test_sparse_members_are_read_whole(tmp_path):
-    """GNU tar's old sparse format, by hand: 4 bytes at 0 and 4 at 1020 of 1024; the file holds only these 8."""
-    info = tarfile.TarInfo("a.png")
-    info.size = 8
-    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    head[156:157] = tarfile.GNUTYPE_SPARSE
-    for at, value in ((386, 0), (398, 4), (410, 1020), (422, 4), (483, 1024)):  # pairs (offset, size), the real size
-        head[at : at + 12] = b"%011o\0" % value
-    head[148:156] = b"%06o\0 " % (sum(head[:148]) + sum(head[156:512]) + 8 * 32)  # the checksum
-    (tmp_path / "a.tar").write_bytes(bytes(head) + b"headtail".ljust(512, b"\0") + bytes(1024))
-    names, read, _ = find_files(tmp_path / "a.tar")
-    assert read(names[0]) == b"head" + bytes(1016) + b"tail"
+    assert names == ["set/train/1.png"] and read(names[0]) == b"content"
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
@@ -110,27 +89,22 @@ def test_links_to_folders_are_followed_once(tmp_path):
 # ---------------------------------------------------------------------------- lists
 
 
-def test_a_list_of_paths(labelled):
-    """Relative to the list, or absolute; folders name the classes; a missing file is skipped."""
-    listed = labelled.parent / "lists/chosen.txt"
+def test_a_list_of_paths(labelled, tmp_path):
+    """Relative to the list, or absolute, or into an archive, as curate.py writes it; missing files are skipped."""
+    write_tar(labelled / "train/a.tar", {f"a/{i}.png": picture(tmp_path, i) for i in (7, 8)})
+    listed = tmp_path / "lists/chosen.txt"
     listed.parent.mkdir()
-    listed.write_text(f"../set/train/b/1.png\n\n{labelled}/train/a/0.png\n../set/train/b/missing.png\n")
-    found = load_images(listed, size=4)
-    assert found.names == [f"{labelled}/train/a/0.png"]  # one of class b is held out, the other missing
-    assert found.skipped[0][0].endswith("missing.png") and found.classes == ["a", "b"]
-
-
-def test_a_list_leads_into_archives(tmp_path):
-    """As curate.py writes it, if its images lie in archives."""
-    path = write_tar(tmp_path / "a.tar", {"x/1.png": picture(tmp_path, 7), "x/2.png": picture(tmp_path, 8)})
-    (tmp_path / "list.txt").write_text(f"{path}/x/2.png\na.tar/x/1.png\na.tar/x/missing.png\n")
-    found = load_images(tmp_path / "list.txt", size=4)
-    assert grey_levels(found.pixels) == [7, 8] and len(found.skipped) == 1
+    paths = ["b/1.png", "b/missing.png", "a.tar/a/8.png", "a.tar/a/missing.png"]
+    listed.write_text("\n\n".join([f"../set/train/{path}" for path in paths] + [
+        f"{labelled}/train/{path}" for path in ("a/0.png", "a.tar/a/7.png")]))
+    found = load_images(listed, size=4)  # the first of each class is held out
+    assert found.names == [f"{labelled}/train/a.tar/a/{i}.png" for i in (7, 8)] and grey_levels(found.pixels) == [7, 8]
+    assert [name.split("train/")[1] for name, _ in found.skipped] == ["a.tar/a/missing.png", "b/missing.png"]
+    assert found.classes == ["a", "b"]
 
 
 @pytest.mark.parametrize("name, text", [
-    ("list.txt", "a.png cat\nsub/my b.png  big dog\n"),
-    ("mark.txt", "\ufeffa.png cat\nsub/my b.png big dog"),
+    ("list.txt", "\ufeffa.png cat\nsub/my b.png  big dog\n"),
     ("list.csv", "path,label\na.png,cat\nsub/my b.png,big dog\nsub/my b.png,cat\n"),  # of a repeated path the first
     ("list.tsv", "label\tpath\ncat\ta.png\nbig dog\tsub/my b.png\n"),
     ("excel.csv", "\ufeffPath; Label\r\na.png; cat\r\n\"sub/my b.png\";big dog\r\n"),
@@ -145,8 +119,8 @@ def test_labels_from_a_list(tmp_path, name, text):
 
 
 @pytest.mark.parametrize("line, path, kind", [
-    ("a b.png", "a b.png", None), ("a.png b.png", "a.png b.png", None), ("a.JPG 3", "a.JPG", "3"),
-    ("a.b.jpeg my cat", "a.b.jpeg", "my cat"), ("my.png pics/1.jpg cat", "my.png pics/1.jpg", "cat"), ("a", "a", None),
+    ("a b.png", "a b.png", None), ("a.png b.png", "a.png b.png", None), ("a.JPG 3", "a.JPG", "3"), ("a", "a", None),
+    ("my.png pics/1.jpg my cat", "my.png pics/1.jpg", "my cat"),
 ])  # fmt: skip
 def test_lines_of_a_text_list(tmp_path, line, path, kind):
     (tmp_path / "list.txt").write_text(line)
@@ -203,7 +177,7 @@ def test_a_damaged_or_missing_shard_is_skipped(shards, capsys):
     (shards.parent / "list.txt").write_text("".join(f"shards/0000{i}.tar\n" for i in range(4)))
     assert len(find_files(shards.parent / "list.txt")[0]) == 6
     err = capsys.readouterr().err
-    assert f"skipped {shards}/00002.tar: " in err and f"skipped {shards}/00003.tar: No such file or directory" in err
+    assert f"skipped {shards}/00002.tar: " in err and f"skipped {shards}/00003.tar: " in err
     for path in shards.glob("*.tar"):
         path.write_bytes(b"x" * 600)
     with pytest.raises(UserError, match="none of the 3 shards"):
@@ -213,11 +187,9 @@ def test_a_damaged_or_missing_shard_is_skipped(shards, capsys):
 # ---------------------------------------------------------------------------- errors
 
 
-def broken_files(folder):
-    """{path: words of the error}."""
-    numbered(folder / "d", 3)
-    whole = write_tar(folder / "whole.tar", {path.name: path.read_bytes() for path in sorted((folder / "d").iterdir())})
-    raw = whole.read_bytes()
+def test_errors_are_one_line(tmp_path, cache, monkeypatch):
+    numbered(tmp_path / "d", 3)
+    raw = write_tar(tmp_path / "a", {p.name: p.read_bytes() for p in sorted((tmp_path / "d").iterdir())}).read_bytes()
     flipped, negative = bytearray(raw), tarfile.TarInfo("a.png")
     flipped[raw.index(b"002.png") + 150] ^= 1  # a bit of a header's checksum
     negative.size = -512
@@ -225,32 +197,22 @@ def broken_files(folder):
         "no_image.zip": (b"PK\3\4 and no more", "cannot be read"), "empty.tar": (b"", "cannot be read"),
         "text.tar": (b"no archive\n" * 100, "cannot be read"), "cut.tar": (raw[:2000], "cannot be read"),
         "flipped.tar": (bytes(flipped), "damaged at byte"),
-        "negative.tar": (raw[:1024] + negative.tobuf(tarfile.GNU_FORMAT) + bytes(1024), "cannot be read"),  # no hang
+        "negative.tar": (raw[:1024] + negative.tobuf(tarfile.GNU_FORMAT) + bytes(1024), "negative size"),  # no hang
         "text.gz": (gzip.compress(b"no archive" * 100), "cannot be read"),
-        "cut.tar.gz": (gzip.compress(np.random.default_rng(0).bytes(9999))[:5000], "cannot be read"),
-        "cut.tar.xz": (lzma.compress(bytes(9999))[:60], "cannot be read"),
+        "cut.tar.gz": (gzip.compress(raw)[:-20], "cannot be read"),
         "no_header.csv": (b"a.png,cat\n", "csv: its header is a.png, cat; it must have the column path"),
         "empty.csv": (b"", "its header is empty"), "empty.txt": (b"", "found no image"),
     }  # fmt: skip
     for name, (content, _) in cases.items():
-        (folder / name).write_bytes(content)
-    (folder / "empty").mkdir()
-    return {name: words for name, (_, words) in cases.items()} | {"empty": "found no image", "missing": "no such file"}
-
-
-def test_errors_are_one_line(tmp_path, cache):
-    for name, words in broken_files(tmp_path).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "empty").mkdir()
+    cases |= {"empty": (0, "found no image"), "missing": (0, "no such file"), "~no-such-user/x": (0, "no such file")}
+    monkeypatch.chdir(tmp_path)
+    for name, (_, words) in cases.items():
         with pytest.raises(UserError) as error:
-            load_images(tmp_path / name)
-        assert one_line(error).startswith(f"{tmp_path / name}: ") and words in str(error.value), name
+            load_images(name)
+        assert one_line(error).startswith(f"{name}: ") and words in str(error.value), name
     assert not list(cache.rglob("*.*"))  # nothing is kept of what is no archive
-
-
-def test_a_tar_without_its_end_is_reported(tmp_path, capsys):
-    """Cut at a member's boundary, which nothing else shows."""
-    path = write_tar(tmp_path / "a.tar", {"1.png": b"x" * 512, "2.png": b"x" * 512})
-    path.write_bytes(path.read_bytes()[: 4 * 512])
-    assert find_files(path)[0] == ["1.png", "2.png"] and "has no end mark" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])

@@ -7,21 +7,18 @@ import pytest
 from conftest import one_line
 
 from support.files import UserError
-from support.find import by_folder
 from support.splits import choose_splits
 
 
 def split_of(names, given=None):
     """[(name, class)] of train, the same of test, and the class names."""
-    splits, classes, notes = choose_splits(sorted(names, key=by_folder), given or {}, "set")
+    splits, classes, notes = choose_splits(sorted(names), given or {}, "set")
     assert notes == []
     return splits["train"], splits["test"], classes
 
 
 @pytest.mark.parametrize("train, held_out", [
-    ("train", "test"), ("train", "val"), ("Train", "TEST"), ("training", "Validation"), ("root/train", "root/valid"),
-    ("a/b/train", "a/b/testing"),
-])  # fmt: skip
+    ("train", "test"), ("Train", "VAL"), ("training", "Validation"), ("a/b/train", "a/b/testing")])
 def test_split_folders(train, held_out):
     first, second, classes = split_of([f"{split}/{kind}/deep/1.png" for split in (train, held_out) for kind in "ab"])
     assert first == [(f"{train}/{kind}/deep/1.png", kind) for kind in "ab"] and classes == ["a", "b"]
@@ -29,9 +26,8 @@ def test_split_folders(train, held_out):
 
 
 def test_a_class_missing_from_one_split_keeps_the_numbers_equal():
-    train, test, classes = split_of(["train/a/1.png", "train/b/1.png", "train/c/1.png", "test/c/1.png"])
-    assert classes == ["a", "b", "c"] and test == [("test/c/1.png", "c")]
-    assert split_of(["train/a/1.png", "train/b/1.png", "test/c/1.png"])[2] == ["a", "b"]  # none that training lacks
+    _, test, classes = split_of(["train/a/1.png", "train/b/1.png", "test/b/1.png", "test/c/1.png"])
+    assert classes == ["a", "b"] and test == [("test/b/1.png", "b"), ("test/c/1.png", "c")]  # c is not in training
 
 
 def test_every_tenth_image_of_each_class_is_held_out():
@@ -42,13 +38,10 @@ def test_every_tenth_image_of_each_class_is_held_out():
     assert sorted(train + test) == sorted((n, n[:3]) for n in names) and classes == ["cat", "dog", "emu"]
 
 
-@pytest.mark.parametrize("names", [
-    [f"{i:02}.png" for i in range(12)], [f"photos/{i:02}.png" for i in range(12)],
-    [f"{i:02}.png" for i in range(11)] + ["z/1.png"]])  # fmt: skip
-def test_without_classes_all_images_are_trained_on(names):
-    train, test, classes = split_of(names)
-    assert classes == [] and train == [(name, None) for name in names]
-    assert test == [(names[0], None), (names[10], None)]
+@pytest.mark.parametrize("folder, more", [("", []), ("photos/", []), ("", ["z/1.png"])])
+def test_without_classes_all_images_are_trained_on(folder, more):
+    names = [f"{folder}{i:02}.png" for i in range(12)] + more
+    assert split_of(names) == ([(name, None) for name in names], [(names[0], None), (names[10], None)], [])
 
 
 def test_of_two_test_folders_the_first_with_classes_counts():
@@ -56,15 +49,12 @@ def test_of_two_test_folders_the_first_with_classes_counts():
     names = ["test/1.png", "test/2.png", "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
     splits, classes, notes = choose_splits(names, {}, "set")
     assert [name for name, _ in splits["test"]] == ["val/a/1.png", "val/b/1.png"] and classes == ["a", "b"]
-    assert notes == ["2 images are in neither split, for example in test"]
-
-
-SPLIT_AND_CLASS = {"x/1.png": ("train", "a"), "x/2.png": ("Train", "b"), "y/3.png": ("val", "a"),
-                   "y/4.png": (None, "b")}  # fmt: skip
+    assert notes == ["2 images are in neither split, for example test/1.png"]
 
 
 @pytest.mark.parametrize("given, train, test", [
-    (SPLIT_AND_CLASS, {"x/1.png": "a", "x/2.png": "b", "y/4.png": "b"}, {"y/3.png": "a"}),  # without a split: train
+    ({"x/1.png": ("Train", "a"), "y/2.png": ("val", "a"), "y/3.png": (None, "b")},  # without a split: train
+     {"x/1.png": "a", "y/3.png": "b"}, {"y/2.png": "a"}),
     ({f"{split}/{i}.png": (None, "ab"[i]) for split in ("train", "val") for i in (0, 1)},  # splits from folders
      {"train/0.png": "a", "train/1.png": "b"}, {"val/0.png": "a", "val/1.png": "b"}),
     ({f"{kind}/{i}.png": (("train", "test")[i], None) for kind in "ab" for i in (0, 1)},  # classes from folders
@@ -79,22 +69,21 @@ def test_splits_and_classes_of_a_list(given, train, test):
 
 def test_images_without_a_class_are_reported():
     given = {"1.png": (None, "a"), "2.png": (None, "b")}  # as `.cls` files name them
-    splits, classes, notes = choose_splits(["1.png", "2.png", "3.png"], given, "set")
-    assert classes == [] and notes == ["no labels: 1 of 3 images have no class, for example 3.png"]
+    assert choose_splits(["1.png", "2.png", "3.png"], given, "set")[1:] == (
+        [], ["no labels: 1 of 3 images have no class, for example 3.png"])
 
 
 def test_the_name_of_a_shard_is_no_folder():
-    train, test, _ = split_of(["train/0.tar/1.png", "train/1.tar/1.png", "val/0.tar/1.png"])
-    assert train == [("train/0.tar/1.png", None), ("train/1.tar/1.png", None)] and test == [("val/0.tar/1.png", None)]
+    names = ["train/0.tar/1.png", "train/1.tar/1.png", "val/0.tar/1.png"]
+    assert split_of(names)[:2] == ([(name, None) for name in names[:2]], [(names[2], None)])
 
 
 @pytest.mark.parametrize("names, words", [
-    (["train/a/1.png", "cats/a/1.png"], "cats, train splits or classes"),
-    (["val/a/1.png", "test/a/1.png"], "test, val splits or classes"),
-    (["cats/train/1.png", "cats/test/1.png", "dogs/train/1.png"], "its classes hold the splits"),
+    (["train/a/1.png", "cats/a/1.png"], "cats, train"), (["val/a/1.png", "test/a/1.png"], "test, val"),
+    (["cats/train/1.png", "cats/test/1.png", "dogs/train/1.png"], "cats, dogs"),
 ])  # fmt: skip
 def test_folders_that_could_be_splits_or_classes_are_refused(names, words):
-    with pytest.raises(UserError, match=f"^set: .*{words}") as error:
+    with pytest.raises(UserError, match=f"^set: are its folders {words} splits or classes?") as error:
         split_of(names)
     one_line(error)
 
