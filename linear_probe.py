@@ -77,9 +77,6 @@ def hold_out_tenth(n):
     return *torch.randperm(n, generator=generator).tensor_split([max(1, n // 10)]), generator
 
 
-# ---------------------------------------------------------------------------- linear probe (B.3)
-
-
 def train_heads(x, y, rows, n_classes, standard, generator):
     """Train one head per rate on the same batches of the `rows` of x (N, D), y (N,): (L, D + 1, C) for L rates."""
     rates = torch.tensor(RATES, device=x.device).view(-1, 1, 1)  # (L, 1, 1)
@@ -106,7 +103,7 @@ def accuracies(x, y, W, standard):
 
 
 def linear_probe(train, train_labels, test, test_labels):
-    """(Test accuracy, name, rate) of a linear probe; feature and rate are chosen on a tenth of the training images.
+    """(Test accuracy, name, rate) of a linear probe (B.3); name and rate are chosen on a tenth of the training images.
 
     train, test: features {name: (N, D')}, {name: (M, D')}; labels (N,), (M,), N ≥ 2.  The first of equals wins.
     """
@@ -128,9 +125,6 @@ def linear_accuracy(train_features, train_labels, test_features, test_labels):
     return linear_probe({"": train_features}, train_labels, {"": test_features}, test_labels)[0]
 
 
-# ---------------------------------------------------------------------------- logistic regression (§7.2)
-
-
 @torch.enable_grad()
 def fit_logistic(x, y, penalty, W):
     """The W (D + 1, C) that minimizes cross-entropy + (λ/2) ‖W‖² on x (N, D + 1), y (N,); L-BFGS from the given W."""
@@ -149,7 +143,7 @@ def fit_logistic(x, y, penalty, W):
 
 
 def logistic_regression(train_features, train_labels, test_features, test_labels):
-    """(Test accuracy, λ) of logistic regression; λ is chosen on a tenth of the training images.
+    """(Test accuracy, λ) of logistic regression (§7.2); λ is chosen on a tenth of the training images.
 
     Arguments as for `linear_accuracy`.  The largest of equally good λ wins, and is then fitted to all training images,
     as in the official code.
@@ -165,9 +159,6 @@ def logistic_regression(train_features, train_labels, test_features, test_labels
     _, penalty, W = max(fits, key=lambda fit: fit[0])
     W = fit_logistic(x, y, penalty, W)
     return accuracies(test_features, test_labels, W[None], standard).item(), penalty
-
-
-# ---------------------------------------------------------------------------- segmentation (§7.4, "linear")
 
 
 def confusion(tokens, parts, W, standard):
@@ -193,7 +184,7 @@ def mean_iou(counts):
 
 
 def segmentation_iou(train_tokens, train_parts, test_tokens, test_parts):
-    """(Mean IoU, rate) of a linear layer on patch tokens; the rate is chosen on a tenth of the training images.
+    """(Mean IoU, rate) of a linear layer on patch tokens (§7.4); the rate is chosen on a tenth of the training images.
 
     Tokens (N, P, D), (M, P, D) of square grids; the part of each pixel (N, S, S), (M, S, S); N ≥ 2.  The label of a
     training patch is its most common part.

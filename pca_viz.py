@@ -111,9 +111,6 @@ def foreground_mask(first, grids, threshold, invert):
     return sides[1 if invert else 0] > threshold  # NaN is above no threshold
 
 
-# ---------------------------------------------------------------------------- The picture and the scores of a run
-
-
 def foreground_iou(foreground, truth):
     """Mean over the images of the intersection over union of two masks (I, N) bool; 1 where both are empty."""
     intersection, union = (foreground & truth).sum(1), (foreground | truth).sum(1)  # (I,), (I,)
@@ -191,10 +188,9 @@ def draw_panels(rows, path, lines=(), width=1.6):
     Panels: images (3, H, W) uint8; features per patch, interpolated for the eye: colours (h, w, 3), or (h, w) from 0.
     lines: each from a pixel (x, y) of the first panel to one of the second.
     """
-    columns, images = max(map(len, rows)), [row[0] for row in rows]
-    height = width * max(image.shape[1] / image.shape[2] for image in images)  # of the highest panel
-    size = (columns * (width + 0.1), len(rows) * (height + 0.1))
-    figure = Figure(size, layout="constrained")  # pyplot would keep it in memory
+    columns = max(map(len, rows))
+    height = width * max(x.shape[1] / x.shape[2] for row in rows for x in row if x.dtype == torch.uint8)  # the highest
+    figure = Figure((columns * (width + 0.1), len(rows) * (height + 0.1)), layout="constrained")  # pyplot would keep it
     for y, row in enumerate(rows):
         for x, panel in enumerate(row):
             ax = figure.add_subplot(len(rows), columns, y * columns + x + 1)
@@ -245,7 +241,7 @@ def main(argv=None):
     batches = (normalize(image[None].to(device)) for image in tqdm(images, "features", unit="img"))
     if args.attention:
         maps = [cls_attention(vit, x, len(vit.blocks) - 1)[0].cpu() for x in batches]  # I of (heads, h·w)
-        maps = [a.unflatten(1, grid) for a, grid in zip(maps, grids)]
+        maps = [a.unflatten(1, grid) for a, grid in zip(maps, grids)]  # I of (heads, h, w)
         draw_panels([[image, a.mean(0), *a] for image, a in zip(images, maps)], args.out)
         result = f"the mean of {len(maps[0])} heads of the last block, and each head"
     else:
@@ -259,8 +255,7 @@ def main(argv=None):
             draw_matches(images, grids, drawn, args.out)
             result += f", {len(pairs)} mutual matches, {len(drawn)} of them drawn"
         else:
-            colours = [c.unflatten(0, grid) for c, grid in zip(rgb.split(counts), grids)]
-            pairs = list(zip(images, colours))
+            pairs = [(image, c.unflatten(0, grid)) for image, c, grid in zip(images, rgb.split(counts), grids)]
             draw_pca([pairs[i : i + PAIRS_PER_ROW] for i in range(0, len(pairs), PAIRS_PER_ROW)], args.out)
     print(f"{len(images)} images, {result}: {args.out}")
     return 0

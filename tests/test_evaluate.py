@@ -24,9 +24,6 @@ def at(*degrees):
     return torch.stack([angles.cos(), angles.sin()], dim=1)  # (n, 2)
 
 
-# ---------------------------------------------------------------------------- k-NN
-
-
 def test_knn_near_neighbour_outvotes_the_majority():
     """The test image is at 0°, with cosines 1, 1/2, 1/2 to the training images at 0°, 60°, −60°.
 
@@ -70,12 +67,6 @@ def test_knn_in_chunks_and_with_too_large_a_k(monkeypatch):
     assert knn_accuracy(x, y, test_x, test_y) == knn_accuracy(x.float(), y, test_x.float(), test_y)
 
 
-def test_knn_ties_go_to_the_lower_class():
-    """Two training images at one place: classes 1 and 0 have a vote each."""
-    sets = at(0.0, 0.0), torch.tensor([1, 0]), at(0.0, 30.0), torch.tensor([0, 0])
-    assert knn_accuracy(*sets, k=2) == 1.0
-
-
 def test_knn_does_not_overflow():
     """At τ = 0.001 the near one, class 1, has e^1000 votes and the far one e^866: both are inf."""
     sets = at(0.0, 30.0), torch.tensor([1, 0]), at(0.0), torch.tensor([1])
@@ -103,9 +94,6 @@ def test_knn_of_images_by_hand():
     assert measure_knn(MeanColour(), train, test, 8, n_train=1)["knn_1"] in (1 / 3, 2 / 3)
     test.labels = None
     assert measure_knn(MeanColour(), train, test, 8) == {}
-
-
-# ---------------------------------------------------------------------------- Features
 
 
 @pytest.mark.parametrize("size, side", [(16, 16), (9, 8), (11, 12), (1, 4)])
@@ -209,15 +197,12 @@ def test_features_are_saved_for_numpy(tmp_path, labelled, capsys, monkeypatch, s
 
 @pytest.mark.parametrize("argv, words", [
     ("--weights pixels", "required: --data"),
-    ("--data shapes", "required: --weights"),
     ("--weights pixels --data shapes --k 0", "'0' is not a whole number"),
     ("--weights pixels --data shapes --scale 3 2", "--scale: LOW must be below HIGH; got 3.0 2.0"),
     ("--weights pixels --data shapes --save nowhere/a.npz", "there is no folder nowhere"),
-    ("--weights pixels --data shapes --linear depth", "invalid choice: 'depth'"),
     ("--weights pixels --data shapes --linear parts", "--linear parts needs a network and --data shapes"),
     ("--weights random --data cifar10 --linear parts", "--linear parts needs a network and --data shapes"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),
-    ("--weights random --data shapes --arch vit_huge", "vit_huge"),
     ("--weights nowhere.pt --data shapes", "nowhere.pt"),
     ("--weights random --data nowhere", "nowhere"),
     ("--weights pixels --data LABELLED/test/a", "test/a does not have labels in both splits"),

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import linear_probe as probe
 from linear_probe import (
@@ -19,8 +18,6 @@ from linear_probe import (
     segmentation_iou,
 )
 from vit import vit_pico
-
-# ---------------------------------------------------------------------------- Linear probe
 
 
 @pytest.fixture
@@ -61,20 +58,18 @@ def test_probe_is_sgd_on_the_mean_cross_entropy(monkeypatch):
     generator = torch.Generator().manual_seed(8)
     x, y = torch.randn(200, 6, generator=generator), torch.randint(4, (200,), generator=generator)
     (deviation, mean), rows = torch.std_mean(x, dim=0, correction=0), torch.arange(20, 200)
-    heads = probe.train_heads(x, y, rows, 4, probe.mean_and_deviation(x), torch.Generator().manual_seed(0))
-    for rate, W in zip(rates, heads, strict=True):
-        linear = nn.Linear(6, 4)
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        optimizer = torch.optim.SGD(linear.parameters(), momentum=0.9)
+    heads = probe.train_heads(x, y, rows, 4, (mean, deviation), torch.Generator().manual_seed(0))
+    for rate, found in zip(rates, heads, strict=True):
+        W, b = torch.zeros(6, 4, requires_grad=True), torch.zeros(4, requires_grad=True)
+        optimizer = torch.optim.SGD([W, b], momentum=0.9)
         generator = torch.Generator().manual_seed(0)
         for step in range(25):
             batch = rows[torch.randint(180, (8,), generator=generator)]
             optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / 24)) / 2
             optimizer.zero_grad()
-            F.cross_entropy(linear((x[batch] - mean) / deviation), y[batch]).backward()
+            F.cross_entropy((x[batch] - mean) / deviation @ W + b, y[batch]).backward()
             optimizer.step()
-        torch.testing.assert_close(W, torch.cat([linear.weight.T, linear.bias[None]]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, torch.cat([W, b[None]]), rtol=1e-4, atol=1e-4)
 
 
 def noisy_classes():
@@ -87,6 +82,7 @@ def noisy_classes():
 def test_probe_of_two_images_and_of_one(short):
     x, y = torch.eye(2), torch.tensor([0, 1])
     assert linear_accuracy(x, y, x, y) in (0.0, 0.5, 1.0)  # one to train on, one held out: no crash is all
+    assert [len(part) for part in probe.hold_out_tenth(29)[:2]] == [2, 27]
     with pytest.raises(ValueError, match="need 2 training images"):
         linear_accuracy(x[:1], y[:1], x, y)
 
@@ -102,9 +98,6 @@ def test_the_feature_is_chosen_on_training_images(short):
         accuracy, name, rate = probe.linear_probe(train, y, test, test_y)
         assert (accuracy, name) == (1.0, "good") and rate in probe.RATES
         assert probe.linear_probe(train, y, test, (test_y + 1) % 3) == (0.0, "good", rate)
-
-
-# ---------------------------------------------------------------------------- B.3's four features
 
 
 def test_features_are_cls_of_four_blocks_and_the_mean_patch():
@@ -123,9 +116,6 @@ def test_features_are_cls_of_four_blocks_and_the_mean_patch():
     assert torch.equal(found["[CLS] of 4 blocks"], torch.cat([cls for _, cls in layers], 1))
     torch.testing.assert_close(found["[CLS] of 4 blocks and mean patch"][:, 4 * D :], mean)
     assert list(b3_features(torch.zeros(1, 4), 2)) == ["[CLS] of 1 block", "[CLS] of 1 block and mean patch"]
-
-
-# ---------------------------------------------------------------------------- Logistic regression
 
 
 def test_logistic_regression_by_hand():
@@ -164,9 +154,6 @@ def test_the_chosen_strength_is_fitted_to_all_training_images(monkeypatch):
     x = torch.cat([others[:i], torch.tensor([3.0]), others[i:]])[:, None]
     y = (x[:, 0] > 3).long()
     assert logistic_regression(x, y, torch.tensor([[1.0]]), torch.tensor([0]))[0] == 1.0
-
-
-# ---------------------------------------------------------------------------- Segmentation
 
 
 def test_mean_iou_by_hand():

@@ -12,8 +12,6 @@ from augment import normalize
 from pca_viz import draw_matches, draw_pca, draw_split, fine_tokens, foreground_iou, main, patch_parts, pca, pca_rgb
 from vit import vit_nano
 
-# ---------------------------------------------------------------------------- The components
-
 
 def test_components_of_points_on_paper():
     """(±4, 0), (0, ±1) about (2, 3): the axes are the components, with variances 32/4 and 2/4.
@@ -26,9 +24,6 @@ def test_components_of_points_on_paper():
     torch.testing.assert_close(y[:, 0], torch.tensor([1, 0, 1 / 2, 1 / 2], dtype=torch.float64))
     torch.testing.assert_close(y[:, 1], torch.tensor([1 / 2, 1 / 2, 1, 0], dtype=torch.float64))
     assert y[:, 2].isnan().all()
-
-
-# ---------------------------------------------------------------------------- The foreground
 
 
 def ramp(*values):
@@ -84,32 +79,19 @@ def test_images_of_any_shape_share_their_components():
         pca_rgb(x[None])
 
 
-# ---------------------------------------------------------------------------- Colours
-
-
-def scenes():
-    """Four images of 8×8 patches with one thing each, at different places: its top half is one part, its bottom half
-    another.  Background, top and bottom are three directions in 16 dimensions.
-
-    Returns tokens (4, 64, 16) and parts (4, 64): 0 background, 1 top, 2 bottom.
-    """
-    parts = torch.zeros(4, 8, 8, dtype=torch.int64)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_parts_have_one_colour_in_all_images(sign):
+    """Four images of 8×8 patches with one thing each, at different places; its top half is one part, its bottom half
+    another.  Background, top and bottom are three directions in 16 dimensions."""
+    parts, kinds = torch.zeros(4, 8, 8, dtype=torch.int64), torch.zeros(3, 16)
     for i, (row, column) in enumerate([(1, 1), (2, 3), (1, 4), (3, 2)]):
         parts[i, row : row + 2, column : column + 3] = 1
         parts[i, row + 2 : row + 4, column : column + 3] = 2
-    kinds = torch.zeros(3, 16)
-    kinds[:, 0] = torch.tensor([-4.0, 4.0, 4.0])  # the thing against the background
-    kinds[:, 1] = torch.tensor([0.0, 1.0, -1.0])  # top against bottom
+    kinds[:, :2] = torch.tensor([[-4.0, 0], [4, 1], [4, -1]])
     parts = parts.flatten(1)  # (4, 64)
-    return kinds[parts] + 0.05 * torch.randn(4, 64, 16, generator=torch.Generator().manual_seed(2)), parts
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_parts_have_one_colour_in_all_images(sign):
-    tokens, parts = scenes()
-    rgb, foreground = pca_rgb(sign * tokens)
-    assert rgb.dtype == torch.float32 and torch.equal(foreground, parts > 0)
-    assert (rgb[~foreground] == 0).all() and torch.equal(pca_rgb(sign * tokens.double())[0], rgb)
+    tokens = sign * (kinds[parts] + 0.05 * torch.randn(4, 64, 16, generator=torch.Generator().manual_seed(2)))
+    rgb, foreground = pca_rgb(tokens)
+    assert rgb.dtype == torch.float32 and torch.equal(foreground, parts > 0) and (rgb[~foreground] == 0).all()
     torch.testing.assert_close(rgb[foreground].amin(0), torch.zeros(3))
     torch.testing.assert_close(rgb[foreground].amax(0), torch.ones(3))
     red = [[rgb[i, parts[i] == part, 0].mean().item() for i in range(4)] for part in (1, 2)]
@@ -139,9 +121,6 @@ def test_few_patches_and_few_dimensions():
     tokens[0, [6, 7, 8]] = torch.tensor([[9.0, 0], [10, 1], [9, 2]])
     rgb, foreground = pca_rgb(tokens)
     assert foreground.sum() == 3 and (rgb[foreground][:, 2] == 0.5).all() and rgb.isfinite().all()
-
-
-# ---------------------------------------------------------------------------- The picture and the scores of a run
 
 
 def test_iou_is_the_mean_over_images():
