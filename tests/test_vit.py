@@ -21,9 +21,9 @@ with_and_without_registers = pytest.mark.parametrize("n_registers", [0, 4])
 
 
 def toy(seed=0, **options):
-    """64 wide, 3 deep, 2 heads, patches of 4, positions for 4×4 of them; all parameters large enough to matter."""
+    """96 wide, 3 deep, 2 heads, patches of 4, positions for 4×4 of them; all parameters large enough to matter."""
     torch.manual_seed(seed)
-    network = ViT(64, 3, 2, **{"patch_size": P, "img_size": 16, **options})
+    network = ViT(96, 3, 2, **{"patch_size": P, "img_size": 16, **options})
     for name, p in network.named_parameters():
         torch.nn.init.normal_(p, mean=1.0 if name.endswith(("gamma", "norm1.weight")) else 0.0, std=0.2)
     return network.eval()
@@ -59,7 +59,7 @@ def slow_forward(network, image, mask, positions):
     x = torch.cat([w["cls_token"][0] + positions[:1], *registers, patches + positions[1:]])
     for block in ("blocks.0", "blocks.1", "blocks.2"):
         q, k, v = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv").chunk(3, dim=1)
-        heads = [(q[:, h] @ k[:, h].T / math.sqrt(32)).softmax(1) @ v[:, h] for h in (slice(0, 32), slice(32, 64))]
+        heads = [(q[:, h] @ k[:, h].T / math.sqrt(48)).softmax(1) @ v[:, h] for h in (slice(0, 48), slice(48, 96))]
         x = x + w[f"{block}.ls1.gamma"] * linear(torch.cat(heads, dim=1), f"{block}.attn.proj")
         y = norm(x, f"{block}.norm2")
         if f"{block}.mlp.w12.weight" in w:
@@ -85,7 +85,7 @@ def test_is_the_slow_one(ffn, n_registers, size, masks):
     for i in range(2):
         slow = slow_forward(network, images[i], None if masks is None else masks[i], positions)
         assert_close(out["x_prenorm"][i].double(), slow, rtol=1e-4, atol=1e-3)
-    normed = F.layer_norm(out["x_prenorm"], (64,), network.norm.weight, network.norm.bias, eps=1e-6)
+    normed = F.layer_norm(out["x_prenorm"], (96,), network.norm.weight, network.norm.bias, eps=1e-6)
     parts = normed.split([1, n_registers, normed.shape[1] - 1 - n_registers], dim=1)
     assert_close(out["x_norm_clstoken"], parts[0][:, 0])
     assert_close((out["x_norm_regtokens"], out["x_norm_patchtokens"]), parts[1:])
@@ -200,7 +200,7 @@ def test_a_packed_pass_is_the_separate_passes(n_registers):
     expected = torch.cat([out["x_norm_clstoken"] for out in packed]), packed[0]["x_norm_patchtokens"][masks[0]]
     at = masks[0].flatten().nonzero()[:, 0]
     assert_close(network.training_features(batches, masks, at), expected, rtol=1e-4, atol=1e-5)
-    assert network.training_features(batches, masks, at[:0])[1].shape == (0, 64)
+    assert network.training_features(batches, masks, at[:0])[1].shape == (0, 96)
 
 
 # ---------------------------------------------------------------------------- positions
@@ -318,7 +318,7 @@ def test_the_last_layer_is_forward_features(n_registers):
     [patches] = network.get_intermediate_layers(images, norm=False)
     assert_close(patches, out["x_prenorm"][:, 1 + n_registers :])
     [grid] = network.get_intermediate_layers(images, norm=False, reshape=True)
-    assert grid.shape == (2, 64, 2, 6) and torch.equal(grid.flatten(2).mT, patches)
+    assert grid.shape == (2, 96, 2, 6) and torch.equal(grid.flatten(2).mT, patches)
 
 
 def test_earlier_layers_are_those_of_a_shorter_network():
@@ -338,7 +338,7 @@ def test_calls_and_names_are_the_official_ones():
     assert_close(network(images, masks), expected["x_norm_clstoken"])
     assert_close(network(images, masks=masks, is_training=True), expected)
     names = ("embed_dim", "num_features", "patch_size", "n_blocks", "num_heads", "num_register_tokens")
-    assert [getattr(network, name) for name in names] == [64, 64, P, 3, 2, 4]
+    assert [getattr(network, name) for name in names] == [96, 96, P, 3, 2, 4]
 
 
 # ---------------------------------------------------------------------------- keys and parameters
@@ -346,8 +346,8 @@ def test_calls_and_names_are_the_official_ones():
 
 @pytest.mark.parametrize(("ffn", "n_registers", "layers"), [("mlp", 0, "fc1 fc2"), ("swiglu", 4, "w12 w3")])
 def test_keys_are_the_official_ones(ffn, n_registers, layers):
-    shapes = {"cls_token": (1, 1, 64), "pos_embed": (1, 17, 64), "mask_token": (1, 64)}
-    shapes |= {"register_tokens": (1, 4, 64)} if n_registers else {}
+    shapes = {"cls_token": (1, 1, 96), "pos_embed": (1, 17, 96), "mask_token": (1, 96)}
+    shapes |= {"register_tokens": (1, 4, 96)} if n_registers else {}
     pairs, gammas = ["patch_embed.proj", "norm"], set()
     for i in range(3):
         gammas |= {f"blocks.{i}.ls1.gamma", f"blocks.{i}.ls2.gamma"}

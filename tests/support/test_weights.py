@@ -4,8 +4,6 @@
 """
 
 import argparse
-import json
-import math
 import os
 import urllib.error
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from conftest import one_line
 from test_vit import pictures, toy
+from torch import zeros
 
 from support.files import UserError
 from support.weights import load_vit, main, save_vit
@@ -20,34 +19,39 @@ from vit import vit_nano, vit_pico, vit_tiny
 
 
 def assert_same_network(loaded, network):
-    """Equal parameters, equal outputs, ready to evaluate.  A toy has two heads where 64 channels suggest one."""
+    """Equal parameters, equal outputs, ready to evaluate."""
     assert not loaded.training
     torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=0, atol=0)
-    for block in loaded.blocks:
-        block.attn.n_heads = network.num_heads
     assert torch.equal(loaded(pictures(1, 16, 16)), network(pictures(1, 16, 16)))
+
+
+def refuse(path, words):
+    with pytest.raises(UserError, match=words) as error:
+        load_vit(path)
+    assert len(one_line(error)) < 400
 
 
 def prefixed(state, prefix, more=0):
     return {prefix + key: value + more for key, value in state.items()}
 
 
-def chunked(state):
-    """The official training code calls block 2 of chunk 1 blocks.1.2."""
-    names = {f"blocks.{i}.": f"blocks.{i // 2}.{i}." for i in range(3)}
-    return {names.get(k[:9], k[:9]) + k[9:]: v for k, v in state.items()}
+def in_blocks(state, pattern):
+    """With another name for the start of the keys of block i: the pattern's."""
+    return {pattern.format(i=int(k[7]), chunk=int(k[7]) // 2) + k[9:] if k.startswith("blocks.") else k: v
+            for k, v in state.items()}  # fmt: skip
 
 
-HEAD = {"dino_head.prototypes": torch.zeros(5, 2)}
+HEAD = {"dino_head.prototypes": zeros(5, 2)}
 WRAPPED = {  # what people have, and how it wraps the tensors `s` of the network that is meant
     "vit.pt": lambda s: s,
     "checkpoint.pt": lambda s: {"teacher": prefixed(s, "backbone.") | HEAD, "student": prefixed(s, "", 1), "step": 3},
     "official training": lambda s: {
-        "model": prefixed(s, "student.backbone.", 1) | prefixed(chunked(s), "teacher.backbone.")
-        | {"teacher.dino_head.last_layer.weight": torch.zeros(3), "dino_loss.center": torch.zeros(1, 5)},
+        "model": prefixed(s, "student.backbone.", 1)
+        | prefixed(in_blocks(s, "blocks.{chunk}.{i}."), "teacher.backbone.")  # the official code's chunks of blocks
+        | {"teacher.dino_head.last_layer.weight": zeros(3), "dino_loss.center": zeros(1, 5)},
         "optimizer": {"state": {}}, "iteration": 7},
-    "FSDP": lambda s: {"model": {f"teacher.backbone.blocks.0._fsdp_wrapped_module.{k[7:]}" if k.startswith("blocks.")
-                                 else f"teacher.backbone._fsdp_wrapped_module.{k}": v for k, v in s.items()}},
+    "FSDP": lambda s: {"model": prefixed(in_blocks(s, "blocks.{i}._fsdp_wrapped_module."),
+                                         "teacher.backbone._fsdp_wrapped_module.")},
     "compiled": lambda s: prefixed(s, "_orig_mod."),
     "a student": lambda s: prefixed(s, "student.backbone."),
     "state_dict": lambda s: {"state_dict": prefixed(s, "module.backbone.")},
@@ -66,17 +70,11 @@ def test_load_what_was_saved(tmp_path, kind):
 @pytest.mark.parametrize("name", ["vit.pth", "vit.pt", "vit.safetensors", "vit"])
 @pytest.mark.parametrize(("ffn", "n_registers"), [("mlp", 0), ("swiglu", 4)])
 def test_out_and_in_again(tmp_path, ffn, n_registers, name):
-    """Every kind of file holds the whole network; timm's has no mask token, and adds [CLS]'s position to [CLS].
-
-    Only a folder's config.json tells that the 64 channels are of two heads.
-    """
+    """Every kind of file holds the whole network; timm's has no mask token, and adds [CLS]'s position to [CLS]."""
     network, x = toy(ffn=ffn, n_registers=n_registers), pictures(1, 16, 24)
     save_vit(network, tmp_path / name)
     loaded = load_vit(tmp_path / name)
-    assert loaded.blocks[0].attn.n_heads == (2 if name == "vit" else 1)
     assert loaded.antialias == (n_registers > 0)
-    for block in loaded.blocks:
-        block.attn.n_heads = 2
     torch.testing.assert_close(loaded(x), network(x), rtol=1e-6, atol=1e-6)
     if name != "vit.safetensors":
         assert_same_network(loaded, network)
@@ -91,20 +89,9 @@ def test_the_architecture_is_that_of_the_tensors(tmp_path, build, options, heads
     network = build(**{"patch_size": 8, "img_size": 16, "layer_scale": 1.0} | options).eval()
     save_vit(network, tmp_path / "vit.pt")
     loaded = load_vit(str(tmp_path / "vit.pt"))
-    for name in ("embed_dim", "patch_size", "n_registers", "n_blocks", "stem"):
+    for name in ("embed_dim", "patch_size", "n_registers", "n_blocks", "num_heads", "stem"):
         assert getattr(loaded, name) == getattr(network, name)
-    assert loaded.num_heads == heads
     assert torch.equal(loaded(pictures(1, 16, 24)), network(pictures(1, 16, 24)))
-
-
-def test_timms_folder_has_a_config_of_another_kind(tmp_path):
-    """As on the Hub: model.safetensors in timm's names, and a config.json without heads."""
-    network = vit_pico(patch_size=8, img_size=16, n_registers=4, layer_scale=1.0).eval()
-    (tmp_path / "timm").mkdir()
-    save_vit(network, tmp_path / "timm" / "model.safetensors")
-    (tmp_path / "timm" / "config.json").write_text(json.dumps({"architecture": "vit_pico", "num_classes": 0}))
-    for path in (tmp_path / "timm", tmp_path / "timm" / "model.safetensors"):
-        torch.testing.assert_close(load_vit(path)(pictures(1, 16, 24)), network(pictures(1, 16, 24)))
 
 
 def test_dinos_first_networks_have_no_layer_scale(tmp_path):
@@ -119,83 +106,44 @@ def test_dinos_first_networks_have_no_layer_scale(tmp_path):
     assert_same_network(load_vit(tmp_path / "d.pth"), network)
 
 
-# ---------------------------------------------------------------------------- official names
+@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vitg14_reg"])
+def test_official_names(monkeypatch, tmp_path, name):
+    """The error gives the address, and the path for a file that was downloaded by other means.  Then that is used."""
 
-
-def test_an_official_name_with_its_file_in_place(monkeypatch, tmp_path):
-    """The cache is used without the network."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    network = toy()
-    torch.save(network.state_dict(), tmp_path / "checkpoints" / "dinov2_vits14_pretrain.pth")
-    assert_same_network(load_vit("dinov2_vits14"), network)
-
-
-def test_an_official_name_without_a_network(monkeypatch, tmp_path):
-    """The error gives the address, and the path for a file that was downloaded by other means."""
-
-    def unreachable(*_):
+    def unreachable(*_, **__):
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    for name, file in [("dinov2_vits14", "dinov2_vits14"), ("dinov2_vitg14_reg", "dinov2_vitg14_reg4")]:
-        with pytest.raises(FileNotFoundError) as error:
-            load_vit(name)
-        message = one_line(error)
-        assert f"https://dl.fbaipublicfiles.com/dinov2/{name.removesuffix('_reg')}/{file}_pretrain.pth" in message
-        assert f"{tmp_path}/checkpoints/{file}_pretrain.pth" in message
+    folder, registers, _ = name.partition("_reg")
+    path = tmp_path / "checkpoints" / f"{folder}{registers and '_reg4'}_pretrain.pth"
+    refuse(name, f"cannot download https://dl.fbaipublicfiles.com/dinov2/{folder}/{path.name}; put the file at {path}")
+    torch.save(toy().state_dict(), path)
+    assert_same_network(load_vit(name), toy())
 
 
 # ---------------------------------------------------------------------------- what is wrong
 
-zeros = torch.zeros
 FLAWS = [  # tensors to add to a good file, or None to remove one, and words of the error
-    ({"cls_token": None}, "no cls_token"), ({"norm.weight": None}, "norm.weight"),
-    ({"blocks.1.ls1.gamma": None}, "blocks.1.ls1.gamma"), ({"extra": zeros(3)}, "extra"),
-    ({"blocks.x": zeros(3)}, "Missing"), ({"blocks.999999999.norm1.weight": zeros(64)}, "Missing"),
-    ({"norm.weight": zeros(65)}, "norm.weight"), ({"norm.weight": "text"}, "str"), ({"cls_token": 5}, "int"),
-    ({"cls_token": torch.tensor(1.0)}, "0-dim"), ({"cls_token": zeros(1, 1, 0)}, "0"),
-    ({"pos_embed": zeros(3)}, "range"), ({"pos_embed": zeros(1, 12, 64)}, "pos_embed"),
-    ({"pos_embed": zeros(1, 1, 64)}, "grid 0"), ({"patch_embed.proj.weight": zeros(64)}, "patch_embed.proj.weight"),
-    ({"patch_embed.proj.weight": zeros(64, 3, 0, 0)}, "patch 0"), ({"register_tokens": zeros(4)}, "range"),
-    ({"norm.weight": torch.full((64,), math.nan)}, "norm.weight holds NaN"),
-    ({"norm.weight": zeros(64, dtype=torch.complex64)}, "norm.weight is no tensor of real numbers"),
-    ({"norm.weight": zeros(1).expand(10**15)}, "norm.weight is no tensor of real numbers"),
-    ({"model._flat_param_0": zeros(3)}, "shards of one process"),
-    ({"pos_embed": None, "rope_embed.periods": zeros(16), "bias_mask": torch.full((3,), math.nan)}, "DINOv3"),
+    ({"cls_token": None}, "needs a cls_token"), ({"norm.weight": None}, "norm.weight"), ({"extra": zeros(3)}, "extra"),
+    ({"blocks.x": zeros(3)}, "Missing"), ({"norm.weight": zeros(97)}, "norm.weight"), ({"norm.weight": "text"}, "str"),
+    ({"cls_token": 5}, "int"), ({"cls_token": torch.tensor(1.0)}, "range"), ({"cls_token": zeros(1, 1, 0)}, "width 0"),
+    ({"pos_embed": zeros(3)}, "range"), ({"pos_embed": zeros(1, 12, 96)}, "pos_embed"),
+    ({"pos_embed": zeros(1, 1, 96)}, "grid 0"), ({"patch_embed.proj.weight": zeros(96, 3, 0, 0)}, "patch 0"),
+    *[({"norm.weight": x}, "norm.weight holds NaN, infinity or no real numbers")
+      for x in (torch.full((96,), torch.nan), zeros(96, dtype=torch.complex64), zeros(1).expand(96))],
+    ({"pos_embed": None, "rope_embed.periods": zeros(16), "bias_mask": torch.full((3,), torch.nan)}, "DINOv3"),
 ]  # fmt: skip
+OTHER = [{"weight": zeros(3)}, {}, zeros(3), [zeros(3)], {0: zeros(3)}, {"teacher": {"head.weight": zeros(3)}},
+         {"embeddings.cls_token": zeros(1, 1, 64)}, {"cls_token": zeros(1, 1, 64), "reg_token": zeros(1, 4, 64)}]
 
 
-@pytest.mark.parametrize(("flaw", "words"), FLAWS)
-def test_a_state_dict_with_a_flaw(tmp_path, flaw, words):
-    state = {key: x for key, x in (toy().state_dict() | flaw).items() if x is not None}
-    torch.save(state, tmp_path / "flawed.pt")
-    with pytest.raises(UserError, match=f"flawed.pt does not hold the weights of a DINOv2 ViT.*{words}") as error:
-        load_vit(tmp_path / "flawed.pt")
-    assert len(one_line(error)) < 400
-
-
-@pytest.mark.parametrize("contents", [
-    {"weight": zeros(3)}, {}, zeros(3), [zeros(3)], {0: zeros(3)}, {"teacher": {}}, {"teacher": zeros(3)},
-    {"teacher": {"head.weight": zeros(3)}}, {"embeddings.cls_token": zeros(1, 1, 64)},
-    {"cls_token": zeros(1, 1, 64), "reg_token": zeros(1, 4, 64)},
-], ids=str)  # fmt: skip
-def test_a_file_with_other_things_in_it(tmp_path, contents):
-    torch.save(contents, tmp_path / "odd.pt")
-    with pytest.raises(UserError, match="odd.pt does not hold the weights of a DINOv2 ViT") as error:
-        load_vit(tmp_path / "odd.pt")
-    one_line(error)
-
-
-@pytest.mark.parametrize("n", [5, 0, -2])
-def test_heads_that_do_not_divide_the_width(tmp_path, n):
-    save_vit(toy(), tmp_path / "vit")
-    config = json.loads((tmp_path / "vit" / "config.json").read_text())
-    (tmp_path / "vit" / "config.json").write_text(json.dumps(config | {"num_attention_heads": n}))
-    with pytest.raises(UserError, match=f"with {n} heads") as error:
-        load_vit(tmp_path / "vit")
-    one_line(error)
+@pytest.mark.parametrize(("flaw", "words"), FLAWS + [(contents, "") for contents in OTHER], ids=str)
+def test_other_contents(tmp_path, flaw, words):
+    if words:
+        flaw = {key: x for key, x in (toy().state_dict() | flaw).items() if x is not None}
+    torch.save(flaw, tmp_path / "flawed.pt")
+    refuse(tmp_path / "flawed.pt", f"flawed.pt does not hold the weights of a DINOv2 ViT.*{words}")
 
 
 class Trap:
@@ -208,12 +156,10 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("wrap", [lambda trap: trap, lambda trap: {"teacher": trap}, lambda trap: {"cls_token": trap}])
+@pytest.mark.parametrize("wrap", [lambda trap: trap, lambda trap: {"cls_token": trap}])
 def test_code_in_a_file_is_not_run(tmp_path, wrap):
     torch.save(wrap(Trap(str(tmp_path / "sprung"))), tmp_path / "trap.pt")
-    with pytest.raises(UserError, match="trap.pt is not a weights file") as error:
-        load_vit(tmp_path / "trap.pt")
-    one_line(error)
+    refuse(tmp_path / "trap.pt", "trap.pt is not a weights file")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -221,21 +167,14 @@ def test_files_of_another_kind(tmp_path):
     save_vit(toy(), tmp_path / "vit.safetensors")
     whole = (tmp_path / "vit.safetensors").read_bytes()
     (tmp_path / "folder").mkdir()
-    cut = {f"{size}.safetensors": whole[:size] for size in (0, 7, 100, -1)}
-    junk = {"empty.pt": b"", "notes.txt": b"no weights\n", "pickle.pt": b"\x80\x02garbage", "zip.pt": b"PK\x03\x04 zip"}
-    for name, content in (cut | junk).items():
+    contents = {"empty.pt": b"", "notes.txt": b"no weights\n", "pickle.pt": b"\x80\x02garbage", "zip.pt": b"PK\x03\x04"}
+    for name, content in (contents | {f"{size}.safetensors": whole[:size] for size in (0, 7, 100, -1)}).items():
         (tmp_path / name).write_bytes(content)
-    for name in [*cut, *junk, "folder"]:
-        with pytest.raises(UserError, match=f"{name} is not a weights file of PyTorch or safetensors") as error:
-            load_vit(tmp_path / name)
-        one_line(error)
-
-
-def test_a_missing_file(tmp_path):
+    (tmp_path / "vit.safetensors").unlink()
+    for path in tmp_path.iterdir():
+        refuse(path, f"{path.name} is not a weights file of PyTorch or safetensors")
     for name in (tmp_path / "none.pt", tmp_path / "none.safetensors", "dinov2_vitx14"):
-        with pytest.raises(FileNotFoundError, match=f"no weights at {name}") as error:
-            load_vit(name)
-        one_line(error)
+        refuse(name, f"no weights at {name}")
 
 
 # ---------------------------------------------------------------------------- the program
