@@ -1,4 +1,4 @@
-"""Files and folders: expected errors, whole files or none, one process per folder."""
+"""File helpers: expected errors, atomic writes, folder locks."""
 
 import contextlib
 import functools
@@ -31,8 +31,9 @@ def reason_of(error):
 
 @functools.cache
 def say_once(line):
-    """Print a line to stderr, once per process."""
-    print(line, file=sys.stderr)
+    """Print a line to stderr, once, and only on the first rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def check_regular(path, limit=math.inf):

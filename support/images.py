@@ -28,7 +28,7 @@ import distributed
 from augment import move
 from support import shapes
 from support.cifar10 import read_cifar10
-from support.files import UserError, reason_of
+from support.files import UserError, reason_of, say_once
 from support.find import FORMATS, find_files, read_file, skipped_line
 from support.splits import choose_splits
 
@@ -58,7 +58,6 @@ class Images:
     seed: object = None         # of the random crops, new in each epoch; None: the middle
     decoding: tuple = ()        # intensity range and megapixels, see `picture`
     skipped: list = field(default_factory=list)  # (name, reason) of broken files; grows while streaming
-    notes: list = ()            # lines to print
     sample: object = None       # the result of `in_memory`
 
     def __len__(self):
@@ -119,18 +118,19 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
             pixels = torch.from_numpy(np.stack([resize(square, size, size) for square in squares]))
         return Images(pixels, labels, classes)
     found, read, given = find_files(data)
-    splits, classes, notes = choose_splits(found, given, data)
+    splits, classes = choose_splits(found, given, data)
     if not found:
         raise UserError(f"{data}: found no image; give a folder or an archive of .jpg, .png or other images")
     if not splits[split]:
         raise UserError(f"{data}: none of the {len(found)} images is in the {split} split")
-    scale, more_notes = estimate_scale(found, read, scale, max_megapixels)
+    scale = estimate_scale(found, read, scale, max_megapixels)
     number = {kind: i for i, kind in enumerate(classes)}
     labels = torch.tensor([number.get(kind, -1) for _, kind in splits[split]]) if classes else None
     if classes and labels.min() < 0:  # a flat val/ beside a train/ with class folders
-        labels, notes = None, [*notes, f"the {split} split has images without a class, so it has no labels"]
+        say_once(f"{data}: the {split} split has images without a class, so it has no labels")
+        labels = None
     images = Images(None, labels, classes, None, [name for name, _ in splits[split]], read, size,
-                    seed if split == "train" else None, (scale, max_megapixels), notes=notes + more_notes)
+                    seed if split == "train" else None, (scale, max_megapixels))
     if len(images) * 3 * size * size <= MEMORY_LIMIT:
         return decode_all(images)
     images.skipped = images[[0]][1]  # raises UserError if no image is readable
@@ -179,16 +179,15 @@ def load_splits(data, size, seed, scale=None, max_megapixels=MAX_MEGAPIXELS):
     try:
         test = load_images(data, "test", size, seed, scale, max_megapixels)
     except UserError as error:  # none, or all of them broken
-        note = f"no test images ({error}); training images stand in for them, without labels"
-        test = replace(train, labels=None, notes=[note])
+        say_once(f"{data}: no test images ({error}); training images stand in for them, without labels")
+        test = replace(train, labels=None)
     skipped = dict(train.skipped + test.skipped)  # without labels a file is in both
     labels = f"{len(train.classes)} classes" if train.classes else "no labels"
     streamed = ", streamed" if train.pixels is None or test.pixels is None else ""
     counts = f"{len(train)} training and {len(test)} test images, {labels}, {len(skipped)} broken files skipped"
     for name, reason in skipped.items():
         distributed.print_first(skipped_line(name, reason), file=sys.stderr)
-    for line in dict.fromkeys([counts + streamed, *train.notes, *test.notes]):
-        distributed.print_first(f"{data}: {line}")
+    distributed.print_first(f"{data}: {counts}{streamed}")
     return [train, test]
 
 
@@ -273,9 +272,7 @@ def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_
     size, names, images, skipped = whole_patches(size, patch), [], [], []
     for path in map(str, paths):
         names += [os.path.join(path, name) for name in find_files(path)[0]] if os.path.isdir(path) else [path]
-    scale, notes = estimate_scale(names, read_file, scale, max_megapixels)
-    for note in notes:
-        print(note, file=sys.stderr)
+    scale = estimate_scale(names, read_file, scale, max_megapixels)
     for name in dict.fromkeys(names):
         try:
             image = picture(read_file(name), size, scale, max_megapixels)
@@ -284,10 +281,9 @@ def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_
             images.append(torch.from_numpy(resize(image, *sides)))
         except Exception as error:  # broken files make Pillow raise almost anything
             skipped.append((name, reason_of(error)))
+            print(skipped_line(*skipped[-1]), file=sys.stderr)
     if not images:
         raise nothing_readable(skipped) if skipped else UserError(f"{paths[0]}: found no image; give other images")
-    for name, reason in skipped:
-        print(skipped_line(name, reason), file=sys.stderr)
     return images
 
 
@@ -371,7 +367,7 @@ def intensity_range(x):
 
 
 def estimate_scale(names, read, scale=None, max_megapixels=MAX_MEGAPIXELS):
-    """The intensity range of a dataset's deep images, from a sample of them: (low, high) or None, lines to print."""
+    """The intensity range of a dataset's deep images, from a sample of them: (low, high), or None without any."""
     names = [name for name in names if not name.lower().endswith((".jpg", ".jpeg"))]  # never deep
     values = []
     for i in np.linspace(0, len(names) - 1, min(SAMPLED_FILES, len(names))).astype(int):
@@ -380,7 +376,7 @@ def estimate_scale(names, read, scale=None, max_megapixels=MAX_MEGAPIXELS):
             small = image.width * image.height <= max_megapixels * 1e6
             if small and (x := deep_values(image)) is not None:
                 values.append(x.ravel()[:: max(1, x.size // SAMPLED_VALUES)])
-    if not values:
-        return scale, []
-    scale = scale or intensity_range(np.concatenate(values))
-    return scale, [f"grey images deeper than 8 bits: {scale[0]:g} is black, {scale[1]:g} white (--scale LOW HIGH)"]
+    if values:
+        scale = scale or intensity_range(np.concatenate(values))
+        say_once(f"grey images deeper than 8 bits: {scale[0]:g} is black, {scale[1]:g} white (--scale LOW HIGH)")
+    return scale

@@ -10,14 +10,14 @@ Folders that could be splits or classes are refused.
 
 from collections import Counter
 
-from support.files import UserError
+from support.files import UserError, say_once
 
 TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 TEST_EVERY = 10  # ours: without a test split, one image in ten is held out
 
 
 def choose_splits(names, given, data):
-    """Sorted names -> {"train": [(name, class or None)], "test": the same}, class names, notes to print.
+    """Sorted names -> {"train": [(name, class or None)], "test": the same}, class names.
 
     given: {name: (split or None, class or None)} of a list or `.cls` files.  Raises UserError, which names `data`.
     """
@@ -31,19 +31,19 @@ def choose_splits(names, given, data):
                             f"{', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}")
         parts = unwrapped([[split, *p] for split, p in zip(column, parts)])
     sides = sides_of_folders(parts, data, strict=not given)
-    rows, neither, notes = [], [], []  # rows: (name, "train", "test" or None, class or None)
+    rows, neither = [], []  # rows: (name, "train", "test" or None, class or None)
     for name, p in zip(names, parts):
         side = sides.get(p[0].lower())
         below = p[1:] if sides else p
         kind = given.get(name, (None, None))[1] if has_class else below[0] if len(below) > 1 else None
         (neither if sides and not side else rows).append((name, side, kind))
     if neither:
-        notes.append(f"{len(neither)} images are in neither split, for example {neither[0][0]}")
+        say_once(f"{data}: {len(neither)} images are in neither split, for example {neither[0][0]}")
     counts = Counter(kind for _, side, kind in rows if side != "test")
     classes = sorted(counts) if None not in counts and len(counts) > 1 else []
     if None in counts and len(counts) > 2:
         first = next(name for name, side, kind in rows if side != "test" and kind is None)
-        notes.append(f"no labels: {counts[None]} of {sum(counts.values())} images have no class, for example {first}")
+        say_once(f"{data}: no labels; {counts[None]} of {counts.total()} images have no class, for example {first}")
     splits, seen = {"train": [], "test": []}, Counter()
     for name, side, kind in rows:
         kind = kind if classes else None
@@ -54,7 +54,7 @@ def choose_splits(names, given, data):
             if held_out and not classes:  # trained on as well
                 splits["train"].append((name, None))
         splits[side].append((name, kind))
-    return splits, classes, notes
+    return splits, classes
 
 
 def sides_of_folders(parts, data, strict):

@@ -142,7 +142,7 @@ def test_an_intensity_range_is_estimated():
     x = np.array([[-10, 30], [0, np.nan]], np.float32)
     assert decoded(Image.fromarray(x), size=2, format="TIFF")[0].tolist() == [[0, 255], [64, GREY]]
     half = Image.fromarray(np.repeat(np.array([0, 1000], np.uint16), 2**17).reshape(512, 512))  # all over the image
-    assert data.estimate_scale(["a"], lambda name: encoded(half))[0] == (0, 1000)
+    assert data.estimate_scale(["a"], lambda name: encoded(half)) == (0, 1000)
 
 
 @pytest.mark.parametrize("dtype, missing, options", [
@@ -154,7 +154,6 @@ def test_missing_values_are_grey_and_do_not_count(tmp_path, dtype, missing, opti
         deep(tmp_path / "d" / name, (0, missing, 400, 400), dtype, **options)
     found = load_images(tmp_path / "d", size=2)
     assert found.pixels[0, 0].tolist() == [[0, GREY], [255, 255]]
-    assert found.notes == ["grey images deeper than 8 bits: 0 is black, 400 white (--scale LOW HIGH)"]
 
 
 def test_all_images_share_one_range(tmp_path, capsys):
@@ -165,13 +164,12 @@ def test_all_images_share_one_range(tmp_path, capsys):
     (tmp_path / "set/test/a/2.png").write_text("broken")
     train, test = data.load_splits(tmp_path / "set", 2, 0)
     assert grey_levels(train.pixels) == [255, 7, 64, 7] and grey_levels(test.pixels) == [0, 7, 128, 7]
-    assert capsys.readouterr().out.count("0 is black, 4000 white (--scale LOW HIGH)") == 1
+    assert capsys.readouterr().err.count(": 0 is black, 4000 white (--scale LOW HIGH)") == 1
     assert grey_levels(load_images(tmp_path / "set", "test", 2, scale=(0, 2000)).pixels) == [0, 7, 255, 7]
     # the same for pca_viz.py: folders with equal names inside
     folders = [tmp_path / "set/train" / kind for kind in "ab"]
-    for order in (folders, folders[::-1]):
-        assert sorted(int(x[0, 0, 0]) for x in read_images(order, 2, 1, False)) == [0, 7, 7, 255]
-        assert "1000 is black, 4000 white" in capsys.readouterr().err
+    assert [int(x[0, 0, 0]) for x in read_images(folders, 2, 1, False)] == [255, 7, 0, 7]
+    assert "1000 is black, 4000 white" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------- whole images
@@ -188,13 +186,11 @@ def test_whole_images_have_whole_patches(tmp_path, capsys):
     whole, other = read_images([tmp_path / "a.png", tmp_path / "b.png"], 10, 5, True)
     assert whole.shape == (3, 10, 30) and whole[0, 5, [4, 25]].tolist() == [0, 255] and other.shape == (3, 10, 15)
     assert "skipped" in capsys.readouterr().err
-    for paths, words in (([tmp_path / "c.png"], "none of the 1 images"), ([tmp_path / "none"], "none of the 1 images")):
-        with pytest.raises(UserError, match=words) as error:
-            read_images(paths, 10, 5, True)
-        one_line(error)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty: found no image"):
-        read_images([tmp_path / "empty"], 10, 5, True)
+    for name, words in (("c.png", "none of the 1"), ("none", "none of the 1"), ("empty", "found no image")):
+        with pytest.raises(UserError, match=words) as error:
+            read_images([tmp_path / name], 10, 5, True)
+        one_line(error)
 
 
 # ---------------------------------------------------------------------------- broken files
@@ -239,25 +235,20 @@ def test_without_a_readable_test_image_training_images_stand_in(tmp_path, monkey
     train, test = data.load_splits(tmp_path / "d", 4, 0)
     assert train.labels.tolist() == [0, 1, 2] and test.labels is None
     assert grey_levels(torch.cat(list(in_order(test, 9, workers=0)))) == [0, 1, 2]
-    assert "no test images (none of the 3 images can be read" in capsys.readouterr().out
+    assert "no test images (none of the 3 images can be read" in capsys.readouterr().err
 
 
-def test_a_flat_test_split_has_no_labels(tmp_path, capsys):
-    """val/ as ImageNet's archive unpacks it, without class folders.  The training labels stay."""
+def test_a_flat_or_no_test_split(tmp_path, capsys):
+    """val/ as ImageNet's archive unpacks it, without class folders: training labels stay.  Then classes of one image."""
     for name in ("train/a/1.png", "train/b/1.png", "val/1.png", "val/2.png"):
         save(tmp_path / "d" / name, 9)
     train, test = data.load_splits(tmp_path / "d", 4, 0)
     assert train.labels.tolist() == [0, 1] and test.labels is None and len(test) == 2
-    assert "the test split has images without a class" in capsys.readouterr().out
-
-
-def test_no_data_or_an_empty_split_is_an_error(tmp_path):
+    assert "the test split has images without a class" in capsys.readouterr().err
+    with pytest.raises(UserError, match="none of the 2 images is in the test split"):
+        load_images(tmp_path / "d/train", "test")
     with pytest.raises(UserError, match="there is no --data: give a folder"):
         load_images("")
-    save(tmp_path / "d/a/1.png")
-    save(tmp_path / "d/b/1.png")  # classes of one image
-    with pytest.raises(UserError, match="none of the 2 images is in the test split"):
-        load_images(tmp_path / "d", "test")
 
 
 # ---------------------------------------------------------------------------- batches
@@ -274,11 +265,12 @@ def take(stream, n):
 
 
 def test_a_resumed_stream_equals_an_uninterrupted_one(ten):
-    whole = take(batches(ten, 3, seed=5), 12)
-    for start in (1, 3, 4, 11):
-        assert take(batches(ten, 3, seed=5, start=start), 12 - start) == whole[start:]
-    assert whole != take(batches(ten, 3, seed=6), 12)
-    assert next(batches(ten, 3)).shape == (3, 3, 4, 4) and next(batches(ten, 3)).dtype == torch.uint8
+    whole = take(batches(ten, 6, seed=5), 12)
+    for start in (1, 3, 11):
+        assert take(batches(ten, 6, seed=5, start=start), 12 - start) == whole[start:]
+    parts = [take(batches(ten, 2, seed=5, shard=(rank, 3)), 12) for rank in range(3)]
+    assert [sum(rows, []) for rows in zip(*parts)] == whole  # the ranks share a global batch
+    assert whole != take(batches(ten, 6, seed=6), 12)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 10, 23])  # 23 > 10: a batch then holds several epochs
@@ -287,12 +279,6 @@ def test_each_epoch_has_each_image_once_in_a_new_order(ten, batch):
     epochs = [flat[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 4  # false alarm 6 / 10!
-
-
-def test_shards_partition_the_global_batch(ten):
-    whole = take(batches(ten, 6, seed=1, start=2), 5)
-    parts = [take(batches(ten, 2, seed=1, start=2, shard=(rank, 3)), 5) for rank in range(3)]
-    assert [sum(rows, []) for rows in zip(*parts)] == whole
 
 
 @pytest.mark.parametrize("workers, suffix", [(0, ""), (1, ""), (2, ".zip")])
@@ -308,45 +294,41 @@ def test_streaming_equals_memory(labelled, workers, suffix, monkeypatch):
     assert torch.equal(torch.random.get_rng_state(), state)  # other random numbers do not depend on the loader
 
 
-def test_windows_in_memory_depend_on_the_seed(tmp_path):
-    """Test images are cropped in the middle: columns 30 to 33, mean 126."""
-    ramps(tmp_path / "d", 40)
-    one, same, other = (load_images(tmp_path / "d", size=4, seed=seed).pixels.float().mean((1, 2, 3))
-                        for seed in (1, 1, 2))
-    assert torch.equal(one, same) and not torch.equal(one, other)
-    assert one.min() < 60 and one.max() > 190  # for another seed false with 2 · 0.8^40 < 3 / 10,000
-    assert load_images(tmp_path / "d", "test", size=4).pixels.float().mean((1, 2, 3)).tolist() == [126] * 4
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_windows_of_a_stream_are_new_in_each_epoch(tmp_path, workers, monkeypatch):
-    """Eight epochs, and a run resumed in the sixth."""
+def test_crops_are_random_for_training_and_new_in_each_epoch_of_a_stream(tmp_path, workers, monkeypatch):
+    """Eight epochs, and a run resumed in the sixth.  The middle, of test images, is columns 30 to 33: mean 126."""
+    def means(x):
+        return x.float().mean((1, 2, 3))
+
+    ramps(tmp_path / "d", 3)
+    one, same, other = (means(load_images(tmp_path / "d", size=4, seed=seed).pixels) for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)  # in memory, crops depend on the seed
+    assert means(load_images(tmp_path / "d", "test", size=4).pixels).tolist() == [126]
     monkeypatch.setattr(data, "MEMORY_LIMIT", 0)
-    images = load_images(ramps(tmp_path / "d", 3), size=4)
-    whole, resumed = (torch.stack([x.float().mean((1, 2, 3)) for x, _ in zip(batches(images, 3, start=start,
-                      workers=workers), range(8 - start))]) for start in (0, 5))  # fmt: skip
-    assert len(whole.unique()) > 15  # of 24, of 61 places each
+    images = load_images(tmp_path / "d", size=4)
+    whole, resumed = (torch.stack([means(x) for x, _ in zip(batches(images, 3, start=start, workers=workers),
+                                                            range(8 - start))]) for start in (0, 5))  # fmt: skip
+    assert len(whole.unique()) > 15 and whole.min() < 60 and whole.max() > 190  # of 24, of 61 places each
     assert torch.equal(resumed, whole[5:])
-    assert next(in_order(load_images(tmp_path / "d", "test", size=4), 1, workers=0)).float().mean() == 126
+    assert means(next(in_order(load_images(tmp_path / "d", "test", size=4), 1, workers=0))) == 126
 
 
 def test_a_sample_of_a_streamed_split_is_drawn_once(labelled, monkeypatch):
     """Three of six, with their labels, at the size asked for; broken ones are added to the split's."""
     whole = load_images(labelled, size=8)
     assert data.in_memory(whole, 3, 4) is whole
-    monkeypatch.setattr(data, "MEMORY_LIMIT", 6 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 5 * 3 * 4 * 4)
     images = load_images(labelled, size=8)
     sample = data.in_memory(images, 3, 4)
     assert images.pixels is None and sample.pixels.shape == (3, 3, 4, 4) and data.in_memory(images, 3, 4) is sample
     rows = [whole.names.index(name) for name in sample.names]
-    levels = grey_levels(whole.pixels)
-    assert grey_levels(sample.pixels) == pytest.approx([levels[row] for row in rows], abs=3)  # other windows
+    assert grey_levels(sample.pixels) == pytest.approx([10 * row for row in rows], abs=3)  # other crops
     assert sample.labels.tolist() == whole.labels[rows].tolist()
-    (labelled / "train/a/1.png").write_text("broken")
+    for name in whole.names[1:3]:
+        (labelled / name).write_text("broken")
     images = load_images(labelled, size=8)
-    assert len(data.in_memory(images, 99, 4)) == 5 and [name for name, _ in images.skipped] == ["train/a/1.png"]
-    monkeypatch.setattr(data, "MEMORY_LIMIT", 2 * 3 * 4 * 4)
-    assert len(data.in_memory(load_images(labelled, size=8), 99, 4)) == 2  # as many as memory takes
+    n = len(data.in_memory(images, 99, 4))  # of five, which is as many as memory takes
+    assert n in (3, 4) and len(images.skipped) == 5 - n
 
 
 @pytest.mark.parametrize("workers", [0, 2])

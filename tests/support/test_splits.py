@@ -12,8 +12,7 @@ from support.splits import choose_splits
 
 def split_of(names, given=None):
     """[(name, class)] of train, the same of test, and the class names."""
-    splits, classes, notes = choose_splits(sorted(names), given or {}, "set")
-    assert notes == []
+    splits, classes = choose_splits(sorted(names), given or {}, "set")
     return splits["train"], splits["test"], classes
 
 
@@ -44,12 +43,12 @@ def test_without_classes_all_images_are_trained_on(folder, more):
     assert split_of(names) == ([(name, None) for name in names], [(names[0], None), (names[10], None)], [])
 
 
-def test_of_two_test_folders_the_first_with_classes_counts():
+def test_of_two_test_folders_the_first_with_classes_counts(capsys):
     """ImageNet's layout: test/ has no classes; its images are left out with a note."""
     names = ["test/1.png", "test/2.png", "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
-    splits, classes, notes = choose_splits(names, {}, "set")
+    splits, classes = choose_splits(names, {}, "set")
     assert [name for name, _ in splits["test"]] == ["val/a/1.png", "val/b/1.png"] and classes == ["a", "b"]
-    assert notes == ["2 images are in neither split, for example test/1.png"]
+    assert capsys.readouterr().err == "set: 2 images are in neither split, for example test/1.png\n"
 
 
 @pytest.mark.parametrize("given, train, test", [
@@ -67,10 +66,10 @@ def test_splits_and_classes_of_a_list(given, train, test):
     assert split_of(given, given) == (list(train.items()), list(test.items()), ["a", "b"])
 
 
-def test_images_without_a_class_are_reported():
+def test_images_without_a_class_are_reported(capsys):
     given = {"1.png": (None, "a"), "2.png": (None, "b")}  # as `.cls` files name them
-    assert choose_splits(["1.png", "2.png", "3.png"], given, "set")[1:] == (
-        [], ["no labels: 1 of 3 images have no class, for example 3.png"])
+    assert choose_splits(["1.png", "2.png", "3.png"], given, "set")[1] == []
+    assert capsys.readouterr().err == "set: no labels; 1 of 3 images have no class, for example 3.png\n"
 
 
 def test_the_name_of_a_shard_is_no_folder():
