@@ -1,15 +1,16 @@
 """Train DINOv2: student, EMA teacher, one step, the loop, the high-resolution phase (§4, §5, B.2).
 
     python train.py                                    the built-in images, minutes on a laptop
-    python train.py --data DIR --recipe cifar10        your own images; any field of recipes.py is a flag
+    python train.py --data DIR --out runs/mine         your own images; any field of recipes.py is a flag
     python train.py --resume                           continue after Ctrl-C, a crash, or kill -9
-    python train.py --init runs/mine/checkpoint.pt ... start from a finished run, or from released weights
+    python train.py --init runs/mine/checkpoint.pt     start from a finished run, or from released weights
     torchrun --nproc-per-node 8 train.py ...           eight GPUs (distributed.py)
 
-    loss = L_DINO + w · L_iBOT + 0.1 · Σ_v L_KoLeo(global view v),        teacher ← m · teacher + (1 − m) · student
+    loss = w_D · L_DINO + w_I · L_iBOT + w_K · Σ_v L_KoLeo(global view v)
+    teacher ← m · teacher + (1 − m) · student
 
-w is the recipe's ibot_weight, 1 in the paper.  In distillation the teacher is another network and stays frozen; the
-EMA of the student is then the result only (§5).
+The weights w are the recipe's dino_weight, ibot_weight and koleo_weight; 1, 1 and 0.1 in the paper.  In distillation
+the teacher is another network and stays frozen; the EMA of the student is then only the result (§5).
 
 A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its folder.  Everything random in step s
 is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one: on a CPU to the last bit.
@@ -41,7 +42,7 @@ from support.device import autocast, flop_counter, keep_pages
 from support.files import lock_folder, make_folder, write_safely
 from support.images import in_memory
 from support.log import RunLog, catch_signals, check_health
-from support.start import load_images_of, make_crop, prepare_run, start_stream
+from support.start import load_splits_of, make_crop, prepare_run, start_stream
 
 # ---------------------------------------------------------------------------- schedules
 
@@ -55,8 +56,8 @@ def phases(r):
 
 
 def schedules_at(step, r):
-    """All schedules at a step, as a dict.  Every phase runs all of them from start to end (B.2); only the first one
-    freezes the prototypes, and not at high resolution."""
+    """All schedules at a step, as a dict.  Every phase runs each of them from start to end (B.2).  Prototypes are
+    frozen only at the start of the run, and never at high resolution."""
     phase, first, end, rate = next(phase for phase in phases(r) if step < phase[2])
     s, total, hires = step - first, end - first, phase == "hires"
     temp_warmup = round(total * r.teacher_temp_warmup)
@@ -89,7 +90,7 @@ def train_step(run, images, crop, values):
         share = len(piece) / len(images)
         (share * losses["loss"]).backward()
         sums = {k: sums.get(k, 0) + share * v.detach() for k, v in losses.items()}
-        del losses
+        del losses  # frees the graph of this piece before the next one
     sums["grad_norm"] = update_student(run, values)
     update_teacher(run.student, run.ema, values["momentum"])
     run.step += 1
@@ -119,15 +120,16 @@ def compute_losses(run, views, values):
 
     with autocast(device, r.amp):
         crops = [x for x in (globals_, locals_) if len(x)]  # there may be no local views
-        seen = [None if r.teacher else masks, None][: len(crops)]  # §5: a distilled student sees every patch
+        # §5: a distilled student sees every patch; the patch loss stays at the masked positions
+        student_masks = [None if r.teacher else masks, None][: len(crops)]
         with torch.set_grad_enabled(not values["frozen_backbone"]):
-            cls, patches = student.backbone.training_features(crops, seen, masked)
-        z_dino = rearrange(student.dino_head(cls), "(v b) k -> v b k", b=B)  # ((2 + L)·B, D) -> (2 + L, B, K)
-        z_ibot = student.ibot_head(patches)  # (M, D) -> (M, K)
+            cls_s, patches_s = student.backbone.training_features(crops, student_masks, masked)
+        z_dino = rearrange(student.dino_head(cls_s), "(v b) k -> v b k", b=B)  # ((2 + L)·B, D) -> (2 + L, B, K)
+        z_ibot = student.ibot_head(patches_s)  # (M, D) -> (M, K)
     losses = {
         "dino": dino_loss(z_dino, p_dino, r.student_temp),
         "ibot": ibot_loss(z_ibot, p_ibot, masks, r.student_temp),
-        "koleo": sum(koleo_loss(view) for view in cls[: 2 * B].chunk(2)),  # two views of an image need not repel
+        "koleo": sum(koleo_loss(view) for view in cls_s[: 2 * B].chunk(2)),  # two views of an image need not repel
     }
     losses["loss"] = r.dino_weight * losses["dino"] + r.ibot_weight * losses["ibot"] + r.koleo_weight * losses["koleo"]
     return losses, p_dino, cls_t
@@ -141,7 +143,7 @@ def center(run, name, logits, values):
 
 def update_student(run, values):
     """Clip the gradients of the backbone and of each head separately, take a step; the norm before clipping."""
-    parts = [part for name, part in run.student.named_children()  # tied heads are one part
+    parts = [part for name, part in run.student.named_children()  # lists a shared head once
              if not (name == "backbone" and values["frozen_backbone"])]  # fmt: skip
     norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in parts]
     set_rates(run.optimizer, values)
@@ -167,15 +169,15 @@ def train(run, log, device):
         while run.step < r.steps and not stop:
             values = schedules_at(run.step, r)
             if values["hires"] != hires:  # a phase begins, or a resumed run enters it
-                hires = values["hires"]
-                stream = start_stream(r, values["image_size"], run.step, device)
+                hires, splits = values["hires"], load_splits_of(r, values["image_size"])
+                stream = start_stream(r, splits[0], run.step, device)
                 crop = make_crop(r, values["global_size"])
             with log.count_flops(hires, values["frozen_backbone"]):
                 losses, p_t, cls_t = train_step(run, next(stream), crop, values)
             log.add_step(losses, p_t, cls_t, values)
             if r.eval_every and run.step % r.eval_every == 0 and run.step < r.steps:
-                log.add_evaluation(evaluate(run, gather_vit(run), log.out))
-            if world == 1 or log.is_due():  # several ranks must ask each other, which waits for the device
+                log.add_evaluation(evaluate_run(run, gather_vit(run), splits, log.out))
+            if world == 1 or log.is_due():  # several ranks ask each other, which waits for the device
                 stop = distributed.any_rank(signals)
             if run.step % r.save_every == 0 or run.step == r.steps or stop:
                 check_health(log.healthy, run.step, log.out)
@@ -189,19 +191,18 @@ def gather_vit(run):
     return distributed.unsharded(run.ema.backbone, lambda: build_network(run.recipe).backbone.to(device).eval())
 
 
-def evaluate(run, network, out):
-    """Draw pca.png and measure k-NN: a dict of scores, and the FLOPs that this took.
+def evaluate_run(run, vit, splits, out):
+    """Measure k-NN at the resolution of the last phase, and draw pca.png: a dict of scores, and the FLOPs it took.
 
     Uses eval_images training images during the run and all at the end; of a streamed dataset always eval_images.
     """
     r, last = run.recipe, run.step == run.recipe.steps
-    now, end = schedules_at(run.step - 1, r), schedules_at(r.steps - 1, r)
-    splits = load_images_of(r, now["image_size"])
-    splits = [in_memory(images, r.eval_images, end["global_size"]) for images in splits]
+    size = schedules_at(r.steps - 1, r)["global_size"]
+    splits = [in_memory(images, r.eval_images, size) for images in splits]
     with flop_counter() as counter:
-        scores = measure_knn(network, *splits, end["global_size"], None if last else r.eval_images, progress=last)
+        scores = measure_knn(vit, *splits, size, None if last else r.eval_images, progress=last)
         if distributed.rank() == 0:
-            scores |= draw_split(network, splits[1], end["global_size"], out / "pca.png")
+            scores |= draw_split(vit, splits[1], size, out / "pca.png")
     flops = torch.tensor(float(counter.get_total_flops()), dtype=torch.float64, device=distributed.device())
     return {**scores, "evaluation_flops": int(distributed.sum_over_ranks(flops))}
 
@@ -219,18 +220,18 @@ def main(argv=None):
     with lock_folder(out):
         run, device = prepare_run(options, recipe, changes)
         r = run.recipe
-        load_images_of(r, schedules_at(min(run.step, r.steps - 1), r)["image_size"])  # wrong --data fails here
+        load_splits_of(r, schedules_at(min(run.step, r.steps - 1), r)["image_size"])  # cached; a wrong --data ends here
         log = RunLog(run, out, device)
         stopped = train(run, log, device)
         if stopped:
             distributed.print_first(f"stopped at step {run.step}; continue with --resume --out {out}")
         else:
-            network = gather_vit(run)
+            vit, splits = gather_vit(run), load_splits_of(r, schedules_at(r.steps - 1, r)["image_size"])
             if log.first:
-                write_safely(out / "vit.pt", lambda path: torch.save(network.state_dict(), path))
-            log.finish(evaluate(run, network, out), load_images_of(r, schedules_at(r.steps - 1, r)["image_size"]))
+                write_safely(out / "vit.pt", lambda path: torch.save(vit.state_dict(), path))
+            log.finish(evaluate_run(run, vit, splits, out), splits)
     distributed.stop()
-    return 130 if stopped else 0  # a shell expects 130 after Ctrl-C
+    return 130 if stopped else 0  # 130: stopped by a signal
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def save_checkpoint(run, out):
         "training_flops": run.training_flops,
         "threads": torch.get_num_threads(),  # another number changes the order of sums
         "student": dcp.get_model_state_dict(run.student, options=whole),
-        "teacher": dcp.get_model_state_dict(run.ema, options=whole),
+        "teacher": dcp.get_model_state_dict(run.ema, options=whole),  # in distillation, too, the EMA
         "centering": run.centering.state_dict(),
         "optimizer": dcp.get_optimizer_state_dict(run.student, run.optimizer, options=whole),
     }
@@ -44,7 +44,7 @@ def read_tensors(path, **options):
             if damaged := archive.testzip():  # torch.load does not verify checksums
                 raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong; use another copy")
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # DINO's files hold one
-        warnings.simplefilter("ignore")  # TorchScript and old pickles are refused below in one line
+        warnings.simplefilter("ignore")  # of TorchScript and old pickles, which then fail with an error
         return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
@@ -87,7 +87,7 @@ def load_parts(run, saved):
     run.centering.load_state_dict(saved["centering"])
     moments = dict(saved["optimizer"]["state"])
     unused = {name: p for name, p in run.student.named_parameters() if name not in moments}  # the frozen backbone
-    for name, p in unused.items():  # PyTorch wants moments of all parameters, so these get some for a moment
+    for name, p in unused.items():  # PyTorch needs moments for every parameter; these zeros are removed below
         moments[name] = {"step": torch.zeros(()), "exp_avg": torch.zeros(p.shape), "exp_avg_sq": torch.zeros(p.shape)}
     dcp.set_optimizer_state_dict(run.student, run.optimizer, saved["optimizer"] | {"state": moments}, options=whole)
     for p in unused.values():

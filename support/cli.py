@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import errno
 import functools
 import math
+import re
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,12 +19,13 @@ from support.device import default_device
 from support.files import UserError, printable
 from support.images import MAX_MEGAPIXELS
 
-TYPES = {int: "a whole number", float: "a number"}  # as errors name them
+TYPES = {int: "a whole number", float: "a number"}  # in errors
 CHOICES = {
     "arch": ("vit_pico", "vit_mini", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
     "centering": ("sinkhorn", "softmax"),
 }
+# the fields that --help lists
 IN_HELP = ("data", "arch", "batch", "steps", "lr", "eval_every", "init", "teacher", "micro_batch", "seed")
 OTHER_FLAGS = ("Every field of Recipe in recipes.py is a flag too, for example --koleo_weight 0.2, --mask_ratio 0.1 "
                "0.4, --no-amp.  recipes.py explains each one and lists its value in every recipe.")  # fmt: skip
@@ -36,6 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+        self._negative_number_matcher = re.compile(r"-\d*\.?\d+(e[-+]?\d+)?$")  # argparse takes -1e-05 for a flag
 
     def error(self, message):
         raise UserError(" ".join(message.split()))
@@ -119,11 +123,12 @@ def describe_error(error):
     if isinstance(error, UserError):
         return text, 2
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
-        return "out of memory; use --micro_batch, --checkpointing, or a smaller --batch or --n_prototypes", 1
+        return "out of memory; with train.py use --micro_batch, --checkpointing or a smaller --batch", 1
     if distributed.world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in text):
-        return f"rank {distributed.rank()} lost contact with another rank; start all again with --resume", 1
+        return f"rank {distributed.rank()} lost another rank; start all again, train.py with --resume", 1
     if isinstance(error, OSError):
-        return (f"{error.filename}: {error.strerror}" if error.filename else text), 1 if error.errno == 28 else 2
+        line = f"{error.filename}: {error.strerror}" if error.filename else text
+        return line, 1 if error.errno == errno.ENOSPC else 2
     if "PytorchStreamWriter" in text or "unexpected pos" in text:  # torch.save on a full disk
         return "a file could not be written; free some disk space", 1
     return None, 1
@@ -137,7 +142,7 @@ def parse_args(argv=None, prog="train.py"):
     parser = Parser(prog=prog, description="Train DINOv2.", epilog=OTHER_FLAGS)
     parser.add_argument("--recipe", choices=RECIPES, help="the recipe to start from (default: shapes)")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out, if there is one")
     add_device(parser)
     for f in fields(Recipe):
         options = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}

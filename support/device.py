@@ -24,7 +24,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
 def default_device():
-    """cuda, or else mps if it has the operation most likely to be missing there, or else cpu."""
+    """cuda if available, else mps if antialiased bicubic resizing works there, else cpu."""
     if torch.cuda.is_available():
         return "cuda"
     if torch.backends.mps.is_available():

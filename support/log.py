@@ -68,10 +68,10 @@ class RunLog:
             self.flops[kind] = counter.get_total_flops() * distributed.world_size()
         self.run.training_flops += self.flops[kind]
 
-    def add_row(self, numbers, **more):
+    def add_row(self, numbers):
         """Add a row to metrics.jsonl, with the step, the FLOPs and the seconds so far."""
         seconds = time.perf_counter() - self.began
-        row = {"step": self.run.step, **numbers, "training_flops": self.run.training_flops, "seconds": seconds, **more}
+        row = {"step": self.run.step, **numbers, "training_flops": self.run.training_flops, "seconds": seconds}
         self.rows.append(row)
         if self.first:
             with open(self.out / "metrics.jsonl", "a") as file:
@@ -88,7 +88,7 @@ class RunLog:
         self.bar.update(r.batch)
         if not self.is_due():
             return
-        numbers = mean_over_ranks({"healthy": self.healthy, **losses, **collapse_meter(p_t, losses["dino"], cls)})
+        numbers = mean_over_ranks({"healthy": self.healthy, **losses, **collapse_meter(p_t, cls)})
         check_health(numbers.pop("healthy") == 1, self.run.step, self.out)
         rate = (self.run.step - self.interval_step) * r.batch / (time.perf_counter() - self.interval_start)
         self.add_row({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(self.device)})
@@ -98,12 +98,12 @@ class RunLog:
             self.bar.write(f"step {self.run.step}: {warning}", file=sys.stderr)
         self.start_interval()
 
-    def add_evaluation(self, scores, **more):
+    def add_evaluation(self, scores, final=False):
         """Log the scores of an evaluation at this step, and draw curves.png."""
-        self.add_row(scores, **more)
+        self.add_row({**scores, "final": True} if final else scores)
         if self.first:
             draw_curves(self.rows, self.run.recipe, self.out / "curves.png")
-            if not more:
+            if not final:
                 self.bar.write(f"step {self.run.step}: {describe_scores(scores)}", file=sys.stderr)
         self.start_interval()
 
@@ -114,7 +114,7 @@ class RunLog:
         broken = len({name for images in splits for name, _ in images.skipped})
         skipped = f", {broken} broken files skipped" if broken else ""
         flops = [self.run.training_flops, sum(row.get("evaluation_flops", 0) for row in self.rows)]
-        flops = "{:.1f} TFLOP and {:.1f} for measuring".format(*(f / 1e12 for f in flops))
+        flops = "{:.1f} TFLOP of training, {:.1f} of evaluation".format(*(f / 1e12 for f in flops))
         seconds = self.rows[-1]["seconds"]
         distributed.print_first(f"{describe_scores(scores)}{sample}{skipped}, {flops}, {seconds:.0f} s, {self.out}")
 
@@ -150,11 +150,11 @@ def write_metrics(path, rows):
 # ---------------------------------------------------------------------------- the collapse meter
 
 
-def collapse_meter(p_t, loss, cls):
-    """Targets (2, B, K), L_DINO (scalar tensor), teacher [CLS] (2·B, D) -> a dict of scalar tensors.
+def collapse_meter(p_t, cls):
+    """Targets (2, B, K) and teacher [CLS] (2·B, D) -> a dict of scalar tensors.
 
-    entropy_image: mean H(p_t) / ln K.  entropy_mean: H(mean p_t) / ln K.  kl: L_DINO − mean H(p_t), the divergence
-    of the student from the teacher.  cosine: mean cosine between the [CLS] tokens of different images in view 1.
+    entropy_image: mean H(p_t) / ln K.  entropy_mean: H(mean p_t) / ln K.  cosine: mean cosine between the [CLS]
+    tokens of different images in view 1.
     """
     log_K = math.log(p_t.shape[-1])
     entropy_image = -torch.special.xlogy(p_t, p_t).sum(dim=-1).mean()
@@ -163,18 +163,17 @@ def collapse_meter(p_t, loss, cls):
     x = F.normalize(cls.float().chunk(2)[0], dim=1)  # (B, D)
     B = len(x)
     cosine = (x.sum(dim=0).square().sum() - B) / max(B * (B - 1), 1)  # ‖Σx‖² is B and twice each pair
-    return {"entropy_image": entropy_image / log_K, "entropy_mean": entropy_mean / log_K, "kl": loss - entropy_image,
-            "cosine": cosine}  # fmt: skip
+    return {"entropy_image": entropy_image / log_K, "entropy_mean": entropy_mean / log_K, "cosine": cosine}
 
 
 def collapse_warning(meter):
     """A sentence if the meter shows a collapse, otherwise None."""
     if meter["entropy_image"] > 0.98 and meter["entropy_mean"] > 0.98:
-        return "uniform collapse: every image gets the same flat target; lower teacher_temp or n_prototypes"
+        return "uniform collapse: every image gets the same flat target; lower --teacher_temp or --n_prototypes"
     if meter["entropy_mean"] < 0.05:
-        return "collapse to one code: every image gets the same prototype; raise teacher_temp or use sinkhorn"
+        return "collapse to one code: every image gets one prototype; raise --teacher_temp or use --centering sinkhorn"
     if meter["cosine"] > 0.99:
-        return "the features of all images are nearly the same; lower the learning rate or raise koleo_weight"
+        return "the features of all images are nearly the same; lower --lr or raise --koleo_weight"
     return None
 
 
@@ -182,7 +181,7 @@ def check_health(healthy, step, out):
     """Exit with status 1 after a gradient that was not finite; the last good checkpoint stays."""
     if not healthy:
         good = f"the last good checkpoint stays in {out}" if (out / "checkpoint.pt").exists() else "nothing was saved"
-        print(f"step {step}: the loss became NaN; stopped, {good}", file=sys.stderr)
+        print(f"step {step}: the gradients are not finite; stopped, {good}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -196,14 +195,15 @@ def draw_curves(rows, recipe, path):
               "k-NN accuracy of the teacher": knn}  # fmt: skip
     figure = Figure(figsize=(15, 4), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        x, unit = ("training_flops", 1e12) if names is knn else ("step", 1)  # FLOPs compare runs of different shape
+        over_flops = title.startswith("k-NN")  # FLOPs compare runs of different shape
+        x, unit = ("training_flops", 1e12) if over_flops else ("step", 1)
         for name in names:
             points = [(row[x] / unit, row[name]) for row in rows if name in row and x in row]
             if points:
-                axes.plot(*zip(*points, strict=True), "o-" if names is knn else "-", label=name)
+                axes.plot(*zip(*points, strict=True), "o-" if over_flops else "-", label=name)
         if title == "losses":
             axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
-        axes.set(title=title, xlabel="TFLOP of training" if names is knn else "step")
+        axes.set(title=title, xlabel="TFLOP of training" if over_flops else "step")
         if axes.lines:
             axes.legend()
     write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))

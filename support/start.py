@@ -62,7 +62,8 @@ def start_run(r, device, weights=None):
 def prepare_run(options, recipe, changes):
     """train.py's command line -> (Run, device): a new run, or one that continues from its checkpoint."""
     recipe, saved = find_checkpoint(options, recipe, changes)
-    device, weights, how = distributed.start(find_device(options.device)), None, "random weights"
+    device = distributed.start(find_device(options.device))
+    weights, how = None, "random weights"
     threads = choose_threads(options.threads, saved and saved.get("threads"))
     if recipe.init and not saved:
         recipe, weights, words = init_from(recipe, changes)
@@ -78,16 +79,15 @@ def prepare_run(options, recipe, changes):
     return run, device
 
 
-def load_images_of(r, image_size):
+def load_splits_of(r, image_size):
     """The training and the test images of a recipe, decoded to squares of image_size pixels."""
     return load_splits(r.data, image_size, r.seed, r.scale if any(r.scale) else None, r.max_megapixels)
 
 
-def start_stream(r, image_size, step, device):
-    """This rank's batches (B, 3, S, S) uint8, S = image_size, from that step on."""
+def start_stream(r, images, step, device):
+    """This rank's batches (B, 3, S, S) uint8 of the training images, from that step on."""
     rank, world = distributed.rank(), distributed.world_size()
-    train = load_images_of(r, image_size)[0]
-    return batches(train, r.batch // world, r.seed, step, device, r.workers or None, (rank, world))
+    return batches(images, r.batch // world, r.seed, step, device, r.workers or None, (rank, world))
 
 
 def make_crop(r, size):
