@@ -26,6 +26,13 @@ def test_components_of_points_on_paper():
     assert y[:, 2].isnan().all()
 
 
+def test_components_have_the_same_sign_in_any_order_of_dimensions():
+    """`eigh` chooses signs at will."""
+    x = torch.randn(50, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 9)
+    for shift in range(1, 8):
+        torch.testing.assert_close(pca(x.roll(shift, dims=1), 3), pca(x, 3))
+
+
 def ramp(*values):
     """One image whose tokens are these numbers: the first component is the number itself. (1, N, 1)"""
     return torch.tensor(values)[None, :, None]
@@ -231,7 +238,6 @@ COMMON = ["--weights", "vit.pt", "--size", "16", "--device", "cpu", "--out", "ou
     ("a.png b.png c.png ./a.png ./b.png", "5 images, "),
     ("a.png b.png --keep-aspect", "2 images, "),
     ("a.png --threshold 1", "1 images, 0% of the patches in the foreground"),
-    ("a.png --threshold 0 --invert", "1 images, 94% of the patches in the foreground"),
     ("a.png b.png --attention --keep-aspect", "2 images, the mean of 3 heads of the last block, and each head"),
     ("--matches a.png ./a.png --threshold 0", "2 images, 94% of the patches in the foreground, 15 mutual matches, "),
     ("--matches a.png ./a.png --threshold 1", "2 images, 0% of the patches in the foreground, 0 mutual matches, 0 of"),
@@ -246,6 +252,14 @@ def test_the_program_draws(place, capsys, flags, words):
     assert ("skipped ./broken.png: not an image in a format that Pillow reads" in err) == flags.startswith(".")
     height, width, _ = matplotlib.image.imread("out.png").shape
     assert min(height, width) > 100 and (not words.startswith("5") or height > width / 5)
+
+
+def test_flags_change_the_picture(place):
+    pictures = set()
+    for flags in ([], ["--invert"], ["--keep-aspect"]):
+        assert main([*COMMON, "b.png", *flags]) == 0
+        pictures.add((place / "out.png").read_bytes())
+    assert len(pictures) == 3
 
 
 @pytest.mark.parametrize("flags, words", [
