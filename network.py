@@ -1,4 +1,4 @@
-"""A network: a ViT, an image head and a patch head (§4, "Untying head weights").  Student and teacher are one each.
+"""A network: a ViT, an image head and a patch head (§4, "Untying head weights").  Student and teacher each have this structure.
 
     image logits = dino_head(ViT(x)[CLS])               (B, K)
     patch logits = ibot_head(ViT(x)[masked patches])    (M, K)
@@ -13,7 +13,7 @@ from head import Head
 def build_network(r, img_size=None):
     """The nn.ModuleDict of a recipe: backbone, dino_head, ibot_head.
 
-    img_size: image size in pixels that the positions are stored for (default: the last phase's global views).
+    img_size: image size in pixels of the stored positions (default: the last phase's global views).
     """
     backbone = getattr(vit, r.arch)(
         patch_size=r.patch_size,

@@ -9,14 +9,14 @@ The solution is exp(Z/τ) with rows and columns rescaled.  Start from Q = exp(Z/
     Q_bk ← Q_bk / Σ_b Q_bk        all columns get the same sum; the factor B/K cancels in the next line
     Q_bk ← Q_bk / Σ_k Q_bk        every row sums to 1
 
-At the end the rows are exact and the columns approximate: the largest and the smallest column sum draw together.
+At the end each row sums to 1.  Column sums are nearly equal: iterations bring the largest and the smallest closer.
 
-    Z  logits  (B, K)   teacher scores; K prototypes; B samples, over all ranks: the [CLS] tokens of both global views
-                        together, or the masked patches
+    Z  logits  (B, K)   teacher scores for K prototypes of B samples: the [CLS] tokens of both global views together,
+                        or the masked patches.  A rank passes its own rows; Σ_b goes over the rows of all ranks
     τ  temp             teacher temperature; centering.py says what it does
     Q  (B, K)           targets
 
-The first iteration uses logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones need none: when
+Iteration 1 works in logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones need not: when
 columns sum to 1, no row sums to more than K, so each column keeps at least 1/K.  The official code returns NaN once a
 score reaches 3.55 at τ = 0.04, or once a prototype lies about 104 − ln(B·K) nats below the others (0/0, all NaN).
 """
@@ -37,7 +37,7 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
     """
     log_Q = logits.float() / temp  # (B, K)
     log_Q -= logsumexp_over_samples(log_Q)  # (K,)
-    Q = log_Q.softmax(dim=1)
+    Q = log_Q.softmax(dim=1)  # exp; rows sum to 1
     for _ in range(n_iters - 1):
         Q /= sum_over_ranks(Q.sum(dim=0))  # (K,)
         Q /= Q.sum(dim=1, keepdim=True)  # (B, 1)
