@@ -1,4 +1,4 @@
-"""A network: a ViT, an image head and a patch head (§4, "Untying head weights").  Student and teacher each have this structure.
+"""The structure of student and teacher: a ViT, an image head and a patch head (§4, "Untying head weights").
 
     image logits = dino_head(ViT(x)[CLS])               (B, K)
     patch logits = ibot_head(ViT(x)[masked patches])    (M, K)
