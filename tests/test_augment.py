@@ -48,13 +48,8 @@ BOXES = [  # side of the image, box, size of the view
     (300, (0, 0, 300, 300), 224),  # the whole image, down
     (300, (20, 31, 240, 251), 224),
     (300, (0, 170, 131, 130), 98),  # at the edges
-    (300, (169, 0, 131, 67), 98),
-    (300, (101, 57, 61, 83), 98),  # up
     (300, (299, 299, 1, 1), 17),  # one pixel
-    (97, (13, 5, 71, 92), 37),  # all odd
     (97, (0, 0, 97, 97), 13),  # far down
-    (32, (3, 9, 29, 23), 32),  # small, up
-    (32, (0, 0, 32, 30), 16),
     (64, (20, 1, 40, 53), 45),  # up in x, down in y
 ]
 
@@ -81,18 +76,6 @@ def test_crop_is_pillows(side, box, size, flip):
     assert (ours - expected).abs().max() < 1.5 / 255
 
 
-def test_two_pixels_to_four_by_hand():
-    """A box of 2 pixels a, b grows to 4: scale 1/2, centres 1/4, 3/4, 5/4, 7/4. The second, 3/4, is 1/4 from
-    pixel a (its middle is 1/2) and 3/4 from b. Keys' cubic: c(1/4) = 3/2·1/64 − 5/2·1/16 + 1 = 111/128 and
-    c(3/4) = 3/2·27/64 − 5/2·9/16 + 1 = 29/128, so it is (111·a + 29·b)/140. The first, 1/4, is 1/4 from a on
-    the other side and 5/4 from b: c(5/4) = −1/2·125/64 + 5/2·25/16 − 4·5/4 + 2 = −9/128, so (111·a −
-    9·b)/102."""
-    rows, weights = augment.bicubic_taps(torch.tensor([2]), 2, torch.tensor([False]), 4)
-    matrix = torch.zeros(4, 2).scatter_add_(1, rows[0], weights[0])
-    expected = [[111 / 102, -9 / 102], [111 / 140, 29 / 140], [29 / 140, 111 / 140], [-9 / 102, 111 / 102]]
-    torch.testing.assert_close(matrix, torch.tensor(expected))
-
-
 # ---------------------------------------------------------------------------- a slow reference, by DINO's recipe
 
 
@@ -111,14 +94,10 @@ def slow_crop(x, first, length, size):
     return torch.stack(rows, dim=1).clamp(0, 1)
 
 
-def slow_hue(x, turn):
-    """The hue of each pixel moved by `turn` of the circle."""
-    out = x.clone()
-    for row in range(x.shape[1]):
-        for column in range(x.shape[2]):
-            h, s, v = colorsys.rgb_to_hsv(*x[:, row, column].tolist())
-            out[:, row, column] = torch.tensor(colorsys.hsv_to_rgb((h + turn) % 1, s, v), dtype=x.dtype)
-    return out
+def turned(colour, turn):
+    """A colour (3,) with its hue moved by `turn` of the circle."""
+    h, s, v = colorsys.rgb_to_hsv(*colour.tolist())
+    return torch.tensor(colorsys.hsv_to_rgb((h + turn) % 1, s, v), dtype=colour.dtype)
 
 
 def slow_grey(x):
@@ -156,7 +135,7 @@ def slow_view(image, size, p, radius):
         lambda x: s[0] * x,  # brightness: towards black
         lambda x: s[1] * x + (1 - s[1]) * slow_grey(x).mean(),  # contrast: towards the mean grey
         lambda x: s[2] * x + (1 - s[2]) * slow_grey(x),  # saturation: towards each pixel's grey
-        lambda x: slow_hue(x, s[3]),
+        lambda x: torch.stack([turned(colour, s[3]) for colour in x.flatten(1).T], dim=1).view(x.shape),
     ]
     for number in p["order"].tolist() if jitter else []:
         x = changes[number](x).clamp(0, 1)
@@ -188,52 +167,31 @@ def test_each_view_is_the_slow_one():
     assert (seen > 0).all()  # each change was made at least once
 
 
-# ---------------------------------------------------------------------------- colour
+# ---------------------------------------------------------------------------- colour and blur
+
+GREY_BY_HAND = {  # change: strength, and what becomes of the colours (1, 0, ½), of grey 0.356, and (0, 1, 0), of 0.587
+    "brightness 1.5": [(1.0, 0.0, 0.75), (0.0, 1.0, 0.0)],  # 1.5·x, cut to 1
+    "saturation 0.5": [(0.678, 0.178, 0.428), (0.2935, 0.7935, 0.2935)],  # x/2 + grey/2
+    "saturation 2.0": [(1.0, 0.0, 0.644), (0.0, 1.0, 0.0)],  # 2·x − grey, cut
+    "contrast 0.5": [(0.73575, 0.23575, 0.48575), (0.23575, 0.73575, 0.23575)],  # x/2 + the mean grey 0.4715/2
+    "contrast 2.0": [(1.0, 0.0, 0.5285), (0.0, 1.0, 0.0)],  # 2·x − 0.4715, cut
+    "hue 0.0833333": [(1.0, 0.0, 0.0), (0.0, 1.0, 0.5)],  # a twelfth: 330° to red, green half of the way to cyan
+    "hue -0.0416667": [(1.0, 0.0, 0.75), (0.25, 1.0, 0.0)],  # half of that the other way
+}
 
 
-def test_brightness_and_saturation_by_hand():
-    """Half as bright again, cut to 1.  Grey is 0.299 + 0.114·0.5 = 0.356: half of the way 0.5·x + 0.178, twice the
-    distance 2·x − 0.356, cut to [0, 1]."""
-    torch.testing.assert_close(augment.brightness(pixels((0.2, 0.5, 0.9)), number(1.5)), pixels((0.3, 0.75, 1.0)))
-    x = pixels((1.0, 0.0, 0.5))
-    torch.testing.assert_close(augment.saturation(x, number(0.5)), pixels((0.678, 0.178, 0.428)))
-    torch.testing.assert_close(augment.saturation(x, number(2.0)), pixels((1.0, 0.0, 0.644)))
+@pytest.mark.parametrize("change", GREY_BY_HAND)
+def test_colours_by_hand(change):
+    x, (name, strength) = pixels((1.0, 0.0, 0.5), (0.0, 1.0, 0.0)), change.split()
+    found = getattr(augment, name)(x, number(float(strength)))
+    torch.testing.assert_close(found, pixels(*GREY_BY_HAND[change]), atol=1e-6, rtol=1e-5)
 
 
-def test_contrast_by_hand():
-    """Greys of the pixels: 0.299 + 0.114·0.5 = 0.356 and 0.587; mean 0.4715. Half of the way: 0.5·x +
-    0.23575."""
-    x = augment.contrast(pixels((1.0, 0.0, 0.5), (0.0, 1.0, 0.0)), number(0.5))
-    torch.testing.assert_close(x, pixels((0.73575, 0.23575, 0.48575), (0.23575, 0.73575, 0.23575)))
-    x = augment.contrast(pixels((1.0, 0.0, 0.5), (0.0, 1.0, 0.0)), number(2.0))  # 2·x − 0.4715, cut
-    torch.testing.assert_close(x, pixels((1.0, 0.0, 0.5285), (0.0, 1.0, 0.0)))
-
-
-def test_solarize_by_hand():
-    torch.testing.assert_close(augment.solarize(pixels((0.2, 0.5, 0.9))), pixels((0.2, 0.5, 0.1)))
-
-
-def test_hue_by_hand():
-    """A twelfth of a turn takes red half of the way to yellow, and half of a twelfth the other way a quarter
-    to magenta."""
-    red = (0.8, 0.2, 0.2)
-    torch.testing.assert_close(augment.hue(pixels(red), number(1 / 12)), pixels((0.8, 0.5, 0.2)))
-    torch.testing.assert_close(augment.hue(pixels(red), number(-1 / 24)), pixels((0.8, 0.2, 0.35)))
-
-
-@pytest.mark.parametrize("turn", [-1 / 6, -0.1, -0.03, 0.0, 0.01, 0.1, 0.16, 1 / 6])
+@pytest.mark.parametrize("turn", [-1 / 6, -0.03, 0.0, 0.1, 1 / 6])
 def test_hue_is_that_of_colorsys(turn):
-    values = [i / 8 for i in range(9)]
-    colours = [(r, g, b) for r in values for g in values for b in values]
-    expected = []
-    for colour in colours:
-        h, s, v = colorsys.rgb_to_hsv(*colour)
-        expected.append(colorsys.hsv_to_rgb((h + turn) % 1, s, v))
-    x = augment.hue(pixels(*colours), number(turn))
-    torch.testing.assert_close(x, pixels(*expected), atol=2e-6, rtol=0)
-
-
-# ---------------------------------------------------------------------------- blur
+    x = pixels(*product([i / 8 for i in range(9)], repeat=3))
+    expected = torch.stack([turned(colour, turn) for colour in x[0, :, 0].T], dim=1)[None, :, None]
+    torch.testing.assert_close(augment.hue(x, number(turn)), expected, atol=2e-6, rtol=0)
 
 
 def test_blur_of_an_impulse_is_the_kernel():
@@ -293,51 +251,31 @@ def test_boxes_are_distributed_as_in_a_slow_loop(kind):
     inner = ours[ours[:, 2] < side - 10]  # each touches the right edge with a chance of at least 1/100
     assert (inner[:, 0] + inner[:, 2]).max() == side and inner[:, 0].min() == 0
 
-    def curves(b):
-        return {
-            "left": b[:, 0], "top": b[:, 1], "width": b[:, 2],
-            "area": b[:, 2] * b[:, 3] / side**2, "aspect": b[:, 2] / b[:, 3],
-        }  # fmt: skip
+    def curves(b):  # left, top, width, area, aspect
+        return [b[:, 0], b[:, 1], b[:, 2], b[:, 2] * b[:, 3], b[:, 2] / b[:, 3]]
 
-    for name, a in curves(ours).items():
-        b = curves(slow)[name].sort()[0]
+    for i, (a, b) in enumerate(zip(curves(ours), curves(slow))):
+        b = b.sort()[0]
         points = torch.cat([a, b]).unique()
         gap = torch.searchsorted(a.sort()[0], points, right=True) - torch.searchsorted(b, points, right=True)
-        assert gap.abs().max() / n < 0.038, name
-        if name == "aspect":  # rounding to whole pixels may leave the range by a pixel of about 20
-            assert 0.75 / 1.06 < a.min() and a.max() < 1.06 * 4 / 3
-        if name == "area":
-            assert scale[0] - 0.01 < a.min() and a.max() < scale[1] + 0.01
+        assert gap.abs().max() / n < 0.038, i
 
 
 # ---------------------------------------------------------------------------- the whole
 
 
-def test_seed_repeats_and_another_does_not():
-    crop, images = MultiCrop(24, 16, 3), torch.stack([picture(40, i) for i in range(4)])
-    for a, b, c, d in zip(crop(images, 7), crop(images, 7), crop(images, 8),
-                          crop(images, torch.Generator().manual_seed(7)), strict=True):  # fmt: skip
-        assert torch.equal(a, b) and torch.equal(a, d)
-        assert not torch.equal(a, c)
-
-
-def test_float_and_uint8_agree_and_the_input_stays():
-    crop, images = MultiCrop(24, 16, 3), torch.stack([picture(40, i) for i in range(4)])
+def test_seeds_dtypes_and_shapes():
+    """Sizes that divide nothing; a seed repeats, another does not; float and uint8 agree; the input stays."""
+    crop, images = MultiCrop(37, 19, 5), torch.stack([picture(101, i) for i in range(3)])
     as_float = images / 255
     copies = images.clone(), as_float.clone()
-    for a, b in zip(crop(images, 1), crop(as_float, 1), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+    views = crop(images, 7)
+    assert [tuple(x.shape) for x in views] == [(6, 3, 37, 37), (15, 3, 19, 19)]
+    for a, b, c, d in zip(views, crop(images, torch.Generator().manual_seed(7)), crop(images, 8), crop(as_float, 7)):
+        assert torch.equal(a, b) and not torch.equal(a, c)
+        torch.testing.assert_close(a, d, atol=1e-4, rtol=0)
+    crop(as_float.mT, 1)  # whose `mT` is the original, not a copy
     assert torch.equal(images, copies[0]) and torch.equal(as_float, copies[1])
-    turned = as_float.mT  # of which `mT` is the original, not a copy
-    crop(turned, 1)
-    assert torch.equal(as_float, copies[1])
-
-
-def test_sizes_that_divide_nothing_and_no_locals():
-    images = torch.stack([picture(101, i) for i in range(3)])
-    g, local = MultiCrop(37, 19, 5)(images, 0)
-    assert g.shape == (6, 3, 37, 37) and local.shape == (15, 3, 19, 19)
-    assert g.dtype == local.dtype == torch.float32 and g.isfinite().all() and local.isfinite().all()
     g, local = MultiCrop(37, 1, 0)(images, 0)  # without local views their size does not matter
     assert g.shape == (6, 3, 37, 37) and local.shape == (0, 3, 1, 1)
 
@@ -345,8 +283,7 @@ def test_sizes_that_divide_nothing_and_no_locals():
 def test_normalize():
     colour = torch.tensor(MEAN) + torch.tensor(STD)
     torch.testing.assert_close(normalize(colour[:, None, None].expand(2, 3, 4, 4)), torch.ones(2, 3, 4, 4))
-    images = torch.stack([picture(8), picture(8, 1)])
-    torch.testing.assert_close(normalize(images), normalize(images / 255), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalize(picture(8)), normalize(picture(8) / 255), atol=1e-5, rtol=0)
 
 
 def test_misuse_is_told():
@@ -356,18 +293,3 @@ def test_misuse_is_told():
         MultiCrop(24, 4, 1)
     with pytest.raises(AssertionError, match="jitter 2"):
         MultiCrop(24, 16, 1, jitter=2.0)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_gpu_agrees_and_does_not_wait():
-    """The same numbers are drawn, so the views agree up to rounding; a synchronisation would raise an
-    error."""
-    crop, images = MultiCrop(24, 16, 3), torch.stack([picture(40, i) for i in range(16)])
-    on_gpu = images.cuda()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        out = crop(on_gpu, 1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    for a, b in zip(crop(images, 1), out, strict=True):
-        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=0)
