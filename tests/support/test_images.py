@@ -239,7 +239,7 @@ def test_without_a_readable_test_image_training_images_stand_in(tmp_path, monkey
 
 
 def test_a_flat_or_no_test_split(tmp_path, capsys):
-    """val/ as ImageNet's archive unpacks it, without class folders: training labels stay.  Then classes of one image."""
+    """val/ as ImageNet's archive unpacks it, without class folders; training labels stay.  Then one image a class."""
     for name in ("train/a/1.png", "train/b/1.png", "val/1.png", "val/2.png"):
         save(tmp_path / "d" / name, 9)
     train, test = data.load_splits(tmp_path / "d", 4, 0)
