@@ -1,10 +1,10 @@
 """The pages of the book: one for each file of the README's table, and the contents.
 
-Everything on a page comes from a file: text from docstrings and comments, examples from the tests, which run while the
-page is built, pictures from the functions that they show (plates.py), the contents from the README.
+Everything on a page comes from a file: text from docstrings and comments, worked examples from the tests, pictures from
+the functions that they show (plates.py), the contents from the README.
 """
 
-import doctest
+import ast
 import html
 import importlib
 import os
@@ -12,11 +12,11 @@ import re
 from pathlib import Path
 
 from book.drawing import svg
-from book.examples import run_examples
-from book.exercises import EXERCISES
+from book.exercises import EXERCISES, line_number
 from book.pages import (
     code_html,
     columns,
+    docstring,
     highlighted,
     markdown_table,
     page,
@@ -24,16 +24,16 @@ from book.pages import (
     row_html,
     stylesheet,
     table_html,
-    text_html,
 )
 from book.plates import PLATES
-from book.typeset import inline
+from book.typeset import inline, text_html
 
 ROOT = Path(__file__).parents[1]
 PAPER = "https://arxiv.org/abs/2304.07193"
+BY_HAND = ("_by_hand", "_on_paper")  # ends of the names of tests that work an answer out
 INTRO = f"""<h1>The annotated DINOv2</h1>
-<p>A page for each file of <a href="{PAPER}">the paper</a>: text and equations beside the code.  The examples are the
-tests' own, and the pictures are drawn by the functions that they show; both ran while this book was built.</p>"""
+<p>A page for each file of <a href="{PAPER}">the paper</a>: text and equations beside the code.  The worked examples are
+tests, and the pictures were drawn, while this book was built, by the functions that they show.</p>"""
 
 
 def build(out, made):
@@ -78,63 +78,48 @@ def contents(table, modules, up):
 
 
 def file_page(module, places, made, up):
-    """The body of a file's page."""
+    """The body of a file's page: its code, pictures, worked examples and exercises."""
     source, path = (ROOT / f"{module}.py").read_text(encoding="utf-8"), f"{up}/{module}.py"
-    assert not doctest.testmod(importlib.import_module(module)).failed, f"an example in {module}.py is wrong"
-    rows = read_rows(source)
-    names = {row.name for row in rows}
-    waiting = {}  # examples, by the function that they call
-    for example in run_examples(module):
-        called = [name for function, *_ in example.calls for name in (function, function.partition(".")[0])]
-        waiting.setdefault(next((name for name in called if name in names), ""), []).append(example)
-    body = f"""<h1>{module}.py</h1><p class="facts">{", ".join(map(inline, places))} ·
+    first, *rows = read_rows(source)
+    head = f"""<h1>{module}.py</h1><p class="facts">{", ".join(map(inline, places))} ·
         <a href="{PAPER}">arXiv 2304.07193</a> · <a href="{path}">{source.count(chr(10))} lines</a></p>"""
-    picture, name = pictures(module, made), ""
-    for row in [*rows, None]:
-        if row is None or row.name or row.title:  # another definition begins: first the examples of the last one
-            body += "".join(example_html(example, module, up) for example in waiting.pop(name, []) if name)
-            name = row.name if row else ""
-        if row:
-            body += row_html(row, path, picture if row is rows[0] else "")
-    body += "".join(example_html(example, module, up) for some in waiting.values() for example in some)
-    return body + exercises(module, source, up)
+    body = row_html(first, path, pictures(module, made)) + "".join(row_html(row, path) for row in rows)
+    return head + body + examples(module, up) + exercises(module, source, up)
 
 
 def pictures(module, made):
     """The pictures of a page, drawn now."""
-    out = []
+    out = ""
     for draw in PLATES.get(module, ()):
         picture, words = svg(lambda draw=draw: draw(importlib.import_module(module), made), f"{module}-{draw.__name__}")
-        caption = inline(" ".join(f"{draw.__doc__} {words}".split()))
-        out.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
-    return "".join(out)
+        out += f"<figure>{picture}<figcaption>{inline(f'{draw.__doc__} {words}')}</figcaption></figure>"
+    return out
 
 
-def example_html(example, module, up):
-    """A test that works an example out: its text, calls and results on the left, its code on the right."""
-    title = example.name.removeprefix("test_").replace("_", " ")
-    ran = "".join(f"<dt><code>{html.escape(call)}</code></dt><dd>→ {html.escape(', '.join(results))}</dd>"
-                  for _, call, results in example.calls)  # fmt: skip
-    head = f'<h3><a href="{up}/tests/test_{module}.py#L{example.first}">What ran: {title}</a></h3>'
-    left = f'<div class="ran">{head}{text_html([example.text])}<dl>{ran}</dl></div>'
-    return columns(left, code_html(highlighted(example.source)[:-1]))
+def examples(module, up):
+    """Worked examples: the tests that work an answer out by hand, text beside code."""
+    file, out = f"tests/test_{module}.py", ""
+    source = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).exists() else ""
+    code = list(enumerate(highlighted(source), start=1))
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name.endswith(BY_HAND):
+            title = node.name.removeprefix("test_").replace("_", " ")
+            said = bool(ast.get_docstring(node))
+            text = text_html(docstring(node)) if said else ""
+            lines = code[node.body[said].lineno - 1 : node.end_lineno]
+            out += columns(f"<h3>{title}</h3>{text}", code_html(lines, f"{up}/{file}"))
+    return f'<h2>Worked examples</h2><p>Run them: <code>pytest {file} -k by_hand</code></p>{out}' if out else ""
 
 
 def exercises(module, source, up):
     """Break it yourself: one-line changes, what they do, and the test that fails."""
     if module not in EXERCISES:
         return ""
-    out, file = ["<h2>Break it yourself</h2>"], f"tests/test_{module}.py"
+    out, file = "<h2>Break it yourself</h2>", f"tests/test_{module}.py"
     tests = (ROOT / file).read_text(encoding="utf-8")
     for line, new, what, test in EXERCISES[module]:
-        at, where = line_number(source, line), line_number(tests, f"def {test}(")
+        at, where = line_number(source, line, f"{module}.py"), line_number(tests, f"def {test}(", file)
         left = (f'<p><a href="{up}/{module}.py#L{at}">Line {at}.</a> {inline(what)}</p>'
                 f'<p><a href="{up}/{file}#L{where}"><code>pytest {file} -k {test}</code></a> fails.</p>')  # fmt: skip
-        right = f'<div class="code"><del>{html.escape(line)}</del><ins>{html.escape(new)}</ins></div>'
-        out.append(columns(left, right))
-    return "".join(out)
-
-
-def line_number(source, start):
-    """The number of the first line that starts so, after its indent."""
-    return next(n for n, text in enumerate(source.split("\n"), start=1) if text.strip().startswith(start))
+        out += columns(left, f'<div class="code"><del>{html.escape(line)}</del><ins>{html.escape(new)}</ins></div>')
+    return out

@@ -79,11 +79,12 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
          "test_warmup_by_hand"),
     ],
     "train": [
-        ('"koleo": sum(koleo_loss(view) for view in cls[: 2 * B].chunk(2)),', '"koleo": koleo_loss(cls[: 2 * B]),',
+        ('"koleo": sum(koleo_loss(view) for view in cls_s[: 2 * B].chunk(2)),', '"koleo": koleo_loss(cls_s[: 2 * B]),',
          "The nearest other [CLS] token is mostly that of the other view of the same image.  KoLeo then pushes apart "
          "what the image loss pulls together.",
          "test_only_the_student_sees_masks_and_koleo_sees_each_global_view"),
-        ("seen = [None if r.teacher else masks, None][: len(crops)]", "seen = [None, None][: len(crops)]",
+        ("student_masks = [None if r.teacher else masks, None][: len(crops)]",
+         "student_masks = [None, None][: len(crops)]",
          "The student sees the patches that it should infer from the others, so it can copy them.",
          "test_only_the_student_sees_masks_and_koleo_sees_each_global_view"),
         ("torch._foreach_lerp_(old, new, 1 - momentum)", "torch._foreach_lerp_(old, new, momentum)",
@@ -93,11 +94,8 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
 }  # fmt: skip
 
 
-def changed(source, line, new):
-    """The source with this line replaced, at its indent."""
-    lines = source.split("\n")
-    found = [i for i, text in enumerate(lines) if text.strip().startswith(line)]
-    assert len(found) == 1, f"book/exercises.py quotes a line that occurs {len(found)} times in its file: {line}"
-    at = found[0]
-    lines[at] = lines[at][: len(lines[at]) - len(lines[at].lstrip())] + new
-    return "\n".join(lines)
+def line_number(source, start, file):
+    """The number of the only line of a file's text that starts so, after its indent."""
+    found = [n for n, text in enumerate(source.split("\n"), start=1) if text.strip().startswith(start)]
+    assert len(found) == 1, f"book/exercises.py quotes a line that occurs {len(found)} times in {file}: {start}"
+    return found[0]

@@ -8,126 +8,69 @@ shapes.  A ruled comment is the title of a section.
 import ast
 import html
 import re
-import tokenize
 from dataclasses import dataclass, field
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonConsoleLexer, PythonLexer
+from pygments.lexers import PythonLexer
 
-from book.typeset import paragraphs
-
-MANY = 15  # lines of code above the first definition; beside more, its picture stands below the text.  Ours
+from book.typeset import text_html
 
 
 @dataclass
 class Row:
-    """Texts for the left, and lines of code for the right."""
+    """Text for the left, and lines of code for the right."""
 
-    first: int  # number of its first line
-    name: str = ""  # of what is defined there, Class.method in full
     title: str = ""  # of the section that it opens
-    texts: list = field(default_factory=list)
+    text: str = ""
     lines: list = field(default_factory=list)  # [(number, highlighted HTML)]
 
 
 def read_rows(source):
     """Cut a file's text into [Row, ...]."""
-    plain = source.split("\n")
-    code = dict(highlighted(source, PythonLexer(stripnl=False)))
-    starts = {1: Row(1)}
-    for node, name in definitions(ast.parse(source)):
-        text = ast.get_docstring(node, clean=False)
-        if text:
-            string = node.body[0]
-            for n in range(string.lineno, string.end_lineno + 1):
-                del code[n]
-            first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) if name else 1
-            row = starts.setdefault(first, Row(first))
-            row.name = name
-            row.texts.append(outdented(text, string.col_offset))
-    for first, text in comments(source):
-        below = first + text.count("\n") + 1
-        for n in range(first, below):
-            del code[n]
-        at = next(n for n in range(below, len(plain) + 1) if n in code and plain[n - 1].strip())
-        row = starts.setdefault(at, Row(at))
-        if text.startswith("-----"):
-            row.title = text.strip("- \n")
+    docs, inside = {}, set()  # {line where a definition begins: its docstring}, the lines of all docstrings
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            first = [*getattr(node, "decorator_list", []), node][0]
+            docs[getattr(first, "lineno", 0)] = docstring(node)  # a module has no line
+            inside.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    rows, comments, blank = [Row(text=docs.get(0, ""))], [], []  # the comments and blank line above the next code
+    for n, (line, code) in enumerate(zip(source.split("\n"), highlighted(source)), start=1):
+        if n in inside:
+            continue
+        if not line.strip():
+            blank = [(n, "")] if rows[-1].lines else []
+        elif line.strip().startswith("#"):
+            comments.append(line.strip().removeprefix("#").removeprefix(" "))
         else:
-            row.texts.insert(0, text)
-    rows = []
-    for n in range(1, len(plain) + 1):
-        if n in starts:
-            rows.append(starts[n])
-        if n in code:
-            rows[-1].lines.append((n, code[n]))
-    for row in rows:
-        row.lines = without_blank_ends(row.lines, plain)
+            if n in docs or comments:
+                title = "".join(comment.strip("- ") for comment in comments if comment.startswith("---"))
+                texts = [comment for comment in comments if not comment.startswith("---")]
+                rows.append(Row(title, "\n".join([*texts, "", docs.get(n, "")])))
+                comments, blank = [], []
+            rows[-1].lines += [*blank, (n, code)]
+            blank = []
     return rows
 
 
-def outdented(text, n):
-    """A docstring without the n spaces that its place in the code gives to each line."""
-    return "\n".join(line[n:].rstrip() if line[:n].isspace() else line.rstrip() for line in text.split("\n"))
+def docstring(node):
+    """The docstring of a module, function or class, without the spaces that its place in the code adds to each line."""
+    text, column = ast.get_docstring(node, clean=False), node.body[0].col_offset
+    return re.sub(rf"(?m)^ {{{column}}}", "", text)
 
 
-def definitions(tree):
-    """Yield (node, full name) of the module, its functions and classes, and the classes' methods."""
-    yield tree, ""
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node, node.name
-            for inner in node.body if isinstance(node, ast.ClassDef) else []:
-                if isinstance(inner, ast.FunctionDef):
-                    yield inner, f"{node.name}.{inner.name}"
-
-
-def comments(source):
-    """[(first line, text), ...] of the comments with lines of their own; neighbours are one."""
-    found = []
-    lines = iter(source.splitlines(keepends=True))
-    for token in tokenize.generate_tokens(lambda: next(lines, "")):
-        if token.type == tokenize.COMMENT and token.line.strip().startswith("#"):
-            n, text = token.start[0], token.string.removeprefix("#").strip()
-            if found and found[-1][0] + found[-1][1].count("\n") + 1 == n:
-                found[-1] = (found[-1][0], f"{found[-1][1]}\n{text}")
-            else:
-                found.append((n, text))
-    return found
-
-
-def without_blank_ends(lines, plain):
-    """Lines without blank ones at the ends, and with at most one blank line between two others."""
-    full = [bool(plain[n - 1].strip()) for n, _ in lines]
-    kept = [line for i, line in enumerate(lines) if full[i] or i and full[i - 1]]
-    return kept[:-1] if kept and not plain[kept[-1][0] - 1].strip() else kept
+def highlighted(text):
+    """The lines of a Python text as HTML."""
+    return highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)).split("\n")
 
 
 # ---------------------------------------------------------------------------- HTML
 
 
-def highlighted(text, lexer=None):
-    """[(number, HTML), ...] of the lines of a Python text."""
-    shown = highlight(text, lexer or PythonLexer(), HtmlFormatter(nowrap=True))
-    return list(enumerate(shown.split("\n"), start=1))
-
-
-def code_html(lines, path=""):
-    """[(number, HTML), ...] as a block of code.  path: the file for links from the numbers; without it, no numbers."""
-    out = []
-    for n, text in lines:
-        indent = len(re.match(" *", html.unescape(re.sub("<[^>]*>", "", text))).group()) + 4  # of a line's continuation
-        number = f'<a class="at" href="{path}#L{n}">{n}</a>' if path else ""
-        out.append(f'<div class="line">{number}<span style="--in:{indent}ch">{text or " "}</span></div>')
-    return f'<div class="code{"" if path else " bare"}">{"".join(out)}</div>'
-
-
-def text_html(texts):
-    """Docstrings and comments as HTML."""
-    parts = [part for text in texts for part in paragraphs(text)]
-    return "".join(code_html(highlighted(part.rstrip(), PythonConsoleLexer())[:-1]) if kind == "doctest" else part
-                   for kind, part in parts)  # fmt: skip
+def code_html(lines, path):
+    """[(number, HTML), ...] as a block of code, whose numbers are links to the lines of the file at `path`."""
+    numbered = [f'<a class="at" href="{path}#L{n}">{n}</a><span>{text or " "}</span>' for n, text in lines]
+    return "".join(['<div class="code">', *[f'<div class="line">{line}</div>' for line in numbered], "</div>"])
 
 
 def columns(left, right):
@@ -136,11 +79,9 @@ def columns(left, right):
 
 
 def row_html(row, path, picture=""):
-    """A Row as HTML; its name is a link to its line."""
-    title = f"<h2>{html.escape(row.title[0].upper() + row.title[1:])}</h2>" if row.title else ""
-    name = f'<h3 id="{row.name}"><a href="{path}#L{row.first}">{row.name}</a></h3>' if row.name else ""
-    left, right = name + text_html(row.texts), code_html(row.lines, path) if row.lines else ""
-    return title + (columns(left + picture, right) if len(row.lines) > MANY else columns(left, right + picture))
+    """A Row as HTML."""
+    title = f"<h2>{html.escape(row.title)}</h2>" if row.title else ""
+    return title + columns(text_html(row.text), (code_html(row.lines, path) if row.lines else "") + picture)
 
 
 def page(title, body, before=None, after=None):

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from augment import normalize
 from book.drawing import BLUE, GREY, ORANGE, RED, WIDTH, as_pixels, bare, matrix, panels, seeded, show, things
 from centering import SoftmaxCentering
-from masking import sample_masks
 from recipes import RECIPES
 from sinkhorn import sinkhorn_knopp
 
@@ -41,21 +40,6 @@ def pairs_of_views(m, made):
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     return figure, f"Their mean is {loss.nanmean():.4f}; `dino_loss` of all views at once is {m.dino_loss(z, p):.4f}."
-
-
-def what_each_sees(m, made):
-    """A view of 8×8 patches, as the teacher and as the student see it.  The loss compares their outputs at the masked
-    patches, place by place.
-    """
-    mask = sample_masks(1, 8, 8, (0.3, 0.3), 1.0, seeded(2))  # (1, 64)
-    [picture] = things(1, 128, ["giraffe"])
-    hidden = rearrange(mask[0], "(h w) -> h w", h=8).repeat_interleave(16, 0).repeat_interleave(16, 1)
-    figure, [[teacher, student]] = panels(1, 2, 2.3)
-    show(teacher, picture, "teacher's view")
-    show(student, picture.masked_fill(hidden, 150), "student's view")
-    M = int(mask.sum())
-    z, p = torch.randn(M, 8, generator=seeded()) / 10, torch.randn(M, 8, generator=seeded(1)).softmax(1)
-    return figure, f"With random logits at all {M} masked patches, K = 8, `ibot_loss` is {m.ibot_loss(z, p, mask):.3f}."
 
 
 def spread_on_the_circle(m, made):
@@ -126,30 +110,7 @@ def on_lopsided_logits(m, made):
     return figure, f"Prototype 1 gets {shares}; an equal share is 0.125."
 
 
-# ---------------------------------------------------------------------------- head, masks, schedules, the step
-
-
-def cosines_of_a_head(m, made):
-    """A head with a bottleneck of two dimensions.  Left: its prototypes (blue) and one token (orange) on the unit
-    circle.  Right: the logits, which are the cosines between them.
-    """
-    torch.manual_seed(373)
-    head = m.Head(16, 6, hidden_dim=32, bottleneck_dim=2)
-    x = torch.randn(1, 16)
-    with torch.no_grad():
-        z, w, y = head(x)[0], F.normalize(head.prototypes, dim=1), F.normalize(head.mlp(x), dim=1)[0]
-    figure, [[circle, bars]] = panels(1, 2, 2.4)
-    circle.add_patch(Circle((0, 0), 1, fill=False, color=GREY, lw=0.8))
-    for k, (a, b) in enumerate(w.tolist()):
-        circle.plot([0, a], [0, b], color=BLUE, lw=1)
-        circle.text(1.17 * a, 1.17 * b, f"{k + 1}", ha="center", va="center")
-    circle.plot([0, y[0]], [0, y[1]], color=ORANGE, lw=3)
-    circle.set(aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
-    bare(circle, "wₖ and ŷ")
-    bars.bar(range(1, 7), z, color=BLUE)
-    bars.axhline(0, color=GREY, lw=0.8)
-    bars.set(ylim=(-1.05, 1.05), xlabel="prototype k", title="logit zₖ")
-    return figure, ""
+# ---------------------------------------------------------------------------- masks, schedules, the step
 
 
 def twelve_masks(m, made):
@@ -196,7 +157,7 @@ def a_minute_of_training(m, made):
     return figure, ""
 
 
-# ---------------------------------------------------------------------------- views, evaluation, features
+# ---------------------------------------------------------------------------- views, features
 
 
 def ten_crops(m, made):
@@ -212,25 +173,6 @@ def ten_crops(m, made):
         show(axes[f"g{i}"], view, f"global view {i + 1}")
     for i, view in enumerate(as_pixels(local)):
         show(axes[f"l{i}"], view, "" if i else "local views")
-    return figure, ""
-
-
-def votes_on_a_circle(m, made):
-    """Twelve training features of two classes (large), two of them among the other class.  The ring shows the class
-    that `knn_accuracy` gives to a test feature in each direction, for k = 1 and for k = 5 at two temperatures.
-    """
-    angle = torch.tensor([0.0, 20, 40, 65, 95, 130, 170, 200, 235, 260, 300, 335]).deg2rad()
-    label = torch.tensor([0, 0, 1, 0, 0, 0, 1, 1, 0, 1, 1, 1])
-    x = torch.stack([angle.cos(), angle.sin()], 1)
-    around = torch.arange(0, 360, 2.0).deg2rad()
-    test = torch.stack([around.cos(), around.sin()], 1)
-    figure, [axes] = panels(1, 3, 1.75)
-    for ax, (k, temp) in zip(axes, ((1, 0.07), (5, 0.07), (5, 1.0))):
-        right = [m.knn_accuracy(x, label, one[None], torch.tensor([1]), k, temp) for one in test]
-        ax.scatter(*(0.72 * test).T, c=[ORANGE if r else BLUE for r in right], s=5)
-        ax.scatter(*x.T, c=[ORANGE if y else BLUE for y in label], s=26)
-        ax.set(aspect="equal", xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
-        bare(ax, f"k = {k}, τ = {temp}")
     return figure, ""
 
 
@@ -263,8 +205,8 @@ def where_cls_looks(m, made):
 
 
 PLATES = {
-    "dino_loss": [pairs_of_views], "ibot_loss": [what_each_sees], "koleo": [spread_on_the_circle],
-    "sinkhorn": [half_iterations], "centering": [on_lopsided_logits], "head": [cosines_of_a_head],
-    "masking": [twelve_masks], "schedule": [four_schedules], "train": [a_minute_of_training], "augment": [ten_crops],
-    "evaluate": [votes_on_a_circle], "pca_viz": [colours_of_features], "attention": [where_cls_looks],
+    "dino_loss": [pairs_of_views], "koleo": [spread_on_the_circle], "sinkhorn": [half_iterations],
+    "centering": [on_lopsided_logits], "masking": [twelve_masks], "schedule": [four_schedules],
+    "train": [a_minute_of_training], "augment": [ten_crops], "pca_viz": [colours_of_features],
+    "attention": [where_cls_looks],
 }  # fmt: skip

@@ -3,13 +3,14 @@
 import html
 import re
 from collections import Counter
+from itertools import groupby
 
-from book.mathml import FUNCTIONS, mathml
+from book.mathml import mathml
 
+FUNCTIONS = set("log exp min max argmax argmin softmax cos sin mean sign scale".split())
 SIGNS = set("=←↔~∈≤≥<>·Σ/+−")  # a cell with words is a formula only if it has one of these
-
-WIDE = 52  # characters of formulas and short texts that fit beside each other; ours
 WORD = re.compile(r"[A-Za-z][a-z'-]*[a-zA-Z]|\w-\w+|\w{2,}[./]\w+")
+WIDE = 52  # characters of formulas and short texts that fit beside each other; ours
 
 
 def inline(text):
@@ -17,27 +18,17 @@ def inline(text):
     return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
 
-def paragraphs(text):
-    """A docstring -> [("html", paragraph or indented block) or ("doctest", its text), ...]"""
+def text_html(text):
+    """A docstring or comment as HTML: paragraphs, indented blocks and doctests."""
     out = []
     for chunk in re.split(r"\n\s*\n", text.strip("\n ")):
         if chunk.startswith(">>>"):
-            out.append(("doctest", chunk))
+            out.append(f'<pre class="code">{html.escape(chunk)}</pre>')
             continue
-        for block, lines in runs(chunk.split("\n")):
-            out.append(("html", table(lines) if block else f"<p>{inline(' '.join(x.strip() for x in lines))}</p>"))
-    return out
-
-
-def runs(lines):
-    """Neighbouring lines that are indented by four spaces, or are not, together: [(indented, lines), ...]"""
-    out = []
-    for line in lines:
-        block = line.startswith("    ")
-        if not out or out[-1][0] != block:
-            out.append((block, []))
-        out[-1][1].append(line)
-    return out
+        for indented, lines in groupby(chunk.split("\n"), key=lambda line: line.startswith("    ")):
+            block = list(lines)
+            out.append(table(block) if indented else f"<p>{inline(' '.join(map(str.strip, block)))}</p>")
+    return "".join(out)
 
 
 def table(lines):
