@@ -52,7 +52,7 @@ def test_it_is_the_attention_of_the_block(layer, monkeypatch):
 
 
 def test_the_picture(tmp_path, capsys):
-    """Two heads: the image, their mean and each of them, for two images of different shape."""
+    """Two images of different shape, and a block that does not exist."""
     save_vit(toy(), tmp_path / "vit")
     for name, size in (("a.png", (20, 16)), ("b.png", (16, 24))):
         Image.effect_noise(size, 60).convert("RGB").save(tmp_path / name)

@@ -17,13 +17,9 @@ def test_every_entry_is_listed_and_nothing_else():
     assert {name for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"} == names
 
 
-def test_an_untrained_network_takes_the_options_of_vit():
-    network = torch.hub.load(REPO, "vit_nano", source="local", patch_size=4, img_size=8, n_registers=2)
-    assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 192) and network.n_registers == 2
-
-
-def test_weights_come_back_and_others_are_refused(tmp_path):
-    network = vit.vit_nano(patch_size=4, img_size=8).eval()
+def test_options_of_vit_or_weights(tmp_path):
+    network = torch.hub.load(REPO, "vit_nano", source="local", patch_size=4, img_size=8, n_registers=2).eval()
+    assert network.n_registers == 2
     weights = tmp_path / "vit.pt"
     torch.save(network.state_dict(), weights)
     loaded = torch.hub.load(REPO, "vit_nano", source="local", weights=weights)

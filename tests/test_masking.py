@@ -47,10 +47,10 @@ def test_counts_depend_on_the_arguments_only(height, width):
 
 
 def test_rectangles_have_the_aspects_of_the_docstring():
-    """h/w from 0.3 to 3.3, of which 1 is the middle: log h/w has deviation log(1/0.3)/√3 = 0.695.
+    """h/w from 0.3 to 3.3 with 1 in the middle: log h/w has deviation log(1/0.3)/√3 = 0.695.
 
-    Of 20,000 rectangles of 4 to 1000 patches, some 9,600 have 200 patches or more and do not touch the edge.  Their mean
-    logarithm is off by 0.007, and 0.035 is 5 σ.  Rounding the sides, of 8 at least, moves the aspect by up to 7 %.
+    Of 20,000 rectangles of 4 to 1000 patches, some 9,600 have 200 patches or more and do not touch the edge.  Their
+    mean logarithm is off by 0.007, and 0.035 is 5 σ.  Rounding the sides, of 8 at least, moves the aspect by up to 7 %.
     """
     masks = random_rectangles(torch.full((20_000,), 1000), 200, 200, seeded(0))
     rows, columns = masks.any(dim=2), masks.any(dim=1)

@@ -2,9 +2,8 @@
 
     pip install -r requirements-exchange.txt && pytest tests/support/test_exchange.py -s      prints the differences
 
-The networks are as wide as the official ones, with two blocks.  Models without registers resize positions in three
-ways: the official code by the factor (n + 0.1)/37, transformers to the size, timm with antialias.  So the other two get
-our positions at the resolution of the test.  Models with registers agree about positions, and get the file as it is.
+The networks are as wide as the official ones, with two blocks.  Without registers, official code, transformers and timm
+resize positions in three ways, so the other two get our positions.  With registers they agree.
 """
 
 import os
@@ -24,16 +23,14 @@ from vit import ViT
 # Both import torchvision, whose operators a CPU-only torch lacks; none is needed.
 sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
 
-TOLERANCE = 1e-5  # of values around 1
-
-NETWORKS = {"small": (384, 6, "mlp"), "base": (768, 12, "mlp"), "giant": (1536, 24, "swiglu")}  # width, heads, ffn
-CASES = [("small", 0), ("base", 4), ("giant", 4)]
-SIZES = [(224, 224), (518, 518), (280, 420)]  # 16×16, the native 37×37 and 20×30 patches
+CASES = {"small": (384, 6, 0, "mlp"), "base": (768, 12, 4, "mlp"), "giant": (1536, 24, 4, "swiglu")}
+all_cases = pytest.mark.parametrize("name", CASES)  # width, heads, registers, ffn
+all_sizes = pytest.mark.parametrize("size", [(518, 518), (280, 420)], ids=str)  # the native 37×37, and 20×30 patches
 
 
-def lively(name, n_registers):
+def lively(name):
     """A network none of whose tensors is constant, like a trained one's."""
-    width, heads, ffn = NETWORKS[name]
+    width, heads, n_registers, ffn = CASES[name]
     torch.manual_seed(0)
     network = ViT(width, 2, heads, n_registers=n_registers, ffn=ffn, layer_scale=0.2).eval()
     with torch.no_grad():
@@ -47,27 +44,28 @@ def picture(height, width):
 
 
 def assert_same_tokens(ours, theirs):
-    """(B, 1 + R + N, D), in the order CLS, registers, patches."""
+    """(B, 1 + R + N, D), in the order CLS, registers, patches; values are around 1."""
     off = (ours - theirs).abs().max().item()
     print(f"{os.environ['PYTEST_CURRENT_TEST']} {off:.1e}")
-    assert off < TOLERANCE, f"largest difference {off:.1e}, of values up to {ours.abs().max():.1f}"
+    assert off < 1e-5, f"largest difference {off:.1e}, of values up to {ours.abs().max():.1f}"
 
 
 def all_tokens(network, x):
     return network.norm(network.forward_features(x)["x_prenorm"])
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name, n_registers", CASES)
+@all_sizes
+@all_cases
 @torch.inference_mode()
-def test_timm(name, n_registers, size, tmp_path):
+def test_timm(name, size, tmp_path):
     """Our file in its network, and what it saves in ours."""
     timm = pytest.importorskip("timm", reason="pip install -r requirements-exchange.txt")
-    network, x, registers = lively(name, n_registers), picture(*size), "_reg4" if n_registers else ""
+    network, x = lively(name), picture(*size)
+    registers = "_reg4" if network.n_registers else ""
     save_vit(network, tmp_path / "ours.safetensors")
     theirs = timm.create_model(f"vit_{name}_patch14{registers}_dinov2", img_size=size, depth=2).eval()
     state = load_file(tmp_path / "ours.safetensors")
-    if n_registers:
+    if registers:
         state = timm.models.vision_transformer.checkpoint_filter_fn(state, theirs)
     else:
         state["pos_embed"] = network.positions(size[0] // 14, size[1] // 14)
@@ -79,17 +77,17 @@ def test_timm(name, n_registers, size, tmp_path):
         assert_same_tokens(all_tokens(load_vit(tmp_path / "theirs.safetensors"), x), tokens)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name, n_registers", CASES)
+@all_sizes
+@all_cases
 @torch.inference_mode()
-def test_transformers(name, n_registers, size, tmp_path, monkeypatch):
+def test_transformers(name, size, tmp_path, monkeypatch):
     """Our folder opened by AutoModel, and what it saves in ours."""
     transformers = pytest.importorskip("transformers", reason="pip install -r requirements-exchange.txt")
-    network, x = lively(name, n_registers), picture(*size)
+    network, x = lively(name), picture(*size)
     save_vit(network, tmp_path / "ours")
     theirs, found = transformers.AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(found.values())
-    if not n_registers:
+    if not network.n_registers:
         positions = network.positions(size[0] // 14, size[1] // 14)
         monkeypatch.setattr(theirs.embeddings, "interpolate_pos_encoding", lambda *_: positions)
     tokens = theirs.eval()(x).last_hidden_state
@@ -111,17 +109,13 @@ def test_dinos_first_networks(tmp_path):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("n_registers", [0, 4])
-def test_the_onnx_lines_of_the_docs(n_registers, tmp_path, monkeypatch):
+def test_the_onnx_lines_of_the_docs(tmp_path, monkeypatch):
     """The lines of docs/weights.md, run as they are; the file takes batches of any length."""
     pytest.importorskip("onnxscript", reason="pip install -r requirements-exchange.txt")
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -r requirements-exchange.txt")
-    page = Path(support.weights.__file__).parents[1] / "docs" / "weights.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text() if page.exists() else "", re.DOTALL)
-    lines = next((block for block in blocks if "torch.onnx.export" in block), None)
-    if lines is None:
-        pytest.skip("docs/weights.md has no lines about ONNX")
-    network, x = lively("small", n_registers), picture(224, 224)
+    page = (Path(support.weights.__file__).parents[1] / "docs" / "weights.md").read_text()
+    [lines] = re.findall(r"```python\n([^`]*torch.onnx.export.*?)```", page, re.DOTALL)
+    network, x = lively("base"), picture(224, 224)
     x = torch.cat([x, x.flip(2), x.flip(3)])
     monkeypatch.chdir(tmp_path)
     os.makedirs("runs/mine")
