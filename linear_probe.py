@@ -162,10 +162,7 @@ def logistic_regression(train_features, train_labels, test_features, test_labels
 
 
 def confusion(tokens, parts, W, standard):
-    """Pixel counts (C, C), row the true part, column the part that head W (D + 1, C) predicts.
-
-    tokens (I, P, D), parts (I, S, S); the logits of the patches are resized to the pixels.
-    """
+    """Pixel counts (C, C) of tokens (I, P, D), parts (I, S, S): row the true part, column the one that W predicts."""
     n_parts, side, counts = W.shape[1], math.isqrt(tokens.shape[1]), 0
     for z, truth in zip(tokens.split(64), parts.split(64), strict=True):  # 64 images: a logit per pixel takes memory
         logits = standardize(z.flatten(0, 1), *standard) @ W  # (i·P, C)

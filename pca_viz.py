@@ -1,8 +1,6 @@
 """Show patch features as colours, by two PCAs. (DINOv2 Fig. 1, Fig. 9, §7.5)
 
-    python pca_viz.py IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out pca.png
-    python pca_viz.py --matches A B --weights runs/mine/vit.pt --out matches.png
-    python pca_viz.py --attention IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out attention.png
+    python pca_viz.py IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out pca.png [--matches | --attention]
 
     s = scale((X − μ) v₁)                    scale(a) = (a − min a) / (max a − min a), per column
     F = {rows of X with s > θ}

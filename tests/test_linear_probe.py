@@ -190,17 +190,13 @@ def pictures(n, seed):
 
 def test_segmentation_learns_the_parts_of_tokens(short):
     """Bilinear upsampling rounds the corners of blocks of 8×8 pixels, and 1 pixel of 16 is another part.  Standardized
-    features make the scale irrelevant.  The rate is the same for any test parts."""
+    features make the scale irrelevant.  The rate is the same for any test parts.  NaN is named."""
     (x, parts), (test_x, test_parts) = pictures(40, 0), pictures(20, 1)
     iou, rate = segmentation_iou(x, parts, test_x, test_parts)
     assert 0.85 < iou <= 1 and rate in probe.RATES
     other, _ = segmentation_iou(100 * x - 7, parts, 100 * test_x - 7, test_parts)
     assert other == pytest.approx(iou, abs=0.01)
     assert segmentation_iou(x, parts, test_x, (test_parts + 1) % 3)[1] == rate
-
-
-def test_segmentation_of_a_diverged_network_is_named(short):
-    x, parts = pictures(4, 0)
     x[1, 2, 0] = float("nan")
     with pytest.raises(ValueError, match="train features hold NaN"):
         segmentation_iou(x, parts, x, parts)
