@@ -1,10 +1,11 @@
-"""Time real training steps, and count their arithmetic and memory (§5).
+"""Time training steps, and count their arithmetic and memory (§5).
 
     python bench.py --recipe vitl14 --arch vit_small --batch 8    any field of a recipe is a flag, as for train.py
     python bench.py --memory cuda --recipe vitl14 --batch 64      memory of a step on a GPU, counted without a GPU
 
     share_of_peak = FLOP/s of a step / FLOP/s of a large matrix product, measured in the same run
     mfu           = FLOP/s of a step / FLOP/s in the GPU's data sheet
+    state_gib     = memory of weights and moments, a part of peak_gib
 
 FLOPs are those of matrix products and attention; recomputed ones (--checkpointing) count again.  The host has launched
 a step after host_seconds, and the device has finished it after `seconds`.
@@ -38,8 +39,6 @@ DATA_SHEET = {  # dense bf16 TFLOP/s in NVIDIA's data sheets, by torch.cuda.get_
     "NVIDIA L4": 121, "NVIDIA GeForce RTX 4090": 165, "NVIDIA GeForce RTX 3090": 71,
 }  # fmt: skip
 
-# ---------------------------------------------------------------------------- time and arithmetic
-
 
 def clock(device):
     """Seconds now, after the device has finished all its work."""
@@ -68,31 +67,25 @@ def patched(changes):
         yield
 
 
-def step_in_parts(run, images, crop, around):
-    """Take a training step, with each of its parts inside the context manager around(name of the part)."""
+def measure_parts(run, images, crop, values, meter):
+    """Take a training step: a Counter of how much meter() rises in each part of it, and in the "rest"."""
+    spent = Counter()
+
+    @contextmanager
+    def metered(part):  # also a decorator
+        start = meter()
+        yield
+        spent[part] += meter() - start
+
     functions = "sample_masks center dino_loss ibot_loss koleo_loss update_student update_teacher".split()
     parts = [(torch.Tensor, "backward", "backward"), *((train, name, name) for name in functions)]
     for role, network in (("teacher", run.teacher), ("student", run.student)):
         parts.append((network.backbone, "training_features", f"{role} ViT"))
         heads = {network.dino_head, network.ibot_head}  # one, if they are tied
         parts += [(head, "forward", f"{role} heads") for head in heads]
-    values = train.schedules_at(run.recipe.steps // 2, run.recipe)
-    with patched((owner, name, around(part)(getattr(owner, name))) for owner, name, part in parts):
-        return train.train_step(run, images, around("augmentation")(crop), values)
-
-
-def measure_parts(run, images, crop, meter):
-    """Count how much meter() rises in each part of a training step: a Counter by part, and "rest"."""
-    spent = Counter()
-
-    @contextmanager
-    def around(part):
-        start = meter()
-        yield
-        spent[part] += meter() - start
-
     start = meter()
-    step_in_parts(run, images, crop, around)
+    with patched((owner, name, metered(part)(getattr(owner, name))) for owner, name, part in parts):
+        train.train_step(run, images, metered("augmentation")(crop), values)
     spent["rest"] = meter() - start - spent.total()
     return spent
 
@@ -103,9 +96,9 @@ def bench_step(r, steps, device):
     images = torch.randint(0, 256, (r.batch, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
     host, seconds = time_calls(lambda: train.train_step(run, images, crop, values), device, steps)
     t, memory = statistics.median(seconds), peak_memory(device)
-    parts = measure_parts(run, images, crop, lambda: clock(device))
+    parts = measure_parts(run, images, crop, values, lambda: clock(device))
     with flop_counter() as counter:
-        flops = measure_parts(run, images, crop, counter.get_total_flops)
+        flops = measure_parts(run, images, crop, values, counter.get_total_flops)
     n = 1024 if device.type == "cpu" else 8192  # ours: large enough for full speed
     a = torch.randn(n, n, device=device)
     with autocast(device, r.amp):
@@ -128,12 +121,12 @@ def bench_step(r, steps, device):
 
 
 class MemoryCounter(TorchDispatchMode):
-    """Count the bytes of fake tensors, which have a shape but no numbers, by the `part` of the step that made them."""
+    """Count the bytes of fake tensors, which have a shape but no numbers."""
 
     def __init__(self):
         super().__init__()
-        self.fake, self.part = FakeTensorMode(allow_non_fake_inputs=True), "rest"
-        self.alive, self.at_peak = Counter(), Counter()  # bytes by part
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.alive = self.peak = 0  # bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))):
@@ -146,19 +139,15 @@ class MemoryCounter(TorchDispatchMode):
             out = func(*args, **kwargs)
         for storage in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, FakeTensor)):
             if not hasattr(storage, "counted"):
-                storage.counted, size = True, storage.nbytes()
-                self.alive[self.part] += size
-                weakref.finalize(storage, self.alive.subtract, {self.part: size})
-        if self.alive.total() > self.at_peak.total():
-            self.at_peak = self.alive.copy()
+                storage.counted = True
+                self.add(storage.nbytes())
+                weakref.finalize(storage, self.add, -storage.nbytes())
         return out
 
-    @contextmanager
-    def around(self, part):
-        """Let what is made now belong to this part."""
-        before, self.part = self.part, part
-        yield
-        self.part = before
+    def add(self, size):
+        """Count `size` more bytes."""
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
 
 
 def start_fake_run(r, device, counter):
@@ -171,35 +160,32 @@ def start_fake_run(r, device, counter):
     with patched(unsupported), counter.fake, device:
         run = start_run(r, device)
     with counter:
-        counter.part = "weights"
         for p in [*run.student.parameters(), *run.ema.parameters(), *run.teacher.parameters()]:
             p.detach()  # any operation, so that its memory is counted
-        counter.part = "optimizer's state"
         for p in run.student.parameters():
             p.grad = torch.zeros_like(p)
         run.optimizer.step()
         run.optimizer.zero_grad()
-    counter.part, counter.at_peak = "rest", Counter()
+    counter.peak = counter.alive
     return run
 
 
 def count_memory(r, device_type):
-    """Bytes alive at the peak of a training step on "cpu" or "cuda": a Counter by part.  Nothing is allocated."""
+    """Bytes of weights and moments, and bytes at the peak of a step on "cpu" or "cuda".  Nothing is allocated."""
     counter, changes = MemoryCounter(), []
     if device_type == "cuda":  # bf16, and fused attention
         changes = [(train, "autocast", lambda _, on: torch.autocast("cpu", enabled=on)), (vit, "PLAIN_ATTENTION", 0)]
     run = start_fake_run(r, torch.device("cpu"), counter)
+    state = counter.alive
 
     def crop(images, seed):  # only the results: temporary tensors of the augmentation are gone before the peak
         sizes = ((2, r.global_size), (r.n_local, r.local_size))
         return [images.new_empty(n * len(images), 3, size, size) for n, size in sizes]
 
     with counter, patched(changes):
-        step_in_parts(run, next(run.student.parameters()).new_empty(r.batch, 0), crop, counter.around)
-    return counter.at_peak
-
-
-# ---------------------------------------------------------------------------- the program
+        images = next(run.student.parameters()).new_empty(r.batch, 0)
+        train.train_step(run, images, crop, train.schedules_at(r.steps // 2, r))
+    return state, counter.peak
 
 
 @report_errors("bench.py")
@@ -216,9 +202,8 @@ def main(argv=None):
         raise UserError("bench.py does not load weights; instead of --init, set --arch, --patch_size and --ffn")
     result = {name: getattr(r, name) for name in ("arch", "batch", "n_prototypes", "global_size", "checkpointing")}
     if args.memory:
-        parts = count_memory(r, args.memory)
-        result |= {"device": args.memory, "peak_gib": parts.total() / 2**30}
-        result |= {f"peak_gib/{part}": n / 2**30 for part, n in parts.most_common() if n}
+        state, peak = count_memory(r, args.memory)
+        result |= {"device": args.memory, "state_gib": state / 2**30, "peak_gib": peak / 2**30}
     else:
         result["threads"] = choose_threads(options.threads)
         result |= bench_step(r, args.steps, find_device(options.device))

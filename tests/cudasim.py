@@ -24,8 +24,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
+import train
 import vit
-from bench import MemoryCounter, measure_parts, start_fake_run, step_in_parts
+from bench import MemoryCounter, measure_parts, start_fake_run
 from recipes import get_recipe
 from support.images import Images, batches
 from support.log import collapse_meter, mean_over_ranks
@@ -127,15 +128,15 @@ def count_step(recipe, depth, changes):
     r, sim = get_recipe(recipe, **changes), CudaSim()
     arch = getattr(vit, r.arch)
     setattr(vit, r.arch, partial(arch.func, arch.args[0], depth, *arch.args[2:], **arch.keywords))
-    run, crop = start_fake_run(r, CUDA, sim), make_crop(r, r.global_size)
+    run, crop, values = start_fake_run(r, CUDA, sim), make_crop(r, r.global_size), train.schedules_at(r.steps // 2, r)
     with sim:
         images = torch.empty(r.batch, 3, r.image_size, r.image_size, dtype=torch.uint8, device=CUDA)
         sim.waits.clear()
-        launches = measure_parts(run, images, crop, lambda: sim.launches)
-        waits, peak = dict(sim.waits), sim.at_peak.total()
-        losses, p_t, cls_t = step_in_parts(run, images, crop, sim.around)
+        launches = measure_parts(run, images, crop, values, lambda: sim.launches)
+        waits, peak = dict(sim.waits), sim.peak
+        losses, p_t, cls_t = train.train_step(run, images, crop, values)
         sim.waits.clear()
-        mean_over_ranks({**losses, **collapse_meter(p_t, losses["dino"], cls_t)})
+        mean_over_ranks({**losses, **collapse_meter(p_t, cls_t)})
     return {"launches": launches, "waits": waits, "log": sim.waits, "peak": peak}
 
 
