@@ -16,6 +16,7 @@ import sys
 import time
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -27,7 +28,7 @@ from support.device import choose_threads, find_device
 from support.files import UserError, lock_folder, make_folder, write_safely
 from support.images import in_memory
 from support.log import catch_signals, write_metrics
-from support.start import check_start, load_images_of
+from support.start import check_start, load_splits_of
 from support.weights import load_vit
 from train import schedules_at
 
@@ -53,14 +54,12 @@ ARMS = {
 def train_arm(flags, out):
     """Run train.py to the end, and return its exit status.  Ctrl-C and SIGTERM let it save a checkpoint first."""
     command = [sys.executable, Path(__file__).with_name("train.py"), "--eval_every=0", *flags, "--out", out, "--resume"]
-    with catch_signals() as signals:
-        process = subprocess.Popen(command)
+    with catch_signals() as signals, subprocess.Popen(command) as process:
         while process.poll() is None and not signals:
             time.sleep(0.1)
-        if signals:
-            process.terminate()
-            process.wait()
-            raise KeyboardInterrupt
+        process.terminate()  # if a signal came; otherwise it has ended
+    if signals:
+        raise KeyboardInterrupt
     return process.returncode
 
 
@@ -83,16 +82,15 @@ def write_results(rows, out):
     table = f"| arm | seeds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}\n"
     figure = Figure(figsize=(1.5 + 2.6 * len(names), 1 + 0.3 * len(arms)), layout="constrained")
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for y, arm in enumerate(arms):
+    for arm in arms:
         runs = [row for row in rows if row["arm"] == arm]
         table += f"| {arm} | {len(runs)} |"
         for axes, name in zip(panels, names):
             values = [row[name] for row in runs]
-            mean = sum(values) / len(values)
-            table += f" {mean:.3g} ({min(values):.3g} to {max(values):.3g}) |"
-            axes.plot(values, [y] * len(values), "o", color="tab:blue", alpha=0.5)
-            axes.plot(mean, y, "|", color="black", markersize=14)
-            axes.set(title=name, yticks=range(len(arms)), yticklabels=arms)
+            table += f" {fmean(values):.3g} ({min(values):.3g} to {max(values):.3g}) |"
+            axes.plot(values, [arm] * len(values), "o", color="tab:blue", alpha=0.5)
+            axes.plot(fmean(values), arm, "|", color="black", markersize=14)
+            axes.set_title(name)
         table += "\n"
     panels[0].invert_yaxis()
     write_safely(out / "ablation.md", lambda new: new.write_text(table))
@@ -117,26 +115,23 @@ def main(argv=None):
     check_start(r, device)
     choose_threads(options.threads)
     image_size, size = (schedules_at(r.steps - 1, r)[name] for name in ("image_size", "global_size"))
-    splits = [in_memory(images, r.eval_images, size) for images in load_images_of(r, image_size)]
+    splits = [in_memory(images, r.eval_images, size) for images in load_splits_of(r, image_size)]
     make_folder(out, "ablation.jsonl", "ablation.md", "ablation.png")
     with lock_folder(out):
-        path, header, failed = out / "ablation.jsonl", {"flags": flags}, []
-        if not path.exists():
-            write_metrics(path, [header])
-        first, *lines = path.read_text(errors="replace").splitlines() or [""]
-        if first != json.dumps(header):
-            raise UserError(f"{path} starts with other flags; use the same, or choose another --out")
-        rows = [json.loads(line) for line in lines]
-        for number, (seed, arm) in enumerate(product(range(args.seeds), args.arms), start=1):
+        path, failed = out / "ablation.jsonl", []
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if any(row.get("flags") != flags for row in rows):
+            raise UserError(f"{path} holds runs with other flags; use the same, or choose another --out")
+        for seed, arm in product(range(args.seeds), args.arms):
             if any((arm, seed) == (row["arm"], row["seed"]) for row in rows):
                 continue
-            print(f"run {number} of {len(args.arms) * args.seeds}: {arm}, seed {seed}", flush=True)
+            print(f"arm {arm}, seed {seed}", flush=True)
             folder, fields = out / f"{arm}_{seed}", {**ARMS[arm], "seed": seed}
             if train_arm([*flags, *(f"--{k}" if v is True else f"--{k}={v}" for k, v in fields.items())], folder):
                 failed.append(folder.name)
             else:
-                rows.append({"arm": arm, "seed": seed, **measure(folder, splits, size, device)})
-                write_metrics(path, [header, *rows])
+                rows.append({"arm": arm, "seed": seed, "flags": flags, **measure(folder, splits, size, device)})
+                write_metrics(path, rows)
                 write_results(rows, out)
         print(write_results(rows, out) if rows else "", end="")
     print(f"{out}: {len(rows)} runs" + "".join(f", {name} failed" for name in failed))

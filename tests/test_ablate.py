@@ -44,14 +44,6 @@ def take_step(**changes):
     return run, train.train_step(run, images, crop, train.schedules_at(0, run.recipe))[0]
 
 
-def test_tied_heads_are_one_head():
-    """In student and teacher, and once in the optimizer."""
-    run, _ = take_step(tied_heads=True)
-    assert run.student.dino_head is run.student.ibot_head and run.teacher.dino_head is run.teacher.ibot_head
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    assert len(parameters) == len(set(parameters)) == len(list(run.student.parameters()))
-
-
 def test_weight_of_the_image_loss():
     _, losses = take_step(dino_weight=0.25, koleo_weight=0.0, ibot_weight=0.5)
     torch.testing.assert_close(losses["loss"], 0.25 * losses["dino"] + 0.5 * losses["ibot"])
@@ -101,7 +93,7 @@ def test_an_arm_is_trained_in_a_process_and_measured(arguments, tmp_path, monkey
     sizes, measure_knn = [], ablate.measure_knn
     monkeypatch.setattr(ablate, "measure_knn", lambda *a: sizes.append(a[-1]) or measure_knn(*a))
     assert main(["--arms", "no-untying", "--seeds", "1", "--hires_share", "0.5", *arguments]) == 0
-    row = json.loads((tmp_path / "out/ablation.jsonl").read_text().splitlines()[1])
+    row = json.loads((tmp_path / "out/ablation.jsonl").read_text())
     assert sizes == [16] and row["tflop"] > 0 and 0 <= row["linear"] <= 1
     assert read_checkpoint(tmp_path / "out/no-untying_0/checkpoint.pt")["recipe"]["tied_heads"] is True
     assert "| no-untying | 1 |" in capsys.readouterr().out
