@@ -14,12 +14,8 @@
 
     e  (N, D)   [CLS] features of length 1, float32
 
-Differences from the paper:
-- 0.6 and 0.45 are cosines of the copy-detection embedding of Pizzi et al. (2022).  Here e is the [CLS] token of your
-  ViT, for which they are too low: different images are merged.  Raise --self-threshold, for example to 0.8.
-- For retrieval, the paper's e is the [CLS] token of a self-supervised ViT-H/16.
-- §3 also filters NSFW images and blurs faces.  That is absent here.
-- Each rank holds all features, 4·D bytes an image.  The paper's 1.3 billion images need a distributed index.
+0.6 and 0.45 are for the copy-detection embedding of Pizzi et al. (2022).  Here e is the [CLS] token of your ViT, for
+which they are too low: raise --self-threshold, for example to 0.8.  Other differences from the paper: docs/curation.md.
 
 Each stage writes its result to the folder OUT.work, so a run that was killed continues where it stopped.
 """
@@ -46,13 +42,14 @@ from curation import pca_hash
 from curation.addresses import image_addresses
 from curation.neighbours import nearest
 from curation.results import write_reasons, write_text
-from curation.sources import choose_decoding, embed, find_images, thumbnails
+from curation.sources import embed, find_images, thumbnails
 from curation.work_files import digest, run_stage
 from distributed import print_first
 from support.cli import Parser, add_device, add_pictures, check_scale, number, positive, report_errors, side
 from support.device import choose_threads, find_device
 from support.files import UserError, check_out
-from support.images import whole_patches
+from support.find import read_file
+from support.images import estimate_scale, whole_patches
 from support.weights import load_vit
 
 SMALL = 1_000_000  # App. A: fewer curated images are retrieved by clusters, more by samples
@@ -133,7 +130,7 @@ def k_means(x, n_clusters, seed):
     return k_means.centroids
 
 
-# ---------------------------------------------------------------------------- stages
+# ---------------------------------------------------------------------------- the program
 
 
 def unique_images(files):
@@ -179,7 +176,7 @@ def curate(args):
     found = {flag: find_images(place) for flag, place in places.items() if place}
     pool = found["uncurated"]
     vit, size, weights = load_network(args)
-    decoding = choose_decoding([path for paths in found.values() for path in paths], args)
+    decoding = estimate_scale(sum(found.values(), []), read_file, args.scale, args.max_megapixels), args.max_megapixels
     distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
 
     rows = run_stage(work, "PCA hash", pool, decoding, lambda folder: distributed.from_first_rank(
@@ -221,9 +218,6 @@ def curate(args):
 def pick(paths, e, rows):
     """The images and features of some rows."""
     return [paths[i] for i in rows], e[rows]
-
-
-# ---------------------------------------------------------------------------- the program
 
 
 def parse_args(argv):

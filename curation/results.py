@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image
 
 import distributed
 from curation.neighbours import nearest
@@ -36,21 +36,16 @@ def write_reasons(out, paths, e, curated, e_curated, mode, decoding, seed):
         csv.writer(table).writerows(
             (path, mode, curated[i], f"{c:.6f}") for path, [i], [c] in zip(paths, closest, cosines))
         write_text(out.with_suffix(".csv"), table.getvalue())
-        rows = [[curated[c], *(paths[i] for i in ids)] for c, ids in zip(shown, found)]
-        draw_selected(rows, out.with_suffix(".png"), decoding)
+        picture = draw_selected([[curated[c], *(paths[i] for i in ids)] for c, ids in zip(shown, found)], decoding)
+        write_safely(out.with_suffix(".png"), lambda new: picture.save(new, format="png"))
 
 
-def draw_selected(rows, path, decoding):
-    """A PNG: in each row a curated image with a black frame, and the selected images nearest to it.
-
-    rows: lists of paths.  An image that cannot be read any more leaves its place empty.
-    """
-    step = SIZE + 2 * MARGIN
-    sheet = Image.new("RGB", (step * max(map(len, rows)), step * len(rows)), "white")
+def draw_selected(rows, decoding):
+    """Rows of paths -> a picture: the first image of each row in a black frame, unreadable ones white."""
+    side, inner = SIZE + 2 * MARGIN, slice(MARGIN, -MARGIN)
+    sheet = np.full((len(rows), len(rows[0]), 3, side, side), 255, dtype=np.uint8)
+    sheet[:, 0] = 0
     for y, row in enumerate(rows):
-        for x, name in enumerate(row):
-            pixels = read_or_skip(name, lambda raw: decode(raw, SIZE, 0.5, *decoding))
-            if pixels is not None:
-                image = Image.fromarray(rearrange(pixels, "c h w -> h w c"))
-                sheet.paste(ImageOps.expand(image, MARGIN, "white" if x else "black"), (step * x, step * y))
-    write_safely(path, lambda new: sheet.save(new, format="png"))
+        for x, path in enumerate(row):
+            sheet[y, x, :, inner, inner] = read_or_skip(path, lambda raw: decode(raw, SIZE, 0.5, *decoding), 255)
+    return Image.fromarray(rearrange(sheet, "y x c h w -> (y h) (x w) c"))

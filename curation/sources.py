@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
-import distributed
 from augment import normalize
 from curation.pca_hash import T
 from curation.work_files import in_blocks
 from support.device import autocast
 from support.files import UserError, reason_of
 from support.find import find_files, read_file
-from support.images import decode, estimate_scale, open_image, picture, skipped_line
+from support.images import decode, open_image, picture, skipped_line
 
 THUMBNAIL = np.dtype([("grey", np.uint8, (T, T)), ("pixels", np.int64)])  # 0 pixels: not readable
 
@@ -25,20 +24,10 @@ def find_images(place):
     """A folder, archive or list -> absolute paths of its images; one may lead into an archive, as /a/b.tar/c.jpg."""
     place = os.path.expanduser(place)
     paths = [os.path.abspath(os.path.join(place, name)) for name in find_files(place)[0]]
-    usable = [path for path in paths if "\n" not in path and "\r" not in path]
-    for path in sorted(set(paths) - set(usable)):
-        distributed.print_first(skipped_line(path, "a list cannot hold its name"), file=sys.stderr)
-    if not usable:
+    paths = [path for path in paths if "\n" not in path and "\r" not in path]  # a list cannot hold other names
+    if not paths:
         raise UserError(f"no images in {place}")
-    return usable
-
-
-def choose_decoding(paths, args):
-    """What `decode` and `picture` need for all sources: the intensity range of deep images or None, and megapixels."""
-    scale, notes = estimate_scale(paths, read_file, args.scale, args.max_megapixels)
-    for note in notes:
-        distributed.print_first(note)
-    return scale, args.max_megapixels
+    return paths
 
 
 def read_or_skip(path, convert, otherwise=None):

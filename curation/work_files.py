@@ -57,7 +57,6 @@ def run_stage(work, name, paths, settings, compute):
             write_array(path, array)
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         distributed.wait()
-    array = np.load(path)
-    seconds = time.perf_counter() - started
+    array, seconds = np.load(path), time.perf_counter() - started
     distributed.print_first(f"{name}: {len(paths)} images in, {len(array)} out, {seconds:.1f} s")
     return array

@@ -19,7 +19,7 @@ from conftest import in_ranks
 from PIL import Image
 
 import curate
-from curate import component_of, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
+from curate import deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
 from curation import work_files
 from support.images import load_images
 from support.weights import save_vit
@@ -75,37 +75,6 @@ def test_clusters_by_hand():
     drawn = {tuple(retrieve_clusters(curated, pool, 2, 3, seed=seed)) for seed in range(8)}
     assert len(drawn) > 1  # at random
     assert retrieve_clusters(curated, pool, 2, 3).tolist() == three.tolist()  # but by the seed
-
-
-# --------------------------------------------------------------------------------------------------------
-# Brute force
-
-
-def test_as_brute_force_on_planted_chains():
-    """5,000 random vectors, a third of them in chains a ≈ b ≈ c whose ends are not alike, in float64."""
-    n, d = 5000, 48
-    generator = np.random.default_rng(0)
-    x = generator.standard_normal((n, d))
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    for a in range(0, n // 3, 3):  # turn by 40° in a plane, twice: cosines 0.77, 0.77, and 0.17 between the ends
-        side = x[a + 1] - (x[a + 1] @ x[a]) * x[a]
-        side /= np.linalg.norm(side)
-        for step in (1, 2):
-            angle = np.deg2rad(40 * step)
-            x[a + step] = np.cos(angle) * x[a] + np.sin(angle) * side
-    x = x[generator.permutation(n)].astype(np.float32)
-    exact = x.astype(np.float64)
-    edges = [np.argwhere(exact[start : start + 1000] @ exact.T > 0.6) + [start, 0] for start in range(0, n, 1000)]
-    expected = np.unique(component_of(n, np.concatenate(edges)), return_index=True)[1]
-    kept = deduplicate(x)
-    assert np.array_equal(kept, expected) and len(kept) < 0.8 * n
-    queries = x[:200]
-    order = np.argsort(-(exact[:200] @ exact[kept].T), axis=1)[:, :4]
-    assert retrieve_samples(queries, x[kept]).tolist() == sorted(set(order.flatten().tolist()))
-    reference = exact[kept[:20]]
-    near = (exact @ reference.T > 0.45).any(1)
-    apart = remove_near(x[kept[20:]], x[kept[:20]])
-    assert not near[kept[20:]][apart].any()
 
 
 # --------------------------------------------------------------------------------------------------------

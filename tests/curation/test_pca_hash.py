@@ -52,18 +52,6 @@ def test_copies_by_hand():
     assert pairs(windows, 1) == {(0, 1), (1, 2)}
 
 
-@pytest.mark.parametrize("n_bits", [0, 2, 3])
-def test_copies_are_those_of_brute_force(n_bits):
-    generator = np.random.default_rng(0)
-    h = generator.integers(0, 2**63, 300, dtype=np.uint64)
-    for i in range(100):  # copies with 0 to 4 other bits
-        h[i + 100] = h[i]
-        for bit in generator.choice(64, i % 5, replace=False):
-            h[i + 100] ^= np.uint64(1) << np.uint64(bit)
-    near = np.bitwise_count(h[:, None] ^ h) <= n_bits
-    assert pairs(h[:, None], n_bits) == {(i, j) for i, j in np.argwhere(near) if i < j}
-
-
 def test_principal_components_are_orthonormal_and_few_images_do(images):
     for n in (0, 1, 20):
         V = principal_components(thumbnails(images)[:n])
