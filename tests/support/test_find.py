@@ -59,13 +59,16 @@ def test_unsafe_and_hidden_members_are_skipped(tmp_path):
     assert found.names == ["etc/absolute.png", "good.png"] and found.skipped == []
 
 
-def test_zip_names_with_backslashes(tmp_path):
+def test_zip_names_with_backslashes(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         info = zipfile.ZipInfo("x")
         info.filename = "set\\train\\1.png"
         archive.writestr(info, b"content")
     names, read, _ = find_files(tmp_path / "a.zip")
     assert names == ["set/train/1.png"] and read(names[0]) == b"content"
+    opened = find.open_zip.cache_info().misses
+    monkeypatch.setattr(find.os, "getpid", lambda: -1)  # a forked worker opens a handle of its own
+    assert read(names[0]) == b"content" and find.open_zip.cache_info().misses == opened + 1
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar"])
@@ -78,12 +81,13 @@ def test_workers_do_not_disturb_each_other(tmp_path, monkeypatch, suffix):
     assert streamed.skipped == []
 
 
-def test_links_to_folders_are_followed_once(tmp_path):
+def test_links_to_folders_are_followed_once(tmp_path, monkeypatch):
     numbered(tmp_path / "real", 2)
     (tmp_path / "set").mkdir()
     (tmp_path / "set/link").symlink_to(tmp_path / "real")
     (tmp_path / "real/back").symlink_to(tmp_path / "set")
-    assert find_files(tmp_path / "set")[0] == ["link/000.png", "link/001.png"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_files("~/set")[0] == ["link/000.png", "link/001.png"]
 
 
 # ---------------------------------------------------------------------------- lists
