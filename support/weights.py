@@ -54,6 +54,10 @@ def load_vit(name_or_path, device="cpu"):
     contents = read_file(str(name_or_path))
     try:
         vit = build_vit(to_official(find_backbone(contents)))
+        config = Path(name_or_path, "config.json")  # of a Hugging Face folder
+        heads = json.loads(config.read_text()).get("num_attention_heads") if config.exists() else None
+        if heads not in (None, vit.num_heads):
+            raise ValueError(f"config.json asks for other heads than {vit.num_heads}, which are 64 channels wide")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{name_or_path} does not hold the weights of a DINOv2 ViT ({reason})") from None
@@ -63,9 +67,9 @@ def load_vit(name_or_path, device="cpu"):
 def read_file(name):
     """The contents of a file, of a Hugging Face folder, or of the file of an official name."""
     path = Path(name, MODEL) if Path(name, MODEL).exists() else Path(name)
+    if re.fullmatch(r"dinov2_vit[sblg]14(_reg)?", name):
+        path = download_official(name)
     try:
-        if re.fullmatch(r"dinov2_vit[sblg]14(_reg)?", name):
-            return download(name)
         check_regular(path)
         return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
     except UserError:
@@ -76,15 +80,18 @@ def read_file(name):
         raise UserError(f"{path} is not a weights file of PyTorch or safetensors") from None
 
 
-def download(name):
-    """The tensors of an official name, from torch's hub cache if they are there."""
+def download_official(name):
+    """The file of an official name, in torch's hub cache; downloaded if it is not there."""
     file = f"{name.replace('_reg', '_reg4')}_pretrain.pth"
     address = f"https://dl.fbaipublicfiles.com/dinov2/{name.removesuffix('_reg')}/{file}"
-    try:
-        return torch.hub.load_state_dict_from_url(address, map_location="cpu", weights_only=True)
-    except OSError:
-        path = Path(torch.hub.get_dir(), "checkpoints", file)
-        raise UserError(f"cannot download {address}; put the file at {path}") from None
+    path = Path(torch.hub.get_dir(), "checkpoints", file)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(path))
+        except OSError:
+            raise UserError(f"cannot download {address}; put the file at {path}") from None
+    return path
 
 
 def flatten(contents, prefix=""):
@@ -135,8 +142,10 @@ def build_vit(state):
         raise ValueError(f"{depth} blocks of width {dim} with {n_heads} heads, grid {grid}, patch {patch_size}")
     with torch.device("meta"):  # allocates nothing: the file's tensors take these places
         vit = ViT(dim, depth, n_heads, patch_size, grid * patch_size, n_registers, ffn, stem=convs > 0)
-    absent = {key: torch.ones(dim) for key in vit.state_dict() if key.endswith(".gamma")}  # in DINO's files: λ = 1
-    vit.load_state_dict({"mask_token": torch.zeros(1, dim), **absent, **state}, assign=True)
+    absent = {"mask_token": torch.zeros(1, dim)}
+    if not any(key.endswith(".gamma") for key in state):  # DINO's networks have no LayerScale: λ = 1
+        absent |= {key: torch.ones(dim) for key in vit.state_dict() if key.endswith(".gamma")}
+    vit.load_state_dict({**absent, **state}, assign=True)
     for key, x in state.items():  # a small file can hold a tensor that expands to terabytes
         if not x.is_floating_point() or x.nbytes > x.untyped_storage().nbytes() or not x.isfinite().all():
             raise ValueError(f"{key} holds NaN, infinity or no real numbers")

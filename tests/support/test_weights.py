@@ -120,12 +120,25 @@ def test_official_names(monkeypatch, tmp_path, name):
     refuse(name, f"cannot download https://dl.fbaipublicfiles.com/dinov2/{folder}/{path.name}; put the file at {path}")
     torch.save(toy().state_dict(), path)
     assert_same_network(load_vit(name), toy())
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    refuse(name, f"{path} is damaged: the checksum of .* is wrong")
+
+
+def test_heads_of_another_width_are_refused(tmp_path):
+    """A Hugging Face folder says how many heads there are; ours have 64 channels, or 48 in this network."""
+    save_vit(toy(), tmp_path / "vit")
+    config = tmp_path / "vit/config.json"
+    config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 3'))
+    refuse(tmp_path / "vit", "config.json asks for other heads than 2")
 
 
 # ---------------------------------------------------------------------------- what is wrong
 
 FLAWS = [  # tensors to add to a good file, or None to remove one, and words of the error
     ({"cls_token": None}, "needs a cls_token"), ({"norm.weight": None}, "norm.weight"), ({"extra": zeros(3)}, "extra"),
+    ({"blocks.0.ls2.gamma": None}, "gamma"),
     ({"blocks.x": zeros(3)}, "Missing"), ({"norm.weight": zeros(97)}, "norm.weight"), ({"norm.weight": "text"}, "str"),
     ({"cls_token": 5}, "int"), ({"cls_token": torch.tensor(1.0)}, "range"), ({"cls_token": zeros(1, 1, 0)}, "width 0"),
     ({"pos_embed": zeros(3)}, "range"), ({"pos_embed": zeros(1, 12, 96)}, "pos_embed"),
