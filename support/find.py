@@ -177,8 +177,11 @@ def list_archive(path, modified):
             elif name := tidy(member.name, {".cls"}):
                 classes[sample_of(name)] = tar.extractfile(member).read(100).decode().strip()
         tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(512).strip(b"\0"):  # tarfile takes a damaged header for the end
+        end = tar.fileobj.read(512)
+        if end.strip(b"\0"):  # tarfile takes a damaged header for the end
             raise tarfile.ReadError(f"damaged at byte {tar.offset}")
+        if not end:
+            say_once(f"{printable(str(path))} has no end mark; it may be cut short")
     return members, {name: (None, classes[sample_of(name)]) for name in members if sample_of(name) in classes}
 
 

@@ -182,6 +182,10 @@ def test_a_damaged_or_missing_shard_is_skipped(shards, capsys):
     assert len(find_files(shards.parent / "list.txt")[0]) == 6
     err = capsys.readouterr().err
     assert f"skipped {shards}/00002.tar: " in err and f"skipped {shards}/00003.tar: " in err
+    raw = (shards / "00001.tar").read_bytes()  # an image and its class, 512 bytes each with a header of 512
+    (shards / "00001.tar").write_bytes(raw[:2048])  # cut between two members
+    assert len(find_files(shards / "00001.tar")[0]) == 1
+    assert f"{shards}/00001.tar has no end mark" in capsys.readouterr().err
     for path in shards.glob("*.tar"):
         path.write_bytes(b"x" * 600)
     with pytest.raises(UserError, match="none of the 3 shards"):
