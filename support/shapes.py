@@ -1,9 +1,8 @@
-"""The built-in dataset: ten kinds of animals and vehicles, drawn from a seed, with the part of each pixel.
+"""The built-in dataset, ours: ten kinds of animals and vehicles, drawn from a seed, with the part of each pixel.
 
 Parts, their arrangement and the coat make the kind; all else is random and independent of it.  An object is drawn
 part by part, from the back, in its own frame: x forward, y down, about 2 long.  A part is the signed distance from an
 outline (negative inside), in a frame (a, b) that is moved to a place and rotated by an angle.
-Ours: it replaces a dataset that would have to be downloaded.
 """
 
 import math
@@ -13,16 +12,10 @@ import torch.nn.functional as F
 
 N_IMAGES = {"train": 5000, "test": 1000}  # enough for a small ViT, drawn in seconds
 PARTS = ("body", "head", "leg", "wheel", "wing", "tail", "window")  # part i is i + 1 in the maps, the background 0
-LENGTH = (1.0, 1.15)  # of an object, as a share of the image's side
-BEYOND = (0.3, 0.15)  # how far its frame may reach over the border, across and down, as shares of the side
-TURN = 0.36  # the largest rotation of an object, in radians
-LINE = 1 / 64  # width of the dark line around each part, as a share of the side
+SHARE = {"body": 0.9, "head": 1.1, "leg": 0.65, "wheel": 0.55, "wing": 1.0, "tail": 0.7, "window": 1.25}  # of lightness
 # If crops can be matched by their colours, a network learns nothing else, so the colours are similar in all images.
-SEA, EARTH = (0.25, 1.0, 0.95), (1.2, 0.95, 0.65)  # of backgrounds and of objects, as multiples of their lightness
-TINT = 0.03  # the largest difference of an object's colour from EARTH, in each channel
-LIGHT = (0.66, 0.74)  # lightness of an object
-SHARE = {"body": 0.9, "head": 1.1, "leg": 0.65, "wheel": 0.55, "wing": 1.0, "tail": 0.7, "window": 1.25}  # of LIGHT
-DARK = (0.42, 0.48)  # the dark tone of textures, as a share of the light one
+SEA = torch.tensor([0.25, 1.0, 0.95]).view(3, 1, 1)  # colour of backgrounds, as multiples of their lightness
+EARTH = torch.tensor([1.2, 0.95, 0.65]).view(3, 1, 1)  # of objects
 DOWN, BACK = math.pi / 2, math.pi
 
 
@@ -54,21 +47,16 @@ def wave(phase):
     return (0.5 + 1.2 * torch.sin(2 * math.pi * phase)).clamp(0, 1)
 
 
-def ring(a, b, radius):
-    """1 within the radius of the origin, 0 beyond."""
+def dot(a, b, radius):
+    """A texture: 1 within the radius of the origin, 0 beyond."""
     return (0.5 + (radius - torch.hypot(a, b)) / 0.2).clamp(0, 1)
-
-
-def dots(a, b, radius):
-    """A dot of that radius in the middle of each unit square."""
-    return ring(a.remainder(1) - 0.5, b.remainder(1) - 0.5, radius)
 
 
 # Of a part, for all kinds; a, b: the part's frame, divided by its length and width (ovals and boxes: by half of them).
 TEXTURES = {
-    "head": lambda a, b: 1 - ring(a - 0.1, b + 0.25, 0.4),  # an eye
+    "head": lambda a, b: 1 - dot(a - 0.1, b + 0.25, 0.4),  # an eye
     "leg": lambda a, b: (0.5 + (0.7 - a) / 0.1).clamp(0, 1),  # a dark foot
-    "wheel": lambda a, b: ring(a, b, 0.65) - ring(a, b, 0.25),  # a dark tyre and a hub
+    "wheel": lambda a, b: dot(a, b, 0.65) - dot(a, b, 0.25),  # a dark tyre and a hub
     "window": lambda a, b: wave(0.5 * (a + b)),  # a glare
 }
 
@@ -92,7 +80,7 @@ KINDS = {
         ("tail", limb, (-0.5, -0.1), BACK + u(0, 1), 0.45, 0.07, 0.05),
         ("body", box, (0, 0), 0, 0.58, u(0.22, 0.26), 0.2),
         ("head", oval, (0.62, u(-0.36, -0.2)), u(-0.2, 0.3), 0.3, 0.24)]),
-    "giraffe": (lambda a, b: 1 - dots(3 * a, 3 * b, 0.4), lambda u: [  # dark spots
+    "giraffe": (lambda a, b: 1 - dot((3 * a).remainder(1) - 0.5, (3 * b).remainder(1) - 0.5, 0.4), lambda u: [  # spots
         *[("leg", limb, (x, 0.3), DOWN + u(-0.2, 0.2), 0.7, 0.07, 0.05) for x in (-0.32, -0.22, 0.18, 0.28)],
         ("tail", limb, (-0.35, 0.15), DOWN + u(0.2, 1), 0.4, 0.05, 0.07),
         ("body", limb, (0.28, 0.15), -DOWN + (nod := u(0.05, 0.45)), 0.85, 0.17, 0.13),  # the neck, then the trunk
@@ -118,7 +106,7 @@ KINDS = {
         ("body", box, (0, -0.02), 0, 0.98, u(0.38, 0.44), 0.08),
         *[("window", box, (x, -0.14), 0, 0.14, 0.16, 0.04) for x in (-0.72, -0.36, 0, 0.36, 0.72)],
         *[("wheel", oval, (x, 0.4), 0, 0.2, 0.2) for x in (-0.58, 0.55)]]),
-    "plane": (lambda a, b: dots(3 * a, 3 * b, 0.38), lambda u: [  # light spots
+    "plane": (lambda a, b: dot((3 * a).remainder(1) - 0.5, (3 * b).remainder(1) - 0.5, 0.38), lambda u: [  # light spots
         ("wing", blade, (0.2, 0), -DOWN - 0.45 + (flap := u(-0.15, 0.15)), 0.7, 0.24, 0.12),
         ("tail", blade, (-0.75, 0), -DOWN - 0.5, u(0.38, 0.46), 0.16, 0.08),
         ("body", limb, (-0.85, -0.03), 0.03, 1.55, 0.12, 0.25),
@@ -158,18 +146,17 @@ def draw(kind, n, size, generator):
     def clouds(cells):
         return F.interpolate(torch.rand(n, 1, cells, cells, generator=generator), size=size, mode="bicubic") - 0.5
 
-    sea, earth = (torch.tensor(colour).view(1, 3, 1, 1) for colour in (SEA, EARTH))
     ground = 0.42 + 1.3 * clouds(5) + 0.4 * clouds(14) + 0.15 * clouds(32)
-    canvas = ground.clamp(0.08, 0.95) * sea  # (n, 3, S, S)
+    canvas = ground.clamp(0.08, 0.95) * SEA  # (n, 3, S, S)
     found = torch.zeros(n, 1, size, size, dtype=torch.uint8)
 
     line = (torch.arange(size) + 0.5) * (2 / size) - 1  # (S,), pixel centres in [-1, 1]
-    radius = u(*LENGTH)  # half of the object's length, in half sides
-    across, down = ((1 - radius).clamp(min=0) + 2 * beyond for beyond in BEYOND)
-    x, y = rotate((line - across * u(-1, 1)) / radius, (line[:, None] - down * u(-1, 1)) / radius, u(-TURN, TURN))
+    radius = u(1.0, 1.15)  # half of the object's length, in half sides
+    across, down = ((1 - radius).clamp(min=0) + beyond for beyond in (0.6, 0.3))  # so far from the image's centre
+    x, y = rotate((line - across * u(-1, 1)) / radius, (line[:, None] - down * u(-1, 1)) / radius, u(-0.36, 0.36))
     x = x * torch.where(u(-1, 1) > 0, 1, -1)  # it looks left or right; x, y (n, 1, S, S), its own frame
-    colour = u(*LIGHT) * (earth + u(-TINT, TINT, 3))  # (n, 3, 1, 1)
-    dark = u(*DARK)
+    colour = u(0.66, 0.74) * (EARTH + u(-0.03, 0.03, 3))  # (n, 3, 1, 1)
+    dark = u(0.42, 0.48)  # tone of textures, as a share of the light one
     for name, outline, place, angle, *sizes in parts_of(u):
         sizes = [torch.as_tensor(size) for size in sizes]
         a, b = rotate(x - place[0], y - place[1], angle)
@@ -178,7 +165,7 @@ def draw(kind, n, size, generator):
         texture = TEXTURES[name](a / sizes[0], b / width) if name in TEXTURES else 1
         if name not in ("wheel", "window"):
             texture = texture * coat(a, b)
-        inside, inner = ((0.5 - distance - line * size).clamp(0, 1) for line in (0, LINE))  # edges one pixel wide
+        inside, inner = ((0.5 - distance - dark_line).clamp(0, 1) for dark_line in (0, size / 64))  # smooth edges
         canvas.lerp_(colour * (SHARE[name] * (dark + (1 - dark) * texture) * (0.35 + 0.65 * inner)), inside)
         found.masked_fill_(inside > 0.5, PARTS.index(name) + 1)
     canvas *= 1 + 0.7 * clouds(3)  # uneven light
