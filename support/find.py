@@ -27,6 +27,7 @@ FORMATS = [name for name in ["JPEG", "PNG", *Image.ID] if name not in UNSAFE]  #
 EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
 EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # skipped with a reason where this Pillow cannot read them
 PATH_AND_CLASS = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))})|.*)(?:\s+(.+))?", re.IGNORECASE)
+SAMPLE = re.compile(r"(.*/)?[^./]*")  # the files of one WebDataset sample share their name up to the first dot
 COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7z")  # the first bytes of a .gz, .bz2 or .xz
 
 
@@ -71,8 +72,7 @@ def read_file(name, folder=""):
         return open_zip(archive, os.getpid()).read(place)
     with open(archive, "rb") as f:  # a new handle, because threads and forked workers would share its position
         f.seek(place)
-        with tarfile.open(fileobj=f, mode="r:") as tar:  # to tarfile the archive begins here
-            return tar.extractfile(tar.next()).read()
+        return f.read(size)
 
 
 @functools.lru_cache(maxsize=128)
@@ -153,8 +153,8 @@ def skipped_line(name, reason):
 def list_archive(path, modified):
     """A .zip or .tar -> {image name: (path, place, size)}, {image name: (None, class)}.
 
-    place: the member's name in a .zip, the byte offset of its header in a .tar.
-    In WebDataset the class of 1.jpg is the content of 1.cls.  Links are skipped.
+    place: the member's name in a .zip, the byte offset of its content in a .tar.  In WebDataset the class of 1.jpg is
+    the content of 1.cls.  Links are skipped.
     """
     check_regular(path)
     with open(path, "rb") as f:
@@ -173,32 +173,27 @@ def list_archive(path, modified):
             if member.size < 0:
                 raise tarfile.ReadError(f"{printable(member.name)} has a negative size")
             if name := tidy(member.name):
-                members[name] = (path, member.offset, member.size)
+                members[name] = (path, member.offset_data, member.size)
             elif name := tidy(member.name, {".cls"}):
-                classes[sample_of(name)] = tar.extractfile(member).read(100).decode().strip()
+                classes[SAMPLE.match(name)[0]] = tar.extractfile(member).read(100).decode().strip()
         tar.fileobj.seek(tar.offset)
         end = tar.fileobj.read(512)
         if end.strip(b"\0"):  # tarfile takes a damaged header for the end
             raise tarfile.ReadError(f"damaged at byte {tar.offset}")
         if not end:
             say_once(f"{printable(str(path))} has no end mark; it may be cut short")
-    return members, {name: (None, classes[sample_of(name)]) for name in members if sample_of(name) in classes}
-
-
-def sample_of(name):
-    """The part of a name that the files of one WebDataset sample share: up to the first dot after the folders."""
-    return re.match(r"(.*/)?[^./]*", name)[0]
+    samples = {name: SAMPLE.match(name)[0] for name in members}
+    return members, {name: (None, classes[sample]) for name, sample in samples.items() if sample in classes}
 
 
 def unpacked(path):
     """The plain .tar of a compressed one, which has no random access; unpacked once, into the cache folder."""
-    target = cache_folder() / f"{path.name}.{path.stat().st_size}.{path.stat().st_mtime_ns}.tar"
-
     def unpack(temporary):
         with tarfile.open(path) as packed, open(temporary, "wb") as plain:  # raises unless it is a .tar
             packed.fileobj.seek(0)
             shutil.copyfileobj(packed.fileobj, plain, 2**20)
 
+    target = cache_folder() / f"{path.name}.{path.stat().st_size}.{path.stat().st_mtime_ns}.tar"
     if not target.exists():
         print(f"unpacking {path} to {target}, once", file=sys.stderr)
         write_safely(target, unpack, shared=True)

@@ -1,8 +1,6 @@
 """Images of a folder, a list, an archive or a built-in dataset, decoded to uint8 squares.
 
-`load_splits` returns both splits.  `batches` is the endless stream that training reads; `in_order` is the single pass
-of evaluation.  `find.py` finds the files, and `splits.py` chooses the splits and classes.
-
+`load_splits` returns both splits, `batches` the endless stream of training, `in_order` the single pass of evaluation.
 The paper decodes an image again for each view.  Here an image is decoded once, to one square, and `augment.py` cuts the
 views on the device.  A dataset up to MEMORY_LIMIT stays in memory.  A larger one is streamed: an image that is not
 square then gets a new random crop in each epoch.
@@ -13,15 +11,14 @@ import functools
 import io
 import itertools
 import logging
-import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 import distributed
@@ -38,8 +35,6 @@ SAMPLED_FILES, SAMPLED_VALUES = 64, 2**16  # ours: of a dataset and of each file
 PERCENTILES = (0.1, 99.9)  # ours: of the sampled values, shown as black and white
 GREY = 128  # of transparent pixels and missing values: white would hide white drawings, and black hide black ones
 GDAL_NODATA = 42113  # TIFF tag: the value of pixels without data
-ORIENTATIONS = dict(enumerate("FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
-                              .split(), start=2))  # by the value of the EXIF tag  # fmt: skip
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # broken files are reported once, here
 Image.MAX_IMAGE_PIXELS = None  # Pillow checks before a JPEG is decoded at a fraction of its size
 
@@ -70,20 +65,17 @@ class Images:
 
     def load(self, i, epoch=0):
         """Image i from its file as ((3, S, S) uint8, None), or (None, why it cannot be read)."""
-        place = 0.5 if self.seed is None else crop_places(len(self.names), self.seed, epoch)[i]
+        place = 0.5 if self.seed is None else draw_epoch(len(self.names), self.seed, epoch)[1][i]
         try:
             return decode(self.read(self.names[i]), self.size, place, *self.decoding), None
         except Exception as error:  # broken files make Pillow raise almost anything
             return None, reason_of(error)
 
     def __getitem__(self, numbers):
-        """A batch (B, 3, S, S) uint8 from files, [(name, reason)] of broken ones.  Number e·N + i: image i of epoch e.
-
-        The next readable image takes the place of a broken one.
-        """
+        """A batch (B, 3, S, S) uint8 and the broken files, [(name, reason)].  Number e·N + i: image i of epoch e."""
         squares, skipped, n = [], [], len(self)
         for number in numbers:
-            for i in range(number % n, number % n + n):
+            for i in range(number % n, number % n + n):  # the next readable image replaces a broken one
                 square, reason = self.load(i % n, number // n)
                 if reason is None:
                     squares.append(square)
@@ -94,17 +86,16 @@ class Images:
         return torch.from_numpy(np.stack(squares)), skipped
 
 
-@functools.lru_cache(maxsize=2)
-def crop_places(n, seed, epoch):
-    """(n,) in [0, 1]: where on its long side each image is cropped in an epoch."""
-    return np.random.default_rng((seed, epoch, 1)).random(n)  # (seed, epoch) draws the order
+@functools.lru_cache(maxsize=4)
+def draw_epoch(n, seed, epoch):
+    """The order of n images in an epoch, and where on its long side each is cropped: (n,) int64, (n,) in [0, 1]."""
+    return np.random.default_rng((seed, epoch)).permutation(n), np.random.default_rng((seed, epoch, 1)).random(n)
 
 
 def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels=MAX_MEGAPIXELS):
-    """One split of `data` as `Images`, S = size.  Raises UserError.
+    """One split of `data` (a path, "cifar10" or "shapes") as `Images`, S = size.  Raises UserError.
 
-    data: a path, "cifar10" or "shapes".  split: "train" or "test".  The short side of an image becomes `size`; the long
-    side is cropped, in the middle for test, at random (`seed`) for train.  scale: (low, high), see `picture`.
+    The short side of an image becomes `size`; the long side is cropped, in the middle for test, at random for train.
     """
     if not data:
         raise UserError("there is no --data: give a folder, an archive or a list of images, or one of: cifar10, shapes")
@@ -132,32 +123,28 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
     images = Images(None, labels, classes, None, [name for name, _ in splits[split]], read, size,
                     seed if split == "train" else None, (scale, max_megapixels))
     if len(images) * 3 * size * size <= MEMORY_LIMIT:
-        return decode_all(images)
+        return decode_rows(images, range(len(images)))
     images.skipped = images[[0]][1]  # raises UserError if no image is readable
     return images
 
 
-def decode_all(images):
-    """A streamed split -> the same split in memory, without the broken files."""
-    n, reasons = len(images), []
-    pixels = torch.empty(n, 3, images.size, images.size, dtype=torch.uint8)
-    with ThreadPoolExecutor(count_cores()) as pool:
-        pieces = pool.map(lambda start: [images.load(i) for i in range(start, min(start + 64, n))], range(0, n, 64))
-        for i, (square, reason) in enumerate(tqdm(itertools.chain.from_iterable(pieces), "images", n, delay=1)):
-            reasons.append(reason)
-            if reason is None:
-                pixels[i] = torch.from_numpy(square)
-    skipped = [(name, reason) for name, reason in zip(images.names, reasons) if reason]
-    if len(skipped) == n:
+def decode_rows(images, rows):
+    """The images of a streamed split with these numbers, decoded into memory, without the broken ones."""
+    pixels = torch.empty(len(rows), 3, images.size, images.size, dtype=torch.uint8)
+    kept, skipped = [], []
+    with ThreadPool(count_cores()) as pool:
+        loaded = pool.imap(images.load, rows, chunksize=64)
+        for i, (square, reason) in zip(rows, tqdm(loaded, "images", len(rows), delay=1)):
+            if reason:
+                skipped.append((images.names[i], reason))
+            else:
+                pixels[len(kept)] = torch.from_numpy(square)
+                kept.append(i)
+    if not kept:
         raise nothing_readable(skipped)
-    images = replace(images, pixels=pixels, skipped=skipped)
-    return choose(images, [i for i, reason in enumerate(reasons) if not reason]) if skipped else images
-
-
-def choose(images, rows):
-    """The split with these images alone."""
-    pixels, labels = (x if x is None else x[rows] for x in (images.pixels, images.labels))
-    return replace(images, pixels=pixels, labels=labels, names=[images.names[i] for i in rows])
+    labels, names = images.labels, [images.names[i] for i in kept]
+    labels = None if labels is None else labels[kept]
+    return replace(images, pixels=pixels[: len(kept)], labels=labels, names=names, skipped=skipped)
 
 
 def in_memory(images, n, size):
@@ -166,8 +153,8 @@ def in_memory(images, n, size):
         return images
     if images.sample is None:
         n = min(n, len(images), MEMORY_LIMIT // (3 * size * size))
-        rows = np.sort(np.random.default_rng(0).choice(len(images), n, replace=False))
-        images.sample = decode_all(replace(choose(images, rows), size=size))
+        rows = sorted(np.random.default_rng(0).choice(len(images), n, replace=False).tolist())
+        images.sample = decode_rows(replace(images, size=size), rows)
         add_skipped(images, images.sample.skipped)
     return images.sample
 
@@ -191,22 +178,18 @@ def load_splits(data, size, seed, scale=None, max_megapixels=MAX_MEGAPIXELS):
     return [train, test]
 
 
-# ---------------------------------------------------------------------------- batches
-
-
 def batches(images, batch, seed=0, start=0, device="cpu", workers=None, shard=(0, 1)):
-    """Endless (batch, 3, S, S) uint8 on `device`: batches number start, start + 1, ...
+    """Endless (batch, 3, S, S) uint8 on `device`: batches start, start + 1, ...; each depends on its number alone.
 
-    Batch t depends on (seed, t) alone, so a resumed run sees the batches of an uninterrupted one.
     shard: (rank, world), the rank's part of a global batch of batch·world images.
     workers: processes that decode a streamed split, one per core if None.
     """
+    n = len(images)
+
     def numbers():  # of image i in epoch e: e·N + i
         for step in itertools.count(start):
             places = np.arange(batch) + (step * shard[1] + shard[0]) * batch
-            yield np.array([place - place % n + shuffled(n, seed, place // n)[place % n] for place in places])
-
-    n = len(images)
+            yield np.array([place - place % n + draw_epoch(n, seed, place // n)[0][place % n] for place in places])
     return serve(images, numbers(), device, workers)
 
 
@@ -214,12 +197,6 @@ def in_order(images, batch, device="cpu", workers=None):
     """Every image once, in the order of `images.labels`: (≤ batch, 3, S, S) uint8 on `device`."""
     rows = np.arange(len(images))
     return serve(images, np.array_split(rows, rows[batch::batch]), device, workers)
-
-
-@functools.lru_cache(maxsize=2)
-def shuffled(n, seed, epoch):
-    """The order of the images in an epoch, (n,) int64."""
-    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def serve(images, rows, device, workers):
@@ -259,9 +236,6 @@ def nothing_readable(skipped):
     """The error for a dataset without a readable image; skipped: its (name, reason)."""
     name, reason = skipped[0]
     return UserError(f"none of the {len(skipped)} images can be read (the first, {name}: {reason}); give other images")
-
-
-# ---------------------------------------------------------------------------- decoding
 
 
 def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_MEGAPIXELS):
@@ -315,10 +289,10 @@ def picture(raw, size, scale=None, max_megapixels=MAX_MEGAPIXELS):
     image.draft(None, [2 * size * side // short for side in image.size])  # JPEG: at ½, ¼ or ⅛ of its sides
     megapixels = image.width * image.height / 1e6
     if megapixels > max_megapixels:
-        raise ValueError(f"{math.ceil(megapixels)} megapixels, and the limit is {max_megapixels}; "
-                         "--max_megapixels raises it")
+        raise ValueError(f"{megapixels:.4g} megapixels, above the limit of --max_megapixels {max_megapixels}")
     image.load()
-    turn = ORIENTATIONS.get(image.getexif().get(0x0112))  # after load, in which Pillow rotates a TIFF
+    with contextlib.suppress(Exception):  # damaged EXIF; Pillow rotates before it writes the tags again
+        ImageOps.exif_transpose(image, in_place=True)
     x = deep_values(image)
     if x is not None:
         low, high = scale or intensity_range(x)
@@ -327,19 +301,15 @@ def picture(raw, size, scale=None, max_megapixels=MAX_MEGAPIXELS):
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (GREY, GREY, GREY)), image)
-    image = image.convert("RGB")
-    return image.transpose(Image.Transpose[turn]) if turn else image
+    return image.convert("RGB")
 
 
 def open_image(raw):
-    """The bytes of an image file -> Pillow's image, not decoded yet; ValueError for a TIFF with other channels.
-
-    Pillow would drop what is neither a colour nor a declared alpha, for example near-infrared.
-    """
+    """The bytes of an image file -> Pillow's image, not decoded yet."""
     if not raw:
         raise ValueError("empty file")
     image = Image.open(io.BytesIO(raw), formats=FORMATS)
-    if image.format == "TIFF":
+    if image.format == "TIFF":  # Pillow would drop channels that are neither colour nor alpha, such as near-infrared
         photometric, channels, extra = (image.tag_v2.get(tag) for tag in (262, 277, 338))
         colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(photometric, 1)  # RGB, CMYK, YCbCr, Lab; otherwise grey or a palette
         if (channels or 1) > colours + sum(kind in (1, 2) for kind in extra or ()):  # 1, 2: alpha

@@ -1,11 +1,8 @@
 """Training and test images of a dataset, and the class of each: from its folders or from a list.
 
-    train/cats/1.jpg, val/cats/2.jpg      top folders `train` and `test` (or `val`, `valid`, `validation`), in any case,
-                                          then a folder for each class
-    cats/1.jpg, dogs/2.jpg                classes only: every tenth image of each class is held out
-    1.jpg, 2.jpg                          neither: every tenth image is a test image, and is trained on as well
-
-Folders that could be splits or classes are refused.
+    train/cats/1.jpg, val/cats/2.jpg    splits (`train` and `test`, `val`, ..., in any case), then classes
+    cats/1.jpg, dogs/2.jpg              classes only: every tenth image of each class is held out
+    1.jpg, 2.jpg                        neither: every tenth image is a test image, and is trained on as well
 """
 
 from collections import Counter
@@ -31,19 +28,19 @@ def choose_splits(names, given, data):
                             f"{', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}")
         parts = unwrapped([[split, *p] for split, p in zip(column, parts)])
     sides = sides_of_folders(parts, data, strict=not given)
-    rows, neither = [], []  # rows: (name, "train", "test" or None, class or None)
+    if neither := [name for name, p in zip(names, parts) if sides and p[0].lower() not in sides]:
+        say_once(f"{data}: {len(neither)} images are in neither split, for example {neither[0]}")
+    rows = []  # (name, "train", "test" or None, class or None)
     for name, p in zip(names, parts):
         side = sides.get(p[0].lower())
         below = p[1:] if sides else p
         kind = given.get(name, (None, None))[1] if has_class else below[0] if len(below) > 1 else None
-        (neither if sides and not side else rows).append((name, side, kind))
-    if neither:
-        say_once(f"{data}: {len(neither)} images are in neither split, for example {neither[0][0]}")
+        if side or not sides:
+            rows.append((name, side, kind))
     counts = Counter(kind for _, side, kind in rows if side != "test")
     classes = sorted(counts) if None not in counts and len(counts) > 1 else []
     if None in counts and len(counts) > 2:
-        first = next(name for name, side, kind in rows if side != "test" and kind is None)
-        say_once(f"{data}: no labels; {counts[None]} of {counts.total()} images have no class, for example {first}")
+        say_once(f"{data}: no labels, because {counts[None]} of {counts.total()} images have no class")
     splits, seen = {"train": [], "test": []}, Counter()
     for name, side, kind in rows:
         kind = kind if classes else None
@@ -60,20 +57,16 @@ def choose_splits(names, given, data):
 def sides_of_folders(parts, data, strict):
     """Paths as lists of parts -> {top folder in lower case: "train" or "test"}, or {} if there are no splits.
 
-    Of several held-out folders the first in HELD_OUT that has class folders counts, or else the first.
     strict: refuse folders that could be splits or classes.
     """
-    depth = Counter()
-    for p in parts:
-        if len(p) > 1:
-            depth[p[0].lower()] = max(depth[p[0].lower()], len(p))
-    train = [top for top in depth if top in TRAIN]
-    held_out = sorted(set(depth) & set(HELD_OUT), key=lambda top: (depth[top] < 3, HELD_OUT.index(top)))
+    folders, with_classes = ({p[0].lower() for p in parts if len(p) > n} for n in (1, 2))
+    train = folders & set(TRAIN)
+    held_out = [top for top in HELD_OUT if top in with_classes] + [top for top in HELD_OUT if top in folders]
     if train and held_out:
         return dict.fromkeys(train, "train") | {held_out[0]: "test"}
     below = {p[1].lower() for p in parts if len(p) > 2}
     if strict and (train or held_out or below & set(TRAIN) and below & set(HELD_OUT)):
-        raise UserError(f"{data}: are its folders {', '.join(sorted(depth)[:5])} splits or classes? Splits are top "
+        raise UserError(f"{data}: are its folders {', '.join(sorted(folders)[:5])} splits or classes? Splits are top "
                         "folders, train and test (or val), with classes inside; rename or move them, or give a .csv "
                         "list with the header path,label,split")
     return {}
