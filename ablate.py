@@ -28,21 +28,19 @@ from support.device import choose_threads, find_device
 from support.files import UserError, lock_folder, make_folder, write_safely
 from support.images import in_memory
 from support.log import catch_signals, write_metrics
-from support.start import check_start, load_splits_of
+from support.start import load_splits_of
 from support.weights import load_vit
 from train import schedules_at
 
 PLAIN = {"centering": "softmax", "koleo_weight": 0.0, "hires_share": 0.0}  # what iBOT does not have
 ARMS = {
-    # one component after another
     "dino": {**PLAIN, "ibot_weight": 0.0, "mask_probability": 0.0},  # the image loss alone
     "ibot": {**PLAIN, "dino_weight": 0.0},  # the patch loss alone
     "both-tied": {**PLAIN, "tied_heads": True},  # iBOT
     "both-untied": PLAIN,
     "+sinkhorn": {"koleo_weight": 0.0, "hires_share": 0.0},
     "+koleo": {"hires_share": 0.0},
-    "whole": {},  # with the high-resolution phase
-    # the whole without one of them
+    "whole": {},  # with the high-resolution phase; below: without one of its components
     "no-untying": {"tied_heads": True},
     "no-sinkhorn": {"centering": "softmax"},
     "no-masks": {"mask_probability": 0.0},  # and so no patch loss
@@ -77,23 +75,18 @@ def measure(folder, splits, size, device):
 
 def write_results(rows, out):
     """Write ablation.md, means over seeds and their range, and ablation.png, a dot for each seed; return the table."""
-    arms = [arm for arm in ARMS if any(row["arm"] == arm for row in rows)]
+    rows = sorted(rows, key=lambda row: list(ARMS).index(row["arm"]))
     names = [name for name in ("knn_20", "linear", "iou", "agreement", "tflop") if name in rows[0]]
     table = f"| arm | seeds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}\n"
-    figure = Figure(figsize=(1.5 + 2.6 * len(names), 1 + 0.3 * len(arms)), layout="constrained")
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for arm in arms:
-        runs = [row for row in rows if row["arm"] == arm]
-        table += f"| {arm} | {len(runs)} |"
-        for axes, name in zip(panels, names):
-            values = [row[name] for row in runs]
-            table += f" {fmean(values):.3g} ({min(values):.3g} to {max(values):.3g}) |"
-            axes.plot(values, [arm] * len(values), "o", color="tab:blue", alpha=0.5)
-            axes.plot(fmean(values), arm, "|", color="black", markersize=14)
-            axes.set_title(name)
-        table += "\n"
-    panels[0].invert_yaxis()
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        columns = [[row[name] for row in rows if row["arm"] == arm] for name in names]
+        cells = [f"{fmean(x):.3g} ({min(x):.3g} to {max(x):.3g})" for x in columns]
+        table += f"| {arm} | {len(columns[0])} | {' | '.join(cells)} |\n"
     write_safely(out / "ablation.md", lambda new: new.write_text(table))
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
+        axes.plot([row[name] for row in reversed(rows)], [row["arm"] for row in reversed(rows)], "o", alpha=0.5)
+        axes.set_title(name)
     write_safely(out / "ablation.png", lambda new: figure.savefig(new, format="png"))
     return table
 
@@ -108,11 +101,9 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, help="folder of the runs and results (default: runs/ablation_RECIPE)")
     args, flags = parser.parse_known_args(argv)
     options, r, changes = parse_args(flags, "ablate.py")
-    for name in ["seed", *(name for arm in args.arms for name in ARMS[arm])]:
-        if name in changes:
-            raise UserError(f"the runs differ in --{name}; leave it out")
+    if differ := changes.keys() & {"seed", *(name for arm in args.arms for name in ARMS[arm])}:
+        raise UserError(f"the runs differ in --{min(differ)}; leave it out")
     device, out = find_device(options.device), args.out or Path(f"runs/ablation_{r.name}")
-    check_start(r, device)
     choose_threads(options.threads)
     image_size, size = (schedules_at(r.steps - 1, r)[name] for name in ("image_size", "global_size"))
     splits = [in_memory(images, r.eval_images, size) for images in load_splits_of(r, image_size)]

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 import train
 import vit
-from bench import MemoryCounter, measure_parts, start_fake_run
+from bench import MemoryCounter, start_fake_run
 from recipes import get_recipe
 from support.images import Images, batches
 from support.log import collapse_meter, mean_over_ranks
@@ -124,20 +124,21 @@ def count_loader():
 
 
 def count_step(recipe, depth, changes):
-    """Launches by part, waits, and bytes at the peak of one step; and the waits of logging it."""
+    """Launches without those of the augmentation, waits, and bytes at the peak of a step; and the waits of logging."""
     r, sim = get_recipe(recipe, **changes), CudaSim()
     arch = getattr(vit, r.arch)
     setattr(vit, r.arch, partial(arch.func, arch.args[0], depth, *arch.args[2:], **arch.keywords))
     run, crop, values = start_fake_run(r, CUDA, sim), make_crop(r, r.global_size), train.schedules_at(r.steps // 2, r)
     with sim:
         images = torch.empty(r.batch, 3, r.image_size, r.image_size, dtype=torch.uint8, device=CUDA)
+        train.train_step(run, images, crop, values)  # makes the moments
         sim.waits.clear()
-        launches = measure_parts(run, images, crop, values, lambda: sim.launches)
-        waits, peak = dict(sim.waits), sim.peak
-        losses, p_t, cls_t = train.train_step(run, images, crop, values)
+        views, sim.launches = crop(images, 0), 0
+        losses, p_t, cls_t = train.train_step(run, images, lambda *_: views, values)
+        result = {"launches": sim.launches, "waits": dict(sim.waits), "peak": sim.peak}
         sim.waits.clear()
         mean_over_ranks({**losses, **collapse_meter(p_t, cls_t)})
-    return {"launches": launches, "waits": waits, "log": sim.waits, "peak": peak}
+    return {**result, "log": sim.waits}
 
 
 if __name__ == "__main__":

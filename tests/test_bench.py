@@ -23,8 +23,6 @@ FLAGS = [f"--{name}={value}" for name, value in TINY.items() if name != "amp"]
 FLAGS += ["--no-amp", "--device", "cpu", "--steps", "1"]
 CPU = torch.device("cpu")
 
-# ---------------------------------------------------------------------------- time and arithmetic
-
 
 def test_a_call_is_timed_until_the_device_is_done(monkeypatch):
     """A device that works for 3 s after each call of 1 s; the calls of the warm-up take 10 s."""
@@ -42,75 +40,36 @@ def test_a_call_is_timed_until_the_device_is_done(monkeypatch):
     assert bench.time_calls(call, torch.device("cuda"), 2) == ([1.0, 1.0], [4.0, 4.0])
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_parts_add_up(tied):
-    """A meter that rises by 1 each time it is read: each call of a part costs 1, also of a head used twice."""
-    ticks, run = itertools.count(), start_run(get_recipe("shapes", **TINY, tied_heads=tied), CPU)
-    images, crop = torch.zeros(4, 3, 16, 16, dtype=torch.uint8), bench.make_crop(run.recipe, 16)
-    values = train.schedules_at(0, run.recipe)
-    spent = bench.measure_parts(run, images, crop, values, lambda: next(ticks))
-    once = ["augmentation", "sample_masks", "teacher ViT", "student ViT", "dino_loss", "ibot_loss", "backward",
-            "update_student", "update_teacher"]  # fmt: skip
-    twice = ["teacher heads", "student heads", "center", "koleo_loss"]
-    assert spent == {**dict.fromkeys(once, 1), **dict.fromkeys(twice, 2), "rest": 18}  # of 36 readings
-
-
-def test_flops_by_hand():
+def test_numbers_by_hand(monkeypatch):
     """Two global crops of 4 patches and one local of 1, D = 192, 6 blocks, batch 4: multiplications and additions.
 
     Tokens: teacher 2·4·5 = 40, student 40 + 4·2 = 48.  A block's linear layers: 12·D² a token, twice for both.
     Attention: q·k and p·v, 2·D·n each a token, n = 5 or 2, twice.  Patches: 3·8·8·D, twice.
     Heads see the [CLS] tokens, 8 or 12, and M masked patches.
+    The backward pass has twice the student's forward one, but pixels need no gradient.  KoLeo is left out.
+    Were the CPU a GPU whose data sheet says 121 TFLOP/s in bf16: in float32 there is no MFU.
     """
+    monkeypatch.setattr(bench, "DATA_SHEET", {"cpu": 121})
     D, depth, batch = 192, 6, 4
     r = get_recipe("shapes", **TINY)
     M = int(sample_masks(2 * batch, 2, 2, r.mask_ratio, r.mask_probability).sum())
     assert 0 < M < 16
-    found = bench.bench_step(r, 1, CPU)
-    for role, crops in {"teacher": [(8, 5)], "student": [(8, 5), (4, 2)]}.items():
+    flops = 0
+    for passes, crops in ((1, [(8, 5)]), (3, [(8, 5), (4, 2)])):  # teacher, student
         tokens = sum(b * n for b, n in crops)
         attention = sum(b * n * n for b, n in crops)
         patches = sum(b * (n - 1) for b, n in crops)
-        backbone = 2 * depth * (12 * D * D * tokens + 2 * D * attention) + 2 * 3 * 64 * D * patches
-        heads = 2 * (sum(b for b, _ in crops) + M) * (D * 32 + 32 * 32 + 32 * 8 + 8 * 16)
-        assert found[f"gflop_per_image/{role} ViT"] == pytest.approx(backbone / batch / 1e9)
-        assert found[f"gflop_per_image/{role} heads"] == pytest.approx(heads / batch / 1e9)
-    forward = found["gflop_per_image/student ViT"] + found["gflop_per_image/student heads"]
-    assert found["gflop_per_image/backward"] == pytest.approx(2 * forward, rel=0.05)  # pixels need no gradient
-    parts = sum(x for name, x in found.items() if name.startswith("gflop_per_image/"))
-    assert found["gflop_per_image"] == pytest.approx(parts)
-    assert found["tflop_per_s"] == pytest.approx(parts * batch / 1e3 / found["seconds"])
+        flops += passes * 2 * depth * (12 * D * D * tokens + 2 * D * attention)
+        flops += min(passes, 2) * 2 * 3 * 64 * D * patches
+        flops += passes * 2 * (sum(b for b, _ in crops) + M) * (D * 32 + 32 * 32 + 32 * 8 + 8 * 16)
+    found = bench.bench_step(r, 1, CPU)
+    assert found["gflop_per_image"] == pytest.approx(flops / batch / 1e9, rel=0.002)
+    assert found["tflop_per_s"] == pytest.approx(found["gflop_per_image"] * batch / 1e3 / found["seconds"])
     assert found["share_of_peak"] == pytest.approx(found["tflop_per_s"] / found["matrix_tflop_per_s"])
     assert found["images_per_s"] == pytest.approx(batch / found["seconds"])
     assert 0 < found["share_of_peak"] < 1 and found["mfu"] is None and found["dtype"] == "torch.float32"
-
-
-def test_mfu_of_a_known_gpu(monkeypatch):
-    """Were the CPU a GPU whose data sheet says 121 TFLOP/s in bf16; in float32 there is no MFU."""
-    monkeypatch.setattr(bench, "DATA_SHEET", {"cpu": 121})
-    for amp in (True, False):
-        found = bench.bench_step(get_recipe("shapes", **{**TINY, "amp": amp}), 1, CPU)
-        assert found["mfu"] == (pytest.approx(found["tflop_per_s"] / 121) if amp else None)
-
-
-# ---------------------------------------------------------------------------- memory
-
-
-def test_the_peak_by_hand():
-    """x of 4,096 bytes, y = 2·x and z = x + y as large: 12,288.  x and y are freed before z² is made.
-
-    A view takes no memory, and real tensors do not count.
-    """
-    counter = bench.MemoryCounter()
-    with counter.fake:
-        x = torch.empty(1024)
-    with counter:
-        y = 2 * x.detach()
-        z = x + y.view(32, 32).flatten()
-        del x, y
-        assert counter.alive == 4096 and torch.ones(3).sum() == 3
-        z = z * z
-    assert counter.peak == 3 * 4096
+    found = bench.bench_step(get_recipe("shapes", **{**TINY, "amp": True}), 1, CPU)
+    assert found["mfu"] == pytest.approx(found["tflop_per_s"] / 121) and found["dtype"] == "torch.bfloat16"
 
 
 def allocated_at_the_peak(r):
@@ -146,9 +105,6 @@ def test_counted_memory_is_what_the_allocator_gives(recipe, changes, monkeypatch
     assert state == pytest.approx(2 * weights, rel=0.01) and peak == pytest.approx(allocated, rel=0.05)
 
 
-# ---------------------------------------------------------------------------- the program
-
-
 def test_the_program(capsys):
     assert bench.main([*FLAGS, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -163,10 +119,7 @@ def test_the_program(capsys):
 
 @pytest.mark.parametrize("flags, words", [
     (["--steps", "0"], "'0' is not a whole number"),
-    (["--device", "cuda:99"], "there is no device"),
     (["--colour", "red"], "unknown argument --colour"),
-    (["--memory", "hat"], "invalid choice"),
-    (["--teacher", "nofile.pt"], "nofile.pt"),
     (["--init", "nofile.pt"], "instead of --init"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(flags, words, capsys):

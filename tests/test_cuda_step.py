@@ -58,13 +58,12 @@ def test_the_simulation_notices_faults(steps):
 @pytest.mark.parametrize("name, most", [("ViT-L", 1740), ("ViT-S", 1720), ("a stem", 1800)])
 def test_launches_stay_few(steps, name, most):
     """Counted: 1,717, 1,697 and 1,780.  Eight more in each block are too many."""
-    assert 1000 < sum(steps[name]["launches"].values()) <= most
+    assert 800 < steps[name]["launches"] <= most
 
 
 def test_launches_do_not_grow_with_the_sizes(steps):
-    """Half the images, a sixteenth of the prototypes, more masked patches; augmentation depends on its draws."""
-    found, expected = ({**steps[name]["launches"], "augmentation": 0} for name in ("other sizes", "ViT-S"))
-    assert found == expected
+    """Half the images, a sixteenth of the prototypes, more masked patches."""
+    assert steps["other sizes"]["launches"] == steps["ViT-S"]["launches"]
 
 
 def test_nothing_waits_but_the_log(steps):
