@@ -22,7 +22,6 @@ Each stage writes its result to the folder OUT.work, so a run that was killed co
 
 import hashlib
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +42,7 @@ from curation.addresses import image_addresses
 from curation.neighbours import nearest
 from curation.results import write_reasons, write_text
 from curation.sources import embed, find_images, thumbnails
-from curation.work_files import digest, run_stage
+from curation.work_files import run_stage
 from distributed import print_first
 from support.cli import Parser, add_device, add_pictures, check_scale, number, positive, report_errors, side
 from support.device import choose_threads, find_device
@@ -55,38 +54,37 @@ from support.weights import load_vit
 SMALL = 1_000_000  # App. A: fewer curated images are retrieved by clusters, more by samples
 CLUSTERS, PER_CLUSTER, MIN_HITS, MAX_TOTAL = 100_000, 10_000, 3, 1_000_000  # App. A
 CLUSTER_SIZE = 100  # ours: images for each cluster; small pools have fewer clusters
-TRAINING = 256  # images for each centroid that k-means sees, as in Faiss
 HASH_BITS = 2  # ours: bits of 64 in which the hashes of copies may differ
 PCA_IMAGES = 10_000  # ours: the PCA of the hash is computed on at most twice as many images
 
 # ---------------------------------------------------------------------------- the equations of §3 and App. A
 
 
-def deduplicate(embeddings, threshold=0.6, k=64, seed=0):
+def deduplicate(embeddings, threshold=0.6, k=64):
     """(N, D) float32, rows of length 1 -> sorted indices of the rows that stay: the first of each component.
 
     The graph has an edge from each row to those of its k nearest others with a cosine above threshold.
     """
-    n = len(embeddings)
-    return np.unique(component_of(n, edges_above(embeddings, threshold, k, seed)), return_index=True)[1]
+    label = component_of(len(embeddings), edges_above(embeddings, threshold, k))
+    return np.unique(label, return_index=True)[1]
 
 
-def remove_near(embeddings, reference, threshold=0.45, k=64, seed=0):
+def remove_near(embeddings, reference, threshold=0.45, k=64):
     """(N, D), (R, D) -> sorted indices of the rows whose component holds no reference.
 
     The graph is that of deduplicate, plus an edge from each row to its nearest reference if that is above threshold.
     """
     n = len(embeddings)
-    cosines, ids = nearest(embeddings, reference, 1, seed, "nearest reference")
+    cosines, ids = nearest(embeddings, reference, 1)
     near = np.flatnonzero(cosines[:, 0] > threshold)
-    edges = np.concatenate([edges_above(embeddings, threshold, k, seed), np.stack([near, n + ids[near, 0]], axis=1)])
+    edges = np.concatenate([edges_above(embeddings, threshold, k), np.stack([near, n + ids[near, 0]], axis=1)])
     label = component_of(n + len(reference), edges)
     return np.flatnonzero(~np.isin(label[:n], label[n:]))
 
 
-def edges_above(x, threshold, k, seed):
+def edges_above(x, threshold, k):
     """(N, D) -> (E, 2) pairs of a row and one of its k nearest others, with a cosine above threshold."""
-    cosines, ids = nearest(x, x, k + 1, seed, "neighbours")  # each row is among its own neighbours
+    cosines, ids = nearest(x, x, k + 1)  # each row is among its own neighbours
     row, place = np.nonzero((cosines > threshold) & (ids != np.arange(len(x))[:, None]))
     return np.stack([row, ids[row, place]], axis=1)
 
@@ -97,9 +95,9 @@ def component_of(n, edges):
     return connected_components(graph, directed=False)[1]
 
 
-def retrieve_samples(curated, pool, k=4, seed=0):
+def retrieve_samples(curated, pool, k=4):
     """(C, D), (N, D) -> sorted indices of the pool's rows that are among the k nearest of a curated row."""
-    ids = nearest(curated, pool, k, seed, "retrieval")[1]
+    ids = nearest(curated, pool, k)[1]
     return np.unique(ids[ids >= 0])
 
 
@@ -111,8 +109,8 @@ def retrieve_clusters(curated, pool, n_clusters, per_cluster, min_hits=MIN_HITS,
     """
     n_clusters = min(n_clusters, len(pool))
     centroids = distributed.from_first_rank(lambda: k_means(pool, n_clusters, seed))  # (n_clusters, D)
-    hits = np.bincount(nearest(curated, centroids, 1, seed)[1][:, 0], minlength=n_clusters)
-    cluster = nearest(pool, centroids, 1, seed, "clusters")[1][:, 0]  # (N,)
+    hits = np.bincount(nearest(curated, centroids, 1)[1][:, 0], minlength=n_clusters)
+    cluster = nearest(pool, centroids, 1)[1][:, 0]  # (N,)
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(pool))
     order = order[np.argsort(cluster[order], kind="stable")]  # by cluster, random within each
@@ -123,10 +121,9 @@ def retrieve_clusters(curated, pool, n_clusters, per_cluster, min_hits=MIN_HITS,
 
 
 def k_means(x, n_clusters, seed):
-    """Centroids (n_clusters, D) of length 1, of a sample of x (N, D)."""
-    sample = np.sort(np.random.default_rng(seed).choice(len(x), min(len(x), TRAINING * n_clusters), replace=False))
+    """Centroids (n_clusters, D) of length 1, of x (N, D); Faiss draws a sample of it, 256 rows for each."""
     k_means = faiss.Kmeans(x.shape[1], n_clusters, seed=seed, spherical=True, min_points_per_centroid=1)
-    k_means.train(x[sample])
+    k_means.train(x)
     return k_means.centroids
 
 
@@ -140,42 +137,32 @@ def unique_images(files):
     if len(readable) == 0:
         raise UserError("none of the images of --uncurated can be read")
     grey, pixels = thumbs["grey"][readable], thumbs["pixels"][readable]
-    V = pca_hash.principal_components(grey[:: max(1, len(grey) // PCA_IMAGES)])
+    V = pca_hash.principal_components(grey[:: max(1, len(grey) // PCA_IMAGES), 0])
     label = component_of(len(grey), pca_hash.copies(pca_hash.hashes(grey, V), HASH_BITS))
     order = np.argsort(-pixels, kind="stable")  # most pixels first
     return np.sort(readable[order[np.unique(label[order], return_index=True)[1]]])
 
 
-def load_network(args):
-    """The ViT, the side of its images, and a digest of its weights."""
-    vit = load_vit(args.weights, args.device)
-    size = args.size or whole_patches(224, vit.patch_size)
-    if size % vit.patch_size:
-        raise UserError(f"--size {size} does not divide into patches of {vit.patch_size}")
-    weights = [hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for p in vit.parameters()]
-    return vit, size, digest(*weights)
-
-
 def retrieve(curated, pool, mode, args):
     """(C, D), (N, D) -> sorted indices of the pool's rows that are selected."""
     if mode == "samples":
-        if args.per_image > len(pool):
-            raise UserError(f"--per-image {args.per_image} is more than the {len(pool)} images that are left; lower it")
-        return retrieve_samples(curated, pool, args.per_image, args.seed)
-    n_clusters = args.clusters or min(CLUSTERS, max(1, len(pool) // CLUSTER_SIZE))
-    chosen = retrieve_clusters(curated, pool, n_clusters, args.per_cluster, seed=args.seed)
+        return retrieve_samples(curated, pool, args.per_image)
+    n_clusters = min(CLUSTERS, max(1, len(pool) // CLUSTER_SIZE))
+    chosen = retrieve_clusters(curated, pool, n_clusters, PER_CLUSTER, seed=args.seed)
     if len(chosen) == 0:
-        raise UserError(f"no cluster holds more than {MIN_HITS} curated images; lower --clusters or use --mode samples")
+        raise UserError(f"no cluster holds more than {MIN_HITS} curated images; use --mode samples")
     return chosen
 
 
 def curate(args):
     """Run all stages and write the selection."""
-    began, work = time.perf_counter(), args.out.with_name(args.out.name + ".work")
+    work = args.out.with_name(args.out.name + ".work")
     places = {"curated": args.curated, "exclude": args.exclude, "uncurated": args.uncurated}
     found = {flag: find_images(place) for flag, place in places.items() if place}
     pool = found["uncurated"]
-    vit, size, weights = load_network(args)
+    vit = load_vit(args.weights, args.device)
+    size = whole_patches(args.size, vit.patch_size)
+    weights = [hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for p in vit.parameters()]
     decoding = estimate_scale(sum(found.values(), []), read_file, args.scale, args.max_megapixels), args.max_megapixels
     distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
 
@@ -190,29 +177,27 @@ def curate(args):
         features[flag] = pick(paths, e, np.flatnonzero(e.any(axis=1)))  # 0: not readable
 
     paths, e = features["uncurated"]
-    settings += [args.seed, args.self_threshold]
-    rows = run_stage(work, "self-de-duplication", paths, settings, lambda _: deduplicate(
-        e, args.self_threshold, seed=args.seed))  # fmt: skip
+    settings += [args.self_threshold]
+    rows = run_stage(work, "self-de-duplication", paths, settings, lambda _: deduplicate(e, args.self_threshold))
     paths, e = pick(paths, e, rows)
     if args.exclude:
         exclude, e_exclude = features["exclude"]
         settings += [exclude, args.reference_threshold]
         rows = run_stage(work, "relative de-duplication", paths, settings, lambda _: remove_near(
-            e, e_exclude, args.reference_threshold, seed=args.seed))  # fmt: skip
+            e, e_exclude, args.reference_threshold))  # fmt: skip
         paths, e = pick(paths, e, rows)
         if not paths:
             raise UserError("every image is in a component of an excluded one; raise --reference-threshold")
     if args.curated:
         curated, e_curated = features["curated"]
         mode = args.mode or ("clusters" if len(curated) < SMALL else "samples")
-        settings += [curated, args.per_image, args.clusters, args.per_cluster]
+        settings += [curated, args.per_image, args.seed, CLUSTER_SIZE, PER_CLUSTER]
         rows = run_stage(work, f"retrieval, {mode}", paths, settings, lambda _: retrieve(e_curated, e, mode, args))
         paths, e = pick(paths, e, rows)
-        write_reasons(args.out, paths, e, curated, e_curated, mode, decoding, args.seed)
+        write_reasons(args.out, paths, e, curated, e_curated, mode, decoding)
     if distributed.rank() == 0:
         write_text(args.out, "".join(f"{path}\n" for path in paths))
-    print_first(f"{len(paths)} of {len(pool)} images selected, {time.perf_counter() - began:.0f} s: {args.out}"
-                + f", and {args.out.stem}.csv and .png beside it" * bool(args.curated))  # fmt: skip
+    print_first(f"{len(paths)} of {len(pool)} images selected: {args.out}")
 
 
 def pick(paths, e, rows):
@@ -220,8 +205,9 @@ def pick(paths, e, rows):
     return [paths[i] for i in rows], e[rows]
 
 
-def parse_args(argv):
-    """Command line -> its options. Raises UserError."""
+@report_errors("curate.py")
+def main(argv=None):
+    """The program; returns its exit status."""
     parser = Parser(prog="curate.py", description="Select images like the curated ones, without copies.")
     add, default = parser.add_argument, " (default: %(default)s)"
     add("--uncurated", help="folder, archive or list of images to choose from")
@@ -236,10 +222,8 @@ def parse_args(argv):
     add("--mode", choices=("samples", "clusters"),
         help=f"way of retrieval (default: clusters for fewer than {SMALL} curated images)")  # fmt: skip
     add("--per-image", type=positive, default=4, help="samples: images for each curated one" + default)
-    add("--clusters", type=positive, help=f"number (default: one for {CLUSTER_SIZE} images, at most {CLUSTERS})")
-    add("--per-cluster", type=positive, default=PER_CLUSTER, help="images from each cluster" + default)
-    add("--size", type=side, help="side of an embedded image (default: 224, in whole patches)")
-    add("--seed", type=number(0, 2**31 - 1, int), default=0, help="of the index, k-means and draws" + default)
+    add("--size", type=side, default=224, help="side of an embedded image, rounded to whole patches" + default)
+    add("--seed", type=number(0, 2**31 - 1, int), default=0, help="of k-means and the random draws" + default)
     add_pictures(parser)
     add_device(parser)
     args = parser.parse_args(argv)
@@ -247,20 +231,13 @@ def parse_args(argv):
     check_out(args.out)
     if args.out.suffix in (".csv", ".png"):
         raise UserError(f"--out {args.out}: {args.out.suffix} is written beside the list; give the list another ending")
-    if not args.html and not (args.uncurated and args.weights):
-        raise UserError("give --uncurated and --weights, or --html")
-    return args
-
-
-@report_errors("curate.py")
-def main(argv=None):
-    """The program; returns its exit status."""
-    args = parse_args(argv)
     if args.html:
         addresses, path = image_addresses(args.html), args.out.with_name("addresses.txt")
         write_text(path, "".join(f"{address}\n" for address in addresses))
         print(f"{len(addresses)} addresses of images: {path}; download them with img2dataset (docs/curation.md)")
         return 0
+    if not (args.uncurated and args.weights):
+        raise UserError("give --uncurated and --weights, or --html")
     args.device, threads = find_device(args.device), choose_threads(args.threads)
     faiss.omp_set_num_threads(torch.get_num_threads())
     args.device = distributed.start(args.device, patience=24)

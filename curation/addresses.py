@@ -3,7 +3,7 @@
 A tool that downloads images (img2dataset) takes the list and writes shards, which `curate.py --uncurated` reads.
 """
 
-import contextlib
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, urldefrag, urljoin
@@ -16,28 +16,21 @@ KEPT = "%/:=&?~#+!$,;'@()*[]"  # ASCII that an address may hold; blanks and lett
 
 
 class ImageTags(HTMLParser):
-    """Collects the addresses of a page's images, resolved against its <base href>."""
+    """Collects absolute http(s) addresses of a page's images, resolved against its <base href>, without fragments."""
 
     def __init__(self):
         super().__init__()
         self.base, self.addresses = "", []
 
     def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        if tag == "base":
-            self.base = self.base or attributes.get("href") or ""
-        elif tag == "img":
-            self.addresses += [attributes[name] for name in SOURCES if attributes.get(name)]
-
-    def absolute(self):
-        """Absolute http(s) addresses, without fragments."""
-        for address in self.addresses:
-            try:
-                address = urldefrag(urljoin(self.base, address.strip()))[0]
-            except ValueError:  # "http://[" and the like
-                continue
-            if address.startswith(("http://", "https://")):
-                yield quote(address, safe=KEPT)
+        for name, value in attributes:
+            if tag == "base" and name == "href":
+                self.base = self.base or value or ""
+            if tag == "img" and name in SOURCES and value:
+                with suppress(ValueError):  # for "http://[" and the like
+                    address = urldefrag(urljoin(self.base, value.strip()))[0]
+                    if address.startswith(("http://", "https://")):
+                        self.addresses.append(quote(address, safe=KEPT))
 
 
 def image_addresses(place):
@@ -46,9 +39,9 @@ def image_addresses(place):
     pages = sorted(path for path in place.rglob("*") if path.suffix.lower() in PAGES) if place.is_dir() else [place]
     for page in filter(Path.is_file, pages):
         parser = ImageTags()
-        with contextlib.suppress(AssertionError):  # html.parser raises it for a malformed "<![": the rest is skipped
+        with suppress(AssertionError):  # html.parser raises it for a malformed "<![": the rest is skipped
             parser.feed(page.read_text(encoding="utf-8", errors="replace"))
-        found |= dict.fromkeys(parser.absolute())
+        found |= dict.fromkeys(parser.addresses)
     if not found:
         raise UserError(f"{place}: no <img> tag with an absolute http address; give a saved page or a folder of pages")
     return list(found)

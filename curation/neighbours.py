@@ -20,7 +20,7 @@ PROBED = 1 / 4  # ours: share of the cells that a query searches; enough even fo
 BLOCK = 256  # queries at once
 
 
-def build_index(x, seed=0):
+def build_index(x):
     """(N, D) float32, rows of length 1 -> a Faiss index of them for inner products."""
     n, d = x.shape
     if n <= EXACT_BELOW:
@@ -29,27 +29,25 @@ def build_index(x, seed=0):
         cells = 2 ** round(np.log2(np.sqrt(n)))
         parts = next(p for p in range(d // 4, 0, -1) if d % p == 0)  # 4 dimensions to a code of 4 bits
         index = faiss.index_factory(d, f"IVF{cells},PQ{parts}x4fs", faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed = seed
-        index.nprobe = max(1, round(PROBED * cells))
-        sample = np.sort(np.random.default_rng(seed).choice(n, min(n, 64 * cells), replace=False))
-        index.train(x[sample])
+        index.cp.max_points_per_centroid = 64  # Faiss draws a sample of x
+        index.nprobe = round(PROBED * cells)
+        index.train(x)
     index.add(x)
     return index
 
 
-def nearest(queries, x, k, seed=0, name=None):
+def nearest(queries, x, k):
     """Cosines (Q, k) float32, falling, and ids (Q, k) int64 of the k rows of x nearest to each query.
 
     queries (Q, D), x (N, D): float32, rows of length 1, the same on all ranks.  At most N are found for each query.
-    Where the searched cells hold fewer than k rows, the last ids and cosines are −1.  name: of a progress bar.
+    Where the searched cells hold fewer than k rows, the last ids and cosines are −1.
     """
-    index, k = build_index(x, seed), min(k, len(x))
+    index, k = build_index(x), min(k, len(x))
 
     def search(queries):
         """(R, D) -> (R, 2, k) float64: cosines and ids, which float64 holds exactly."""
         found = np.empty((len(queries), 2, k))
-        blocks = range(0, len(queries), BLOCK)
-        for start in tqdm(blocks, name, unit="block", leave=False, disable=not name or distributed.rank() > 0):
+        for start in tqdm(range(0, len(queries), BLOCK), "search", leave=False, disable=distributed.rank() > 0):
             q = queries[start : start + BLOCK].numpy()  # (B, D)
             ids = index.search(q, min(len(x), max(SPARE * k, FEWEST)))[1]  # (B, C)
             cosines = np.einsum("bd,bcd->bc", q, x[ids], dtype=np.float64).astype(np.float32)

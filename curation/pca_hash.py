@@ -1,72 +1,57 @@
 """PCA hash: 64 bits that copies of an image share. (§3, "Data sources")
 
-    h(x) = sign(V · (R x − mean(R x)))                  copies:  |h_0(x) ⊕ h_w(y)| ≤ b  for some window w
+    h_w(x) = sign(V · (x_w − mean(x_w)))                copies:  |h_0(x) ⊕ h_w(y)| ≤ b  for some window w
 
-    x  (T, T)    grey thumbnail of the whole image, squeezed to a square
-    R  (S², T²)  one of W windows of the thumbnail, averaged to S×S: the whole image, or 95 % of it
-    V  (64, S²)  the 64 leading principal components of many images
-    h  ()        64 bits, one for each sign
+    x  (W, S²)   grey levels of an image in W windows, each squeezed to S×S: the whole image, and 95 % of it four times
+    V  (64, S²)  the 64 leading principal components of many whole images
+    h  (W,)      64 bits, one for each sign
     b  ()        bits in which copies may differ
 
-The paper names the hash and gives no details, so all constants are ours.  Small changes of an image keep most signs.
-A crop moves every edge and flips several signs.  So each image is hashed five times, whole and through four windows:
-a cropped copy matches the window nearest to its own frame.
-
-The mean of each image is subtracted, so flat images of any colour are copies of each other.  The mean over images is
-not subtracted: V are the eigenvectors of x·xᵀ, so this PCA is not centred across images.
+The paper names the hash and gives no details, so all constants are ours.  Small changes of an image keep most signs,
+but a crop flips several.  So each image is hashed five times: a cropped copy matches the window nearest to its frame.
+The mean of each image is subtracted, so flat images are copies of each other.  The mean over images is not subtracted.
 """
 
 import faiss
 import numpy as np
-from einops import rearrange
+from PIL import Image
 
-T = 64  # side of a thumbnail
-S = 16  # side of the grid that is hashed
+T = 64  # side of the square to which an image is squeezed first
+S = 16  # side of a window
 CUT = 0.05  # share of a side that a crop may remove
 NEAR, FAR = CUT / 4, 3 * CUT / 4  # where a window starts: a quarter of the cut on one side and the rest on the other
 WINDOWS = [(0, 0, 1, 1)] + [(x, y, x + 1 - CUT, y + 1 - CUT) for x in (NEAR, FAR) for y in (NEAR, FAR)]
 PRIOR = 100  # weight, in images, of a smooth random field, so that a few images have 64 components too
-CORRELATION = 0.9  # of that field, from one cell of the grid to the next
-BLOCK = 4096  # images that are hashed at once
+CONTRAST, CORRELATION = 50, 0.9  # of that field: deviation in grey levels, and correlation of neighbours
 
 
-def averaging(start, stop):
-    """(S, T): row s averages the cells of part s, where the line of T cells is cut to start..stop, in S parts."""
-    edges = np.linspace(start * T, stop * T, S + 1)[:, None]  # (S + 1, 1)
-    cells = np.arange(T)
-    overlap = np.minimum(edges[1:], cells + 1) - np.maximum(edges[:-1], cells)  # (S, T)
-    return overlap.clip(0) / overlap.clip(0).sum(1, keepdims=True)
+def windows(image):
+    """A Pillow image -> (W, S²) float32, its grey levels in each of WINDOWS."""
+    grey = image.convert("L").resize((T, T), Image.Resampling.BILINEAR).convert("F")
+    boxes = [tuple(T * edge for edge in window) for window in WINDOWS]
+    return np.stack([np.asarray(grey.resize((S, S), Image.Resampling.BILINEAR, box)).ravel() for box in boxes])
 
 
-def seen_through(window, grey):
-    """(N, T, T) grey levels through one of WINDOWS -> (N, S²) of mean 0."""
-    left, top, right, bottom = window
-    rows, columns = averaging(top, bottom), averaging(left, right)  # (S, T) each
-    grid = rearrange(rows @ (grey / 255) @ columns.T, "n a b -> n (a b)")
-    return grid - grid.mean(1, keepdims=True)  # (N, S²)
+def centred(x):
+    """(N, S²) grey levels -> float32 of mean 0 in each row."""
+    return x - x.mean(1, keepdims=True, dtype=np.float32)
 
 
-def principal_components(grey):
-    """(N, T, T) grey levels -> V (64, S²), by falling variance; N may be 0."""
-    x = seen_through(WINDOWS[0], grey)  # (N, S²)
+def principal_components(x):
+    """(N, S²) grey levels -> V (64, S²), by falling variance."""
+    x = centred(x).astype(np.float64)
     places = np.stack(np.divmod(np.arange(S * S), S), axis=1)  # (S², 2)
     distance = np.abs(places[:, None] - places).sum(-1)  # (S², S²)
     centring = np.eye(S * S) - 1 / S**2
     prior = centring @ CORRELATION**distance @ centring  # (S², S²), for fields of mean 0
-    variance = (x**2).sum() / max(len(x), 1) or 1.0
-    covariance = x.T @ x + PRIOR * variance * prior / np.trace(prior)  # (S², S²)
+    covariance = x.T @ x + PRIOR * CONTRAST**2 * prior  # (S², S²)
     return np.linalg.eigh(covariance)[1][:, ::-1][:, :64].T
 
 
-def hashes(grey, V):
-    """(N, T, T) grey levels and (64, S²) -> (N, W) uint64, the whole picture first."""
-    out = np.empty((len(grey), len(WINDOWS)), dtype=np.uint64)
-    for start in range(0, len(grey), BLOCK):
-        part = grey[start:start + BLOCK]
-        for w, window in enumerate(WINDOWS):
-            bits = seen_through(window, part) @ V.T > 0  # (n, 64)
-            out[start:start + len(part), w] = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
-    return out
+def hashes(x, V):
+    """(N, W, S²) grey levels and (64, S²) -> (N, W) uint64, the whole image first."""
+    bits = [centred(x[:, w]) @ V.T.astype(np.float32) > 0 for w in range(len(WINDOWS))]  # W of (N, 64)
+    return np.packbits(np.stack(bits, axis=1), axis=2).view(np.uint64)[..., 0]
 
 
 def copies(h, n_bits):

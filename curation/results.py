@@ -14,7 +14,7 @@ from support.files import write_safely
 from support.images import decode
 
 ROWS, COLUMNS = 8, 7  # curated images in the picture, and selected ones beside each
-SIZE, MARGIN = 112, 4  # pixels: side of an image in the picture, and the frame around it
+SIZE = 112  # pixels: side of an image in the picture
 
 
 def write_text(path, text):
@@ -22,14 +22,14 @@ def write_text(path, text):
     write_safely(path, lambda new: new.write_text(text, encoding="utf-8", errors="surrogateescape", newline=""))
 
 
-def write_reasons(out, paths, e, curated, e_curated, mode, decoding, seed):
+def write_reasons(out, paths, e, curated, e_curated, mode, decoding):
     """Why each image was selected: the nearest curated image in OUT.csv, and a picture of some in OUT.png.
 
     paths (N), e (N, D): selected images and their features.  curated (C), e_curated (C, D): the curated ones.
     """
-    cosines, closest = nearest(e, e_curated, 1, seed)
+    cosines, closest = nearest(e, e_curated, 1)
     shown = np.linspace(0, len(curated) - 1, min(len(curated), ROWS)).astype(int)
-    found = nearest(e_curated[shown], e, COLUMNS, seed)[1]  # (rows, COLUMNS)
+    found = nearest(e_curated[shown], e, COLUMNS)[1]  # (rows, COLUMNS)
     if distributed.rank() == 0:
         table = io.StringIO()
         csv.writer(table).writerow(["path", "stage", "nearest_curated", "cosine"])
@@ -41,11 +41,8 @@ def write_reasons(out, paths, e, curated, e_curated, mode, decoding, seed):
 
 
 def draw_selected(rows, decoding):
-    """Rows of paths -> a picture: the first image of each row in a black frame, unreadable ones white."""
-    side, inner = SIZE + 2 * MARGIN, slice(MARGIN, -MARGIN)
-    sheet = np.full((len(rows), len(rows[0]), 3, side, side), 255, dtype=np.uint8)
-    sheet[:, 0] = 0
-    for y, row in enumerate(rows):
-        for x, path in enumerate(row):
-            sheet[y, x, :, inner, inner] = read_or_skip(path, lambda raw: decode(raw, SIZE, 0.5, *decoding), 255)
-    return Image.fromarray(rearrange(sheet, "y x c h w -> (y h) (x w) c"))
+    """Rows of paths -> a picture of their images, unreadable ones white."""
+    white = np.full((3, SIZE, SIZE), 255, dtype=np.uint8)
+    images = [[read_or_skip(path, lambda raw: decode(raw, SIZE, 0.5, *decoding), white) for path in row]
+              for row in rows]  # fmt: skip
+    return Image.fromarray(rearrange(np.array(images), "y x c h w -> (y h) (x w) c"))

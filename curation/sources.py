@@ -6,18 +6,17 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tqdm import tqdm
 
 from augment import normalize
-from curation.pca_hash import T
+from curation.pca_hash import WINDOWS, S, T, windows
 from curation.work_files import in_blocks
 from support.device import autocast
 from support.files import UserError, reason_of
 from support.find import find_files, read_file
 from support.images import decode, open_image, picture, skipped_line
 
-THUMBNAIL = np.dtype([("grey", np.uint8, (T, T)), ("pixels", np.int64)])  # 0 pixels: not readable
+THUMBNAIL = np.dtype([("grey", np.float32, (len(WINDOWS), S * S)), ("pixels", np.int64)])  # 0 pixels: not readable
 
 
 def find_images(place):
@@ -30,7 +29,7 @@ def find_images(place):
     return paths
 
 
-def read_or_skip(path, convert, otherwise=None):
+def read_or_skip(path, convert, otherwise):
     """convert(bytes of the image file); if that fails, `otherwise` and a line on the screen."""
     try:
         return convert(read_file(path))
@@ -44,8 +43,7 @@ def thumbnails(paths, decoding, folder):
 
     def thumbnail(raw):
         width, height = open_image(raw).size
-        grey = picture(raw, T, *decoding).convert("L").resize((T, T), Image.Resampling.BILINEAR)
-        return np.array((np.asarray(grey), width * height), dtype=THUMBNAIL)
+        return np.array((windows(picture(raw, T, *decoding)), width * height), dtype=THUMBNAIL)
 
     def compute(rows):
         return np.array([read_or_skip(paths[i], thumbnail, np.zeros((), THUMBNAIL)) for i in rows], dtype=THUMBNAIL)
@@ -55,18 +53,14 @@ def thumbnails(paths, decoding, folder):
 
 def embed(vit, paths, size, decoding, folder):
     """(N, D) float32 [CLS] features of length 1, or 0 where an image cannot be read; bf16 arithmetic on a GPU."""
-    device = next(vit.parameters()).device
+    device, black = next(vit.parameters()).device, np.zeros((3, size, size), dtype=np.uint8)
 
     @torch.inference_mode()
     def compute(rows):
-        features = np.zeros((len(rows), vit.embed_dim), dtype=np.float32)
-        squares = [read_or_skip(paths[i], lambda raw: decode(raw, size, 0.5, *decoding)) for i in rows]
-        good = [place for place, square in enumerate(squares) if square is not None]
-        if good:
-            x = normalize(torch.from_numpy(np.stack([squares[place] for place in good])).to(device))
-            with autocast(device, device.type == "cuda"):
-                cls = vit(x)
-            features[good] = F.normalize(cls.float(), dim=1).cpu().numpy()
-        return features
+        squares = [read_or_skip(paths[i], lambda raw: decode(raw, size, 0.5, *decoding), black) for i in rows]
+        readable = np.array([[square is not black] for square in squares])  # (n, 1)
+        with autocast(device, device.type == "cuda"):
+            cls = vit(normalize(torch.from_numpy(np.stack(squares)).to(device)))
+        return F.normalize(cls.float(), dim=1).cpu().numpy() * readable
 
     return np.concatenate([np.load(file) for file in in_blocks(folder, len(paths), compute, "embed")])

@@ -18,11 +18,6 @@ from support.files import write_safely
 ROWS = 64  # ours: images of one block, which is computed and written at once
 
 
-def digest(*things):
-    """Twelve hex digits that identify anything that JSON can write."""
-    return hashlib.sha256(json.dumps(things).encode()).hexdigest()[:12]
-
-
 def write_array(path, array):
     """Write a .npy file, whole or not at all."""
     write_safely(path, lambda new: np.save(open(new, "wb"), array))
@@ -36,7 +31,7 @@ def in_blocks(folder, n, compute, name):
     distributed.from_first_rank(lambda: folder.mkdir(exist_ok=True))
     files = [folder / f"{start}.npy" for start in range(0, n, ROWS)]
     mine = files[distributed.rank() :: distributed.world_size()]
-    for path in tqdm(mine, name, unit="block", leave=False, disable=distributed.rank() > 0):
+    for path in tqdm(mine, name, leave=False, disable=distributed.rank() > 0):
         if not path.exists():
             start = int(path.stem)
             write_array(path, compute(range(start, min(start + ROWS, n))))
@@ -50,7 +45,8 @@ def run_stage(work, name, paths, settings, compute):
     The array depends on the images at `paths` and on `settings` alone.
     """
     started = time.perf_counter()
-    path = work / f"{name.replace(' ', '-')}-{digest(paths, settings)}.npy"
+    digest = hashlib.sha256(json.dumps([paths, settings]).encode()).hexdigest()[:12]
+    path = work / f"{name.replace(' ', '-')}-{digest}.npy"
     if not distributed.from_first_rank(path.exists):
         array = compute(path.with_suffix(""))
         if distributed.rank() == 0:
