@@ -172,7 +172,9 @@ def list_archive(path, modified):
         for member in filter(tarfile.TarInfo.isreg, tar):
             if member.size < 0:
                 raise tarfile.ReadError(f"{printable(member.name)} has a negative size")
-            if name := tidy(member.name):
+            if member.issparse():
+                say_once(skipped_line(member.name, "a sparse member; pack the archive without --sparse"))
+            elif name := tidy(member.name):
                 members[name] = (path, member.offset_data, member.size)
             elif name := tidy(member.name, {".cls"}):
                 classes[SAMPLE.match(name)[0]] = tar.extractfile(member).read(100).decode().strip()
