@@ -3,8 +3,6 @@
 `torchrun --nproc-per-node N train.py ...` starts N ranks.  Each has its share of the batch and, by PyTorch's FSDP2, of
 every parameter, gradient and moment: a block's weights are gathered when it is computed and dropped again, and its
 gradients are averaged during the backward pass.  With several nodes, each node holds one whole model.
-A step also exchanges: the prototype sums of Sinkhorn-Knopp (or the centre), the norms of the gradients, and, when the
-step is logged, its numbers and whether a rank was told to stop.
 """
 
 import os
@@ -21,15 +19,15 @@ def start(device, patience=None):
 
     patience: hours to wait for another rank before giving up (default: PyTorch's minutes).
     """
-    device, bound = torch.device(device), {}
+    device, timeout = torch.device(device), timedelta(hours=patience) if patience else None
     if "RANK" not in os.environ or dist.is_initialized():
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        bound = {"device_id": device}
-    timeout = timedelta(hours=patience) if patience else None
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout, **bound)
+        dist.init_process_group("nccl", timeout=timeout, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=timeout)
     return device
 
 
@@ -81,8 +79,6 @@ def max_over_ranks(x):
 
 def any_rank(flag):
     """Whether `flag` is true on any rank."""
-    if world_size() == 1:
-        return bool(flag)
     return max_over_ranks(torch.tensor(float(bool(flag)), device=device())).item() > 0
 
 
@@ -92,23 +88,17 @@ def wait():
         dist.barrier()
 
 
-def gather(x):
-    """x (...) of equal shape on each rank -> (world, ...), in rank order; no gradient."""
-    if world_size() == 1:
-        return x[None]
-    mine = x.to(device()).contiguous()
-    parts = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(parts, mine)
-    return torch.stack(parts).to(x.device)  # (world, ...)
-
-
 def in_shares(compute, x):
     """compute(x) row by row, (N, ...): each rank computes a share of the rows, and every rank gets all of them."""
     if world_size() == 1:
         return compute(x)
     share = -(-len(x) // world_size())
     rows = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(x) - 1)  # pads with the last row
-    return gather(compute(x[rows])).flatten(0, 1)[: len(x)]
+    mine = compute(x[rows])
+    sent = mine.to(device()).contiguous()
+    parts = [torch.empty_like(sent) for _ in range(world_size())]
+    dist.all_gather(parts, sent)
+    return torch.cat(parts)[: len(x)].to(mine.device)
 
 
 def from_first_rank(make):

@@ -66,30 +66,23 @@ def read_checkpoint(path):
 
 def restore(run, saved):
     """Set the run to the state of the checkpoint; UserError if it does not fit the run."""
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    whole = dcp.StateDictOptions(full_state_dict=True)
     try:
-        load_parts(run, saved)
+        run.step, run.training_flops, moments = saved["step"], saved["training_flops"], saved["optimizer"]["state"]
+        if not 0 < run.step <= run.recipe.steps or not moments:
+            raise ValueError(f"step {run.step} of {run.recipe.steps}, with {len(moments)} moments")
+        dcp.set_model_state_dict(run.student, saved["student"], options=whole)
+        dcp.set_model_state_dict(run.ema, saved["teacher"], options=whole)
+        run.centering.load_state_dict(saved["centering"])
+        unused = {name: p for name, p in run.student.named_parameters() if name not in moments}  # the frozen backbone
+        zeros = {name: {"step": torch.zeros(()), "exp_avg": torch.zeros(p.shape), "exp_avg_sq": torch.zeros(p.shape)}
+                 for name, p in unused.items()}  # fmt: skip
+        state = saved["optimizer"] | {"state": moments | zeros}  # PyTorch needs moments for every parameter
+        dcp.set_optimizer_state_dict(run.student, run.optimizer, state, options=whole)
+        for p in unused.values():
+            run.optimizer.state.pop(p, None)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoint does not fit its own recipe ({reason}); start a new run") from None
-
-
-def load_parts(run, saved):
-    """Load student, teacher, centres, optimizer and step."""
-    from torch.distributed.checkpoint import state_dict as dcp
-
-    if not 0 <= saved["step"] <= run.recipe.steps:
-        raise ValueError(f"step {saved['step']} of {run.recipe.steps}")
-    if saved["step"] and not saved["optimizer"].get("state"):
-        raise ValueError("an optimizer without moments")
-    whole = dcp.StateDictOptions(full_state_dict=True)
-    dcp.set_model_state_dict(run.student, saved["student"], options=whole)
-    dcp.set_model_state_dict(run.ema, saved["teacher"], options=whole)
-    run.centering.load_state_dict(saved["centering"])
-    moments = dict(saved["optimizer"]["state"])
-    unused = {name: p for name, p in run.student.named_parameters() if name not in moments}  # the frozen backbone
-    for name, p in unused.items():  # PyTorch needs moments for every parameter; these zeros are removed below
-        moments[name] = {"step": torch.zeros(()), "exp_avg": torch.zeros(p.shape), "exp_avg_sq": torch.zeros(p.shape)}
-    dcp.set_optimizer_state_dict(run.student, run.optimizer, saved["optimizer"] | {"state": moments}, options=whole)
-    for p in unused.values():
-        run.optimizer.state.pop(p, None)
-    run.step, run.training_flops = saved["step"], saved["training_flops"]

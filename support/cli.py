@@ -5,7 +5,6 @@ import difflib
 import errno
 import functools
 import math
-import re
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -31,18 +30,14 @@ OTHER_FLAGS = ("Every field of Recipe in recipes.py is a flag too, for example -
                "0.4, --no-amp.  recipes.py explains each one and lists its value in every recipe.")  # fmt: skip
 
 
-# ---------------------------------------------------------------------------- shared by all programs
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UserError in one line and suggests close matches for a misspelt flag."""
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
-        self._negative_number_matcher = re.compile(r"-\d*\.?\d+(e[-+]?\d+)?$")  # argparse takes -1e-05 for a flag
 
     def error(self, message):
-        raise UserError(" ".join(message.split()))
+        raise UserError(message)
 
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)
@@ -127,14 +122,11 @@ def describe_error(error):
     if distributed.world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in text):
         return f"rank {distributed.rank()} lost another rank; start all again, train.py with --resume", 1
     if isinstance(error, OSError):
-        line = f"{error.filename}: {error.strerror}" if error.filename else text
-        return line, 1 if error.errno == errno.ENOSPC else 2
+        status = 1 if error.errno == errno.ENOSPC else 2
+        return f"{error.filename}: {error.strerror}" if error.filename else text, status
     if "PytorchStreamWriter" in text or "unexpected pos" in text:  # torch.save on a full disk
         return "a file could not be written; free some disk space", 1
     return None, 1
-
-
-# ---------------------------------------------------------------------------- train.py
 
 
 def parse_args(argv=None, prog="train.py"):
@@ -192,4 +184,3 @@ def check_recipe(r, sizes=True):
         if size <= blur:
             raise UserError(f"--{name} {size} is too small for --blur_sigma {as_flag(r.blur_sigma)}, which reaches "
                             f"over {blur} pixels")  # fmt: skip
-

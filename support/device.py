@@ -14,11 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from support.files import UserError
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 TIMING_SECONDS = 0.6  # ours: how long timing the thread counts may take
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
@@ -53,30 +48,23 @@ def autocast(device, enabled=True):
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and (on_gpu or on_cpu))
 
 
-# ---------------------------------------------------------------------------- threads
-
-
 def choose_threads(asked=None, resumed=None):
     """Set the number of CPU threads and describe it: --threads, or OMP_NUM_THREADS, or the fastest by timing.
 
     resumed: the resumed run's number, so that results stay bit-identical.  Timing is needed because virtual machines
     over-report cores: two threads can be slower than one.
     """
-    if os.environ.get("OMP_NUM_THREADS") and not asked:
-        return describe_threads("OMP_NUM_THREADS")
-    if asked or resumed:
-        torch.set_num_threads(asked or resumed)
-        return describe_threads("as asked" if asked else "as before")
     most = torch.get_num_threads()
     counts = sorted({1, (most + 1) // 2, most})
-    if len(counts) > 1:
+    reason = "the fastest of " + ", ".join(map(str, counts))
+    if os.environ.get("OMP_NUM_THREADS") and not asked:
+        reason = "OMP_NUM_THREADS"
+    elif asked or resumed:
+        torch.set_num_threads(asked or resumed)
+        reason = "as asked" if asked else "as before"
+    elif len(counts) > 1:
         seconds = time_threads(counts)
         torch.set_num_threads(min(seconds, key=seconds.get))
-    return describe_threads("the fastest of " + ", ".join(map(str, counts)))
-
-
-def describe_threads(reason):
-    """The number of threads and the reason, for a program's first line."""
     n = torch.get_num_threads()
     return f"{n} thread{'s' * (n > 1)} ({reason})"
 
@@ -95,9 +83,6 @@ def time_threads(counts):
     return seconds
 
 
-# ---------------------------------------------------------------------------- memory and FLOPs
-
-
 def keep_pages():
     """Make glibc keep freed memory for this process; otherwise it clears every large tensor's pages again."""
     if platform.libc_ver()[0] == "glibc":
@@ -107,21 +92,20 @@ def keep_pages():
 
 
 def total_memory(device):
-    """Bytes of memory of the device; infinite where the system does not say."""
+    """Bytes of memory of the device; infinite on Windows, which does not say."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return math.inf
+    return math.inf if sys.platform == "win32" else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory(device):
-    """Peak memory in bytes: allocated on the GPU, or resident on the CPU; None if the system does not say."""
+    """Peak memory in bytes: allocated on the GPU, or resident on the CPU; None on Windows, which does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if resource is None:
+    if sys.platform == "win32":
         return None
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

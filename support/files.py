@@ -74,7 +74,7 @@ def make_folder(path, *files):
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
     for name in files:
-        check_out(path / name, "--out")
+        check_out(path / name)
 
 
 def check_out(path, flag="--out"):
@@ -89,22 +89,17 @@ def check_out(path, flag="--out"):
 
 @contextlib.contextmanager
 def lock_folder(folder):
-    """Lock a folder until the block or the process ends; UserError if another process holds it.
-
-    Only the first rank locks.  Systems and file systems without locks are not locked.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        fcntl = None
-    if fcntl is None or os.environ.get("RANK", "0") != "0":
+    """Lock a folder until the block or the process ends, on the first rank; UserError if another process holds it."""
+    if sys.platform == "win32" or os.environ.get("RANK", "0") != "0":
         yield
         return
+    import fcntl  # not on Windows
+
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"another process writes into {folder}; choose another --out") from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError:
+            pass  # a file system without locks
         yield

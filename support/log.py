@@ -113,13 +113,10 @@ class RunLog:
         sample = f" on a sample of {len(splits[0].sample)} images" if splits[0].sample else ""
         broken = len({name for images in splits for name, _ in images.skipped})
         skipped = f", {broken} broken files skipped" if broken else ""
-        flops = [self.run.training_flops, sum(row.get("evaluation_flops", 0) for row in self.rows)]
-        flops = "{:.1f} TFLOP of training, {:.1f} of evaluation".format(*(f / 1e12 for f in flops))
-        seconds = self.rows[-1]["seconds"]
-        distributed.print_first(f"{describe_scores(scores)}{sample}{skipped}, {flops}, {seconds:.0f} s, {self.out}")
-
-
-# ---------------------------------------------------------------------------- metrics.jsonl
+        training, evaluation = self.run.training_flops, sum(row.get("evaluation_flops", 0) for row in self.rows)
+        flops = f"{training / 1e12:.1f} TFLOP of training, {evaluation / 1e12:.1f} of evaluation"
+        words = f"{describe_scores(scores)}{sample}{skipped}, {flops}, {self.rows[-1]['seconds']:.0f} s, {self.out}"
+        distributed.print_first(words)
 
 
 def mean_over_ranks(values):
@@ -134,20 +131,16 @@ def read_metrics(path, last_step):
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            if row["step"] <= last_step and "final" not in row:
+                rows.append(row)
+        except (ValueError, TypeError, LookupError, RecursionError):
             break
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            break
-        rows.append(row)
-    return [row for row in rows if row["step"] <= last_step and "final" not in row]
+    return rows
 
 
 def write_metrics(path, rows):
     """Write rows as a file with one line of JSON each."""
     write_safely(path, lambda new: new.write_text("".join(json.dumps(row) + "\n" for row in rows)))
-
-
-# ---------------------------------------------------------------------------- the collapse meter
 
 
 def collapse_meter(p_t, cls):
@@ -185,25 +178,21 @@ def check_health(healthy, step, out):
         sys.exit(1)
 
 
-# ---------------------------------------------------------------------------- curves and scores
-
-
 def draw_curves(rows, recipe, path):
     """curves.png: losses beside ln K and the collapse meter over steps, k-NN over the FLOPs of training."""
     knn = sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
-    panels = {"losses": ("dino", "ibot"), "collapse meter": ("entropy_image", "entropy_mean", "cosine"),
-              "k-NN accuracy of the teacher": knn}  # fmt: skip
+    panels = [("losses", "step", ("dino", "ibot")),
+              ("collapse meter", "step", ("entropy_image", "entropy_mean", "cosine")),
+              ("k-NN accuracy of the teacher", "training_flops", knn)]  # fmt: skip  FLOPs compare runs of other shapes
     figure = Figure(figsize=(15, 4), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        over_flops = title.startswith("k-NN")  # FLOPs compare runs of different shape
-        x, unit = ("training_flops", 1e12) if over_flops else ("step", 1)
+    for axes, (title, x, names) in zip(figure.subplots(1, 3), panels, strict=True):
         for name in names:
-            points = [(row[x] / unit, row[name]) for row in rows if name in row and x in row]
+            points = [(row[x], row[name]) for row in rows if name in row]
             if points:
-                axes.plot(*zip(*points, strict=True), "o-" if over_flops else "-", label=name)
+                axes.plot(*zip(*points, strict=True), "-" if x == "step" else "o-", label=name)
         if title == "losses":
             axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
-        axes.set(title=title, xlabel="TFLOP of training" if over_flops else "step")
+        axes.set(title=title, xlabel=x)
         if axes.lines:
             axes.legend()
     write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))

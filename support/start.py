@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -23,8 +23,6 @@ from support.images import batches, load_splits
 from support.weights import load_vit
 
 HEADS = ("dino_head", "ibot_head")
-
-# ---------------------------------------------------------------------------- the run
 
 
 @dataclass
@@ -50,9 +48,8 @@ def start_run(r, device, weights=None):
     ema = distributed.shard(copy.deepcopy(student).requires_grad_(False).eval())
     student = distributed.shard(student)
     teacher = distributed.shard(load_teacher(r).to(device)) if r.teacher else ema
-    centering = nn.ModuleDict()
-    if r.centering == "softmax":
-        centering = nn.ModuleDict({name: SoftmaxCentering(r.n_prototypes) for name in ("dino", "ibot")}).to(device)
+    names = ("dino", "ibot") if r.centering == "softmax" else ()
+    centering = nn.ModuleDict({name: SoftmaxCentering(r.n_prototypes) for name in names}).to(device)
     if r.compile:  # sizes are fixed within a phase, so each phase compiles once
         for block in [*student.backbone.blocks, *teacher.backbone.blocks]:
             block.compile(fullgraph=True, dynamic=False)
@@ -63,8 +60,8 @@ def prepare_run(options, recipe, changes):
     """train.py's command line -> (Run, device): a new run, or one that continues from its checkpoint."""
     recipe, saved = find_checkpoint(options, recipe, changes)
     device = distributed.start(find_device(options.device))
-    weights, how = None, "random weights"
     threads = choose_threads(options.threads, saved and saved.get("threads"))
+    weights, how = None, "random weights"
     if recipe.init and not saved:
         recipe, weights, words = init_from(recipe, changes)
         how = f"weights of {recipe.init} ({words})"
@@ -95,9 +92,6 @@ def make_crop(r, size):
     return MultiCrop(size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
 
 
-# ---------------------------------------------------------------------------- checks
-
-
 def check_start(r, device):
     """UserError for a recipe that cannot start: no data, too many processes, not enough memory."""
     if not r.data:
@@ -119,9 +113,6 @@ def check_start(r, device):
         raise UserError(f"weights, moments and crops alone take {sizes}; use a smaller --arch or --batch")
 
 
-# ---------------------------------------------------------------------------- the run's own checkpoint
-
-
 def find_checkpoint(options, recipe, changes):
     """train.py's command line -> (the run's recipe, its checkpoint if it resumes, else None)."""
     path = options.out / "checkpoint.pt"
@@ -131,33 +122,29 @@ def find_checkpoint(options, recipe, changes):
         raise UserError(f"{options.out} already holds a run; continue it with --resume, or choose another --out")
     saved = read_checkpoint(path)
     recipe = recipe_of(saved, path)
-    asked = {"recipe": options.recipe} if options.recipe and recipe.name else {}
-    for flag, value in {**asked, **changes}.items():
-        stored = getattr(recipe, "name" if flag == "recipe" else flag)
-        if stored != value:
-            raise UserError(f"the run in {options.out} has --{flag} {as_flag(stored)}, not {as_flag(value)}")
+    stored = asdict(recipe) | {"recipe": recipe.name}
+    asked = changes | ({"recipe": options.recipe} if options.recipe else {})
+    for flag, value in asked.items():
+        if stored[flag] != value:
+            raise UserError(f"the run in {options.out} has --{flag} {as_flag(stored[flag])}, not {as_flag(value)}")
     return recipe, saved
 
 
 def recipe_of(saved, path):
     """The Recipe stored in a checkpoint; UserError if it is of another version or cannot train."""
-    values = saved["recipe"]
+    values, words = saved["recipe"], []
     if different := sorted({f.name for f in fields(Recipe)} ^ set(map(str, values))):
         raise UserError(f"{path} was written by another version ({different[0]!r} in its recipe); "
                         f"start a new run from its weights with --init {path}")  # fmt: skip
-    words = []
     for name, value in values.items():
         if isinstance(value, bool):
             words += [f"--{name}" if value else f"--no-{name}"]
         elif name != "name":
-            words += [f"--{name}", *map(str, value)] if isinstance(value, (list, tuple)) else [f"--{name}={value}"]
+            words += [f"--{name}", *map(str, value)] if isinstance(value, tuple) else [f"--{name}={value}"]
     try:
         return replace(parse_args(words)[1], name=str(values["name"]))  # the checks of a command line
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-# ---------------------------------------------------------------------------- other weights
 
 
 def init_from(recipe, changes):
@@ -181,9 +168,8 @@ def init_from(recipe, changes):
     fit = {name: x.shape for name, x in heads.items()} == needed
     if fit and recipe.tied_heads:
         fit = all(torch.equal(x, heads[name.replace(*HEADS)]) for name, x in heads.items())
-    if not fit:
-        heads = {}
-    elif "head_warmup" not in changes:
+    heads = heads if fit else {}
+    if fit and "head_warmup" not in changes:
         recipe = replace(recipe, head_warmup=0.0)
     if recipe.head_warmup < 1 and recipe.head_warmup + recipe.hires_share > 1:
         raise UserError(f"--head_warmup {recipe.head_warmup} and --hires_share {recipe.hires_share} add up to over 1")
@@ -231,11 +217,8 @@ def load_teacher(r):
     for name in ("patch_size", "n_prototypes"):
         if getattr(theirs, name) != getattr(r, name):
             raise UserError(f"the teacher was trained with --{name} {getattr(theirs, name)}; use the same")
-    try:
-        teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
-        teacher.load_state_dict(saved["teacher"])
-    except (LookupError, RuntimeError, AttributeError, ValueError) as error:
-        raise UserError(f"{r.teacher} does not fit its own recipe ({' '.join(str(error).split())[:200]})") from None
+    teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
+    teacher.load_state_dict(saved["teacher"])
     return teacher.requires_grad_(False).eval()
 
 

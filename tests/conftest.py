@@ -1,13 +1,9 @@
-"""The repository root on the import path, so that `pytest` finds the flat scripts from anywhere; what tests share."""
+"""What tests share."""
 
 import os
 import socket
 import struct
-import sys
-import tarfile
-import zipfile
 import zlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,18 +11,14 @@ import torch
 import torch.multiprocessing as mp
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from support.device import choose_threads  # noqa: E402  of the path above
+from support.device import choose_threads
 
 choose_threads()  # once, and not by each program that a test calls
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
-
 # Ranks are forked from a server that has imported what is slow to import, and nothing else.
-SLOW = ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure", "scipy.sparse"]
-mp.get_context("forkserver").set_forkserver_preload(SLOW)
-
+mp.get_context("forkserver").set_forkserver_preload(
+    ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure", "scipy.sparse"])  # fmt: skip
 
 shards_on_cpus = pytest.mark.skipif(torch.__version__ < (2, 9), reason="FSDP2 on CPUs needs PyTorch 2.9")
 
@@ -91,44 +83,12 @@ def labelled(tmp_path):
     return tmp_path / "set"
 
 
-def pack(folder, suffix):
-    """The folder's .png files as an archive beside it, in no order."""
-    path = folder.with_name(f"set{suffix}")
-    files = sorted(folder.rglob("*.png"), reverse=True)  # archives are not sorted: we must do it
-    if suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in files:
-                archive.write(file, file.relative_to(folder.parent))
-    else:
-        with tarfile.open(path, "w:" + suffix.removeprefix(".tar").removeprefix(".")) as archive:
-            for file in files:
-                archive.add(file, "./" + str(file.relative_to(folder.parent)))
-    return path
-
-
 def png_that_claims(width, height):
     """The start of a PNG of that size: enough for the guard, which looks before it decodes."""
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) \
         + chunk(b"IDAT", b"")
-
-
-def tiff(channels, photometric, extra=None):
-    """A TIFF of 2×2 pixels with so many channels of 8 bits, written by hand: the tags that it needs, and its pixels."""
-    tags = [(256, 3, [2]), (257, 3, [2]), (258, 3, [8] * channels), (259, 3, [1]), (262, 3, [photometric]),
-            (273, 4, [0]), (277, 3, [channels]), (278, 3, [2]), (279, 4, [4 * channels])]  # fmt: skip
-    tags += [(338, 3, extra)] if extra else []
-    place = 8 + 2 + 12 * len(tags) + 4
-    head, more = struct.pack("<2sHIH", b"II", 42, 8, len(tags)), b""
-    for tag, kind, values in tags:
-        code = "H" if kind == 3 else "I"
-        data = struct.pack(f"<{len(values)}{code}", *values)
-        if len(data) > 4:
-            more, data = more + data, struct.pack("<I", place + len(more))
-        head += struct.pack("<HHI", tag, kind, len(values)) + (b"PIXL" if tag == 273 else data.ljust(4, b"\0"))
-    head = head.replace(b"PIXL", struct.pack("<I", place + len(more)))
-    return head + b"\0\0\0\0" + more + bytes(range(40, 40 + channels)) * 4
 
 
 class MeanColour:

@@ -1,4 +1,4 @@
-"""The lines that know of other GPUs: no-ops in one process, sums and flags in two, and training in shards.
+"""The lines that know of other GPUs: sums and flags in two processes, and training in shards.
 
     pytest tests/test_distributed.py
 """
@@ -22,27 +22,6 @@ from support.checkpoint import read_checkpoint, restore, save_checkpoint
 from support.log import mean_over_ranks
 from support.start import start_run
 
-# ---------------------------------------------------------------------------- One process
-
-
-def test_every_function_is_a_no_op_in_a_single_process(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    assert distributed.start("cpu") == torch.device("cpu")
-    assert distributed.rank() == 0 and distributed.world_size() == 1
-    x = torch.tensor([1.0, -2.0])
-    assert distributed.sum_over_ranks(x) is x and distributed.max_over_ranks(x) is x
-    assert x.tolist() == [1, -2]
-    assert distributed.any_rank(True) is True and distributed.any_rank(0) is False
-    network = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
-    assert distributed.shard(network) is network and distributed.unsharded(network, None) is network
-    assert distributed.full_tensor(x) is x and distributed.local_shards(network)[0] is network.backbone.weight
-    assert distributed.in_shares(lambda rows: 2 * rows, x).tolist() == [2, -4]
-    distributed.stop()
-    assert not torch.distributed.is_initialized()
-
-
-# ---------------------------------------------------------------------------- Two processes
-
 
 def work(rank, folder):
     """One of two processes; saves what it saw."""
@@ -54,7 +33,6 @@ def work(rank, folder):
         "sum": distributed.sum_over_ranks(torch.tensor([1.0, 10.0 * rank])),
         "max": distributed.max_over_ranks(torch.tensor([-1.0 - rank, 10.0 * rank])),
         "any": [distributed.any_rank(flag) for flag in (False, rank == 1, rank == 0, True)],
-        "gathered": distributed.gather(torch.tensor([rank, 10])),
         "shares": [distributed.in_shares(lambda rows: rows + 10, torch.arange(n)) for n in (1, 4, 5)],
         "decided": distributed.from_first_rank(lambda: {"by": rank}),
     }
@@ -68,38 +46,23 @@ def work(rank, folder):
     torch.save(seen, f"{folder}/{rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """What each of two processes saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    in_ranks(work, 2, folder)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def test_what_two_ranks_see_by_hand(two_ranks):
+def test_what_two_ranks_see_by_hand(tmp_path):
     """Sum: (1, 0) + (1, 10).  Maximum: of (−1, 0) and (−2, 10).  Any: nobody, the second, the first, both.  Shares: of
     one row, of four, and of five, where the second rank has two of its own and the last one again."""
-    assert [seen["rank"] for seen in two_ranks] == [0, 1]
-    for seen in two_ranks:
-        assert seen["world_size"] == 2 and seen["device"] == "cpu" and seen["stopped"]
+    in_ranks(work, 2, tmp_path)
+    for rank in range(2):
+        seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert seen["rank"] == rank and seen["world_size"] == 2 and seen["device"] == "cpu" and seen["stopped"]
         assert seen["sum"].tolist() == [2, 10] and seen["max"].tolist() == [-1, 10]
         assert seen["any"] == [False, True, True, True]
-        assert seen["gathered"].tolist() == [[0, 10], [1, 10]]
         assert seen["decided"] == {"by": 0} and seen["error"] == "'missing'"
         assert [x.tolist() for x in seen["shares"]] == [list(range(10, 10 + n)) for n in (1, 4, 5)]
 
-
-# ---------------------------------------------------------------------------- Training on any number of processes
 
 STEPS, BATCH, LOSSES = 8, 8, ("loss", "dino", "ibot")
 SMALL = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
          "global_size": 8, "local_size": 4, "n_local": 2, "hires_share": 0.0, "steps": STEPS, "drop_path": 0.0,
          "batch": BATCH, "amp": False, "koleo_weight": 0.0, "lr": 1e-2}  # fmt: skip
-
-
-def shorten_vit():
-    """In this process vit_pico has two blocks; each block is two messages a pass."""
-    vit.vit_pico = partial(vit.ViT, 96, 2, 2)
 
 
 def some_steps(run, last):
@@ -122,7 +85,7 @@ def some_steps(run, last):
     return losses
 
 
-def go_on(rank, folder, last, seed=0):
+def go_on(rank, folder, last, changes):
     """From the checkpoint in the folder, or from the start; what was found is saved beside the new checkpoint.
 
     Four ranks are two nodes of two: a mesh of shards within a node and replicas between them.  Several ranks go on
@@ -130,19 +93,18 @@ def go_on(rank, folder, last, seed=0):
     """
     if os.environ.get("WORLD_SIZE") == "4":
         os.environ["LOCAL_WORLD_SIZE"] = "2"
-    shorten_vit()
-    run = start_run(get_recipe("shapes", **SMALL, seed=seed), distributed.start("cpu"))
-    if (folder / "checkpoint.pt").exists():
-        restore(run, read_checkpoint(folder / "checkpoint.pt"))
-    losses = some_steps(run, last)
-    save_checkpoint(run, folder)
-    moments = [x for state in run.optimizer.state.values() for name, x in state.items() if name != "step"]
-    with torch.no_grad():
-        features = train.gather_vit(run)(torch.linspace(-2, 2, 4 * 3 * 64).view(4, 3, 8, 8))
+    with patch.object(vit, "vit_pico", partial(vit.ViT, 96, 2, 2)):  # two blocks; each is two messages a pass
+        run = start_run(get_recipe("shapes", **SMALL | changes), distributed.start("cpu"))
+        if (folder / "checkpoint.pt").exists():
+            restore(run, read_checkpoint(folder / "checkpoint.pt"))
+        losses = some_steps(run, last)
+        save_checkpoint(run, folder)
+        moments = [x for state in run.optimizer.state.values() for name, x in state.items() if name != "step"]
+        with torch.no_grad():
+            features = train.gather_vit(run)(torch.linspace(-2, 2, 4 * 3 * 64).view(4, 3, 8, 8))
     held = sum((x.to_local() if hasattr(x, "to_local") else x).nbytes for x in moments)
-    found = {"losses": losses, "moments": held, "features": features}
     if rank == 0:
-        torch.save(found, folder / "found.pt")
+        torch.save({"losses": losses, "moments": held, "features": features}, folder / "found.pt")
     if distributed.world_size() > 1:
         some_steps(run, last + 1)
         if rank == distributed.world_size() - 1:
@@ -150,55 +112,41 @@ def go_on(rank, folder, last, seed=0):
         some_steps(run, last + 2)
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What was found alone, and by some steps on two ranks, which are killed, some more on four, and the rest alone."""
+def learn(folder, *parts, **changes):
+    """What was found by each part of a run, (number of ranks, last step); a part of several ranks ends killed."""
     found = []
-    with patch.object(vit, "vit_pico", vit.vit_pico):  # put back afterwards
-        for parts in ([(1, STEPS)], [(2, STEPS // 2), (4, STEPS - 2), (1, STEPS)]):
-            folder = tmp_path_factory.mktemp("ranks")
-            for seed, (world, last) in enumerate(parts):  # what is drawn at the start is overwritten
-                with pytest.raises(ProcessException) if world > 1 else nullcontext():
-                    in_ranks(go_on, world, folder, last, seed) if world > 1 else go_on(0, folder, last, seed)
-                found.append(torch.load(folder / "found.pt", weights_only=True))
+    for seed, (world, last) in enumerate(parts):  # a resumed run overwrites what is drawn at the start
+        words = folder, last, {"seed": seed, **changes}
+        with pytest.raises(ProcessException) if world > 1 else nullcontext():
+            in_ranks(go_on, world, *words) if world > 1 else go_on(0, *words)
+        found.append(torch.load(folder / "found.pt", weights_only=True))
     return found
 
 
-@shards_on_cpus
-def test_as_many_ranks_as_one_likes_learn_the_same(found):
-    """The loss of each step, and the teacher at the end; KoLeo is within a rank, so it is left out."""
-    alone, *parts = found
+def check_losses(alone, *parts):
+    """The same losses step by step; KoLeo is within a rank, so it is left out."""
     for a, b in zip(alone["losses"], [row for part in parts for row in part["losses"]], strict=True):
         assert [a[name] for name in LOSSES] == pytest.approx([b[name] for name in LOSSES], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+
+
+@shards_on_cpus
+def test_any_number_of_ranks_learns_the_same(tmp_path_factory):
+    """Alone; and some steps on two ranks, some more on four, the rest alone: equal losses, equal teachers.
+
+    Each rank holds half of the moments on two ranks, and on two nodes of two; a little more, as the first dimension of
+    [CLS] is odd.
+    """
+    [alone] = learn(tmp_path_factory.mktemp("alone"), (1, STEPS))
+    parts = learn(tmp_path_factory.mktemp("ranks"), (2, STEPS // 2), (4, STEPS - 2), (1, STEPS))
+    check_losses(alone, *parts)
     torch.testing.assert_close(alone["features"], parts[-1]["features"], rtol=1e-4, atol=1e-4)
     assert alone["losses"][0]["loss"] - alone["losses"][-1]["loss"] > 0.1  # it learns, so it could differ
+    assert 1 / 2 <= parts[0]["moments"] / alone["moments"] < 1.1 / 2 and parts[0]["moments"] == parts[1]["moments"]
 
 
 @shards_on_cpus
-def test_each_rank_has_its_share_of_the_moments(found):
-    """Half on two ranks and on two nodes of two; a little more where a first dimension is odd, as that of [CLS]."""
-    whole, of_two, of_four, _ = (part["moments"] for part in found)
-    assert 1 / 2 <= of_two / whole < 1.1 / 2 and of_two == of_four
-
-
-def tied_steps(rank, folder):
-    """Three steps with one head for both losses."""
-    shorten_vit()
-    run = start_run(get_recipe("shapes", **SMALL, tied_heads=True), distributed.start("cpu"))
-    losses = some_steps(run, 3)
-    assert run.student.dino_head is run.student.ibot_head
-    if rank == 0:
-        torch.save(losses, folder / f"{distributed.world_size()}.pt")
-
-
-@shards_on_cpus
-def test_tied_heads_are_one_head_in_shards_too(tmp_path):
+def test_tied_heads_are_one_head_in_shards_too(tmp_path_factory):
     """It is sharded once, its gradients are clipped once, and two ranks learn what one does."""
-    with patch.object(vit, "vit_pico", vit.vit_pico):
-        tied_steps(0, tmp_path)
-    in_ranks(tied_steps, 2, tmp_path)
-    alone, shared = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
-    for a, b in zip(alone, shared, strict=True):
-        assert [a[name] for name in LOSSES] == pytest.approx([b[name] for name in LOSSES], rel=1e-5)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    [alone], [shared] = (learn(tmp_path_factory.mktemp("tied"), (world, 3), tied_heads=True) for world in (1, 2))
+    check_losses(alone, shared)

@@ -47,7 +47,8 @@ def flags(folder, out, **changes):
         "data": folder, "out": out, "device": "cpu", "image_size": 16, "global_size": 8, "local_size": 4, "n_local": 2,
         "patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
         "blur_sigma": (0.1, 0.5), "batch": 6, "steps": 8, "hires_share": 0.25, "hires_size": 16,
-        "hires_image_size": 16, "log_every": 1, "save_every": 3, "drop_path": 0.2, "ibot_weight": 0.5, **changes,
+        "hires_image_size": 16, "log_every": 1, "save_every": 3, "drop_path": 0.2, "ibot_weight": 0.5,
+        "centering": "softmax", **changes,
     }  # fmt: skip
     words = []
     for name, value in options.items():
@@ -59,6 +60,11 @@ def rows(out):
     """metrics.jsonl without the clock."""
     lines = (Path(out) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
+
+
+def saved(out):
+    """The checkpoint in a folder."""
+    return torch.load(out / "checkpoint.pt", weights_only=True)
 
 
 def small_run(**changes):
@@ -83,38 +89,23 @@ def no_pictures(whole, monkeypatch):
     monkeypatch.setattr(pca_viz, "draw_pca", lambda *_: None)
 
 
-# ---------------------------------------------------------------------------- a run from end to end
-
-
 def test_a_run_leaves_what_it_should(whole, capsys):
+    """Its files; vit.pt is the teacher; --resume of a finished run repeats its result and changes no row."""
     names = {path.name for path in whole.iterdir()}
     assert names == {"checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png", ".lock"}
-    for picture in ("curves.png", "pca.png"):
-        assert min(Image.open(whole / picture).size) > 100
-    steps = [row for row in rows(whole) if "loss" in row]
-    assert [row["step"] for row in steps] == list(range(1, 9))
-    assert [row["hires"] for row in steps] == [False] * 6 + [True] * 2
+    assert all(min(Image.open(whole / picture).size) > 100 for picture in ("curves.png", "pca.png"))
+    before = rows(whole)
+    steps = [row for row in before if "loss" in row]
+    assert [(row["step"], row["hires"]) for row in steps] == [(step, step > 6) for step in range(1, 9)]
     for row in steps:
         total = row["dino"] + 0.5 * row["ibot"] + 0.1 * row["koleo"]
         assert math.isclose(row["loss"], total, rel_tol=1e-5) and math.isfinite(total)
-    assert 0 <= rows(whole)[-1]["knn_20"] <= 1
-
-
-def test_vit_pt_is_the_teacher(whole):
-    vit = load_vit(whole / "vit.pt")
-    teacher = torch.load(whole / "checkpoint.pt", weights_only=True)["teacher"]
+    vit, teacher = load_vit(whole / "vit.pt"), saved(whole)["teacher"]
     assert all(torch.equal(value, teacher[f"backbone.{key}"]) for key, value in vit.state_dict().items())
-    assert torch.equal(load_vit(whole / "checkpoint.pt").norm.weight, vit.norm.weight)
-
-
-def test_last_line_and_finished_run(whole, capsys):
-    """--resume of a finished run says its result once more and changes no row but the last."""
-    before = rows(whole)
-    arguments = ["--out", str(whole), "--resume", "--device", "cpu"]
-    assert main(arguments) == 0
+    assert main(["--out", str(whole), "--resume", "--device", "cpu"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert "k-NN" in last and last.endswith(f" s, {whole}")
-    assert rows(whole) == before
+    assert rows(whole) == before and 0 <= before[-1]["knn_20"] <= 1
 
 
 def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkeypatch, capsys):
@@ -130,9 +121,6 @@ def test_a_set_that_is_streamed_is_measured_on_a_sample(folder, tmp_path, monkey
     last = out.splitlines()[-1]
     assert "(k = 8) on a sample of 8 images, 1 broken files skipped, " in last and "no labels" not in last
     assert [row["step"] for row in rows(tmp_path / "run") if "knn_8" in row] == [7, 14]
-
-
-# ---------------------------------------------------------------------------- stopping and going on
 
 
 def test_resumed_equals_uninterrupted(folder, whole, tmp_path, monkeypatch):
@@ -155,9 +143,10 @@ def test_resumed_equals_uninterrupted(folder, whole, tmp_path, monkeypatch):
             file.write('{"step": 1, "lo')  # half a line, as a kill leaves it
     assert main([*flags(folder, tmp_path), "--resume"]) == 0
     assert rows(tmp_path) == rows(whole)
-    ours, theirs = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (tmp_path, whole))
-    for part in ("student", "teacher"):
+    ours, theirs = saved(tmp_path), saved(whole)
+    for part in ("student", "teacher", "centering"):
         assert all(torch.equal(value, theirs[part][key]) for key, value in ours[part].items())
+    assert ours["centering"]["dino.centre"].abs().max() > 0
 
 
 def test_ctrl_c_saves_and_stops(folder, whole, tmp_path, monkeypatch, capsys):
@@ -172,7 +161,7 @@ def test_ctrl_c_saves_and_stops(folder, whole, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_step", interrupted)
         assert main(flags(folder, tmp_path)) == 130
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
+    assert saved(tmp_path)["step"] == 5
     assert "--resume" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is usual
     assert main([*flags(folder, tmp_path), "--resume"]) == 0
@@ -182,62 +171,36 @@ def test_ctrl_c_saves_and_stops(folder, whole, tmp_path, monkeypatch, capsys):
 
 
 def test_a_signal_to_another_rank_saves_and_stops_too(folder, tmp_path, monkeypatch):
-    """This rank has heard nothing; it saves with the others, and says that the run was stopped."""
+    """This rank got no signal; it saves with the others."""
     answers = iter([False, False, True])
     monkeypatch.setattr(train.distributed, "any_rank", lambda flag: next(answers))
     assert main(flags(folder, tmp_path, save_every=100)) == 130
-    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert saved(tmp_path)["step"] == 3
     assert not (tmp_path / "vit.pt").exists()
 
 
-@pytest.fixture(scope="module")
-def evaluated(folder, tmp_path_factory):
-    """An uninterrupted run of six steps with a k-NN every other one."""
-    out = tmp_path_factory.mktemp("evaluated")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log, "draw_curves", lambda *_: None)
-        patch.setattr(pca_viz, "draw_pca", lambda *_: None)
-        assert main(flags(folder, out, steps=6, eval_every=2, save_every=2, hires_share=0)) == 0
-    return out
-
-
-def test_killed_in_an_evaluation_its_row_comes_back(folder, evaluated, tmp_path, monkeypatch):
+def test_killed_in_an_evaluation_its_row_comes_back(folder, tmp_path, monkeypatch):
     """Killed in the k-NN of step 4, the run goes on from step 2 and has all rows in the end."""
     words = {"steps": 6, "eval_every": 2, "save_every": 2, "hires_share": 0}
-    measure_knn, seen = train.measure_knn, []
-
-    def dies(*arguments, **options):
-        seen.append(1)
-        if len(seen) == 2:
-            raise ZeroDivisionError
-        return measure_knn(*arguments, **options)
-
-    monkeypatch.setattr(train, "measure_knn", dies)
-    with pytest.raises(ZeroDivisionError):
+    assert main(flags(folder, tmp_path / "whole", **words)) == 0
+    answers = iter([train.measure_knn, None])
+    with monkeypatch.context() as patch, pytest.raises(TypeError):  # None cannot be called
+        patch.setattr(train, "measure_knn", lambda *images, **options: next(answers)(*images, **options))
         main(flags(folder, tmp_path / "run", **words))
     assert main([*flags(folder, tmp_path / "run", **words), "--resume"]) == 0
-    assert rows(tmp_path / "run") == rows(evaluated)
-    assert [row["step"] for row in rows(evaluated) if "evaluation_flops" in row] == [2, 4, 6]
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "run") if "evaluation_flops" in row] == [2, 4, 6]
 
 
 def test_nan_stops_with_the_last_good_checkpoint(folder, tmp_path, monkeypatch, capsys):
-    loss = train.koleo_loss
-    calls = []
-
-    def sick(x):
-        calls.append(x)
-        return loss(x) * (math.nan if len(calls) > 8 else 1)  # two calls a step: from the fifth step on
-
-    monkeypatch.setattr(train, "koleo_loss", sick)
+    loss, factors = train.koleo_loss, iter([1] * 8 + [math.nan] * 8)  # two calls a step: from the fifth step on
+    monkeypatch.setattr(train, "koleo_loss", lambda x: loss(x) * next(factors))
     with pytest.raises(SystemExit) as stop:
         main(flags(folder, tmp_path))
     assert stop.value.code == 1
     assert "not finite" in capsys.readouterr().err
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert saved["step"] == 3 and all(value.isfinite().all() for value in saved["teacher"].values())
-
-
-# ---------------------------------------------------------------------------- the step
+    good = saved(tmp_path)
+    assert good["step"] == 3 and all(value.isfinite().all() for value in good["teacher"].values())
 
 
 def random_step(run, step=1, **values):
@@ -306,111 +269,64 @@ def test_compiled_blocks_take_the_same_step():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nn.Module, "compile", lambda block, **options: compile_(block, backend="eager", **options))
             run = small_run(compile=compiled, amp=False, drop_path=0.3)
-        found.append([random_step_of(run) for _ in range(2)])
+        torch.manual_seed(0)
+        found.append([random_step(run)[0]["loss"].item() for _ in range(2)])
     assert found[0] == found[1]
-
-
-def random_step_of(run):
-    """The loss of one step on the same images."""
-    torch.manual_seed(0)
-    return random_step(run)[0]["loss"].item()
 
 
 def test_distillation(folder, whole, tmp_path):
     """§5: the teacher stays as it is, the student sees no mask and drops no path; its EMA is the result."""
-    teacher, seen = str(whole / "checkpoint.pt"), []
-    before = torch.load(teacher, weights_only=True)["teacher"]
+    teacher, before, seen = str(whole / "checkpoint.pt"), saved(whole)["teacher"], []
     run = start_run(train.parse_args(flags(folder, tmp_path, teacher=teacher))[1], CPU)
     assert run.teacher is not run.ema and run.student.backbone.drop_path == 0
     watch(run.student.backbone, seen)
     random_step(run)
     assert seen[0][0][1] == [None, None]
     assert all(torch.equal(run.teacher.state_dict()[key], before[key]) for key in before)
-    assert main(flags(folder, tmp_path, teacher=teacher, steps=2, hires_share=0)) == 0
 
 
-def test_a_step_in_pieces(monkeypatch):
+@pytest.mark.parametrize("size, shares", [(2, [0.5, 0.5]), (3, [0.75, 0.25])])
+def test_a_step_in_pieces(size, shares, monkeypatch):
     """Four images in pieces of 2, and of 3 and 1: gradients and losses are the means of the pieces', by their size."""
-    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
-    for size in (2, 3):
-        run, seen, found = small_run(drop_path=0.0, micro_batch=size, clip=1e9, amp=False), [], []
-        compute_losses = train.compute_losses
+    run, seen = small_run(drop_path=0.0, micro_batch=size, amp=False), []
+    weight, compute_losses = run.student.backbone.patch_embed.proj.weight, train.compute_losses
 
-        def watched(run, views, values, seen=seen, compute_losses=compute_losses):
-            losses, *rest = compute_losses(run, views, values)
-            gradient = torch.autograd.grad(losses["loss"], weight_of(run), retain_graph=True)
-            seen.append((len(views[0]) / 8, losses, gradient))
-            return losses, *rest
+    def watched(run, views, values):
+        losses, *rest = compute_losses(run, views, values)
+        gradient = torch.autograd.grad(losses["loss"], weight, retain_graph=True)[0]
+        seen.append((len(views[0]) / 8, losses, gradient))
+        return losses, *rest
 
-        def weight_of(run):
-            return run.student.backbone.patch_embed.proj.weight
-
-        monkeypatch.setattr(train, "compute_losses", watched)
-        monkeypatch.setattr(train, "update_student", lambda run, values, found=found: found.append(weight_of(run).grad))
-        losses, *_ = train.train_step(run, images, make_crop(run.recipe, 8),
-                                      train.schedules_at(1, run.recipe))  # fmt: skip
-        monkeypatch.undo()
-        assert [share for share, *_ in seen] == ([0.5, 0.5] if size == 2 else [0.75, 0.25])
-        torch.testing.assert_close(found[0], sum(share * gradient for share, _, [gradient] in seen))
-        assert not torch.equal(seen[0][2][0], seen[1][2][0])  # other crops, other masks
-        for name in ("dino", "ibot", "koleo", "loss"):
-            torch.testing.assert_close(losses[name], sum(share * part[name].detach() for share, part, _ in seen))
+    monkeypatch.setattr(train, "compute_losses", watched)
+    monkeypatch.setattr(train, "update_student", lambda *_: weight.grad)
+    losses, *_ = random_step(run)
+    assert [share for share, *_ in seen] == shares
+    torch.testing.assert_close(losses["grad_norm"], sum(share * gradient for share, _, gradient in seen))
+    assert not torch.equal(seen[0][2], seen[1][2])  # other crops, other masks
+    for name in ("dino", "ibot", "koleo", "loss"):
+        torch.testing.assert_close(losses[name], sum(share * part[name].detach() for share, part, _ in seen))
 
 
-def test_the_norm_of_one_head_counts_once():
-    """Tied heads: √(‖backbone‖² + ‖head‖²), before clipping."""
-    run = small_run(tied_heads=True, clip=1e9)
+@pytest.mark.parametrize("tied, parts", [(False, 3), (True, 2)])
+def test_gradients_are_clipped_part_by_part(tied, parts):
+    """Every gradient 1: each part's norm is √n, clipped to 0.5; the returned norm is over all, √(Σ n).  A head that
+    both losses share is one part."""
+    run, norms = small_run(clip=0.5, tied_heads=tied), []
     for p in run.student.parameters():
         p.grad = torch.ones_like(p)
-    n = sum(p.numel() for p in run.student.parameters())  # each once
-    assert train.update_student(run, train.schedules_at(1, run.recipe)).item() == pytest.approx(n**0.5, rel=1e-5)
-
-
-def test_gradients_are_clipped_part_by_part():
-    """Every gradient 1: each part's norm is √n, clipped to 0.5; the returned norm is over all, √(Σ n)."""
-    run = small_run(clip=0.5, lr=1e-9)
-    for p in run.student.parameters():
-        p.grad = torch.ones_like(p)
-    norms = {}
-    run.optimizer.register_step_pre_hook(
-        lambda *_: norms.update({k: torch.stack([p.grad.norm() for p in m.parameters()]).norm().item()
-                                 for k, m in run.student.items()})
-    )  # fmt: skip
+    run.optimizer.register_step_pre_hook(lambda *_: norms.extend(
+        torch.stack([p.grad.norm() for p in part.parameters()]).norm().item() for part in run.student.children()
+    ))  # fmt: skip
     total = train.update_student(run, train.schedules_at(0, run.recipe))
-    assert norms == pytest.approx({"backbone": 0.5, "dino_head": 0.5, "ibot_head": 0.5}, rel=1e-4)
+    assert norms == pytest.approx([0.5] * parts, rel=1e-4)
     assert total.item() == pytest.approx(math.sqrt(sum(p.numel() for p in run.student.parameters())), rel=1e-4)
 
 
-def test_teacher_is_a_moving_average():
-    """m = 0.75, teacher 1, student 3: 0.75 · 1 + 0.25 · 3 = 1.5."""
-    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
-    for network, value in ((teacher, 1.0), (student, 3.0)):
-        for p in network.parameters():
-            nn.init.constant_(p, value)
-    train.update_teacher(student, teacher, 0.75)
-    assert all((p == 1.5).all() for p in teacher.parameters())
-
-
-def test_softmax_centering_moves_its_centres(folder, tmp_path):
-    assert main(flags(folder, tmp_path, centering="softmax", steps=2, hires_share=0)) == 0
-    centres = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["centering"]
-    assert centres.keys() == {"dino.centre", "ibot.centre"}
-    assert all(centre.abs().max() > 0 for centre in centres.values())
-
-
-# ---------------------------------------------------------------------------- bad input
-
-
 @pytest.mark.parametrize("words, says", [
-    ("--batch 0", "'0' is not a whole number from 1 to 1e+09"),
-    ("--data no/such/folder", "no/such/folder"),
-    ("--device cuda:99", "cuda:99"),
-    ("--teacher no/such/file", "no/such/file"),
     (f"--teacher {__file__}", "not a weights file"),
     ("--recipe vitl16_short", "needs your images; give a folder or an archive with --data"),
     ("--recipe vits14_distilled --data shapes", "needs a teacher; give the checkpoint.pt of a run with --teacher"),
     ("--out /dev/null/x", "cannot make the folder"),
-    ("--init none.pth", "no weights at none.pth"),
     ("--batch 1000000000", "GiB, and there are"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, capsys):
@@ -430,37 +346,22 @@ def test_several_processes(folder, tmp_path, monkeypatch, capsys):
         assert says in capsys.readouterr().err
 
 
-def test_a_folder_in_the_place_of_a_file(folder, tmp_path, capsys):
-    (tmp_path / "pca.png").mkdir()
-    assert main(flags(folder, tmp_path)) == 2
-    assert f"{tmp_path / 'pca.png'} is a folder" in capsys.readouterr().err
-
-
 def test_another_process_holds_the_folder(folder, tmp_path, capsys):
     script = f"""if True:
         import time, pathlib
         from support.files import lock_folder
         with lock_folder(pathlib.Path({str(tmp_path)!r})):
-            print("held", flush=True)
+            print(flush=True)
             time.sleep(60)
     """
     place = Path(train.__file__).parent
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=place)
-    assert other.stdout.readline() == b"held\n"
+    assert other.stdout.readline()
     assert main(flags(folder, tmp_path)) == 2
     assert f"another process writes into {tmp_path}" in capsys.readouterr().err
     other.kill()
     other.wait()
     assert main(flags(folder, tmp_path, steps=1, hires_share=0)) == 0  # free as soon as that process has ended
-
-
-def test_a_checkpoint_of_another_version_is_refused(folder, tmp_path, capsys):
-    assert main(flags(folder, tmp_path, steps=1, hires_share=0)) == 0
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    saved["recipe"]["optimizer"] = "muon"
-    torch.save(saved, tmp_path / "checkpoint.pt")
-    assert main(["--out", str(tmp_path), "--resume", "--device", "cpu"]) == 2
-    assert "another version ('optimizer' in its recipe); start a new run from its weights" in capsys.readouterr().err
 
 
 def test_a_run_is_not_overwritten_and_not_mixed_up(whole, folder, capsys):
@@ -477,15 +378,12 @@ def test_broken_images_without_classes_are_named_once(folder, tmp_path, capsys):
     """Without classes the test images are some of the training images, and so are the broken ones among them."""
     data = tmp_path / "data"
     shutil.copytree(folder / "dark", data)
-    for i in range(20):
+    for i in range(20):  # so many that the test images have some
         (data / f"broken{i}.jpg").write_bytes(b"no picture")
     assert main(flags(data, tmp_path / "out", steps=1, hires_share=0)) == 0
     printed = capsys.readouterr()
     assert all(printed.err.count(f"broken{i}.jpg") == 1 for i in range(20))
     assert "20 broken files skipped" in printed.out
-
-
-# ---------------------------------------------------------------------------- other devices and ranks
 
 
 def in_a_rank(rank, words, folder):

@@ -1,7 +1,7 @@
-"""Command lines: what all programs share, and the flags of train.py.  `pytest tests/test_flags.py`"""
+"""Command lines: what all programs share, and the flags of train.py.  `pytest tests/support/test_cli.py`"""
 
 import os
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from recipes import RECIPES, Recipe
 from support import cli
-from support.cli import Parser, check_recipe, parse_args, report_errors
+from support.cli import check_recipe, parse_args, report_errors
 from support.files import UserError, check_out, make_folder
 from support.start import recipe_of
 
@@ -31,49 +31,32 @@ def test_flags_change_the_recipe_and_say_what_they_changed():
     assert options.out == Path("runs/vitl14")
 
 
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        ("--bach 3", "did you mean --batch"),
-        ("--nothing", "unknown argument --nothing"),
-        ("--recipe vitb16", "vitl14"),
-        ("--batch three", "'three' is not a whole number from 1 to 1e+09"),
-        ("--batch 0", "argument --batch: '0' is not a whole number"),
-        ("--scale 5 5", "--scale: LOW must be below HIGH; got 5.0 5.0"),
-        ("--arch vit_huge", "vit_small"),
-        ("--ffn relu", "swiglu"),
-        ("--arch vit_giant2", "--ffn swiglu"),
-        ("--centering none", "sinkhorn"),
-        ("--recipe vitl14 --stem", "--stem needs --patch_size 2, 4, 8 or 16; got 14"),
-        ("--global_size 50", "multiple of --patch_size 8; got 50"),
-        ("--local_size 4", "multiple of --patch_size 8"),
-        ("--hires_size 65", "multiple of --patch_size 8"),
-        ("--momentum 2", "0 to 1"),
-        ("--drop_path -0.1", "0 to 1"),
-        ("--mask_ratio 0.5 0.1", "--mask_ratio must be LOW HIGH; got 0.5 0.1"),
-        ("--global_scale 0.5 1.5", "'1.5' is not a number from 0 to 1"),
-        ("--blur_sigma 0 9", "--local_size 16 is too small for --blur_sigma 0.0 9.0, which reaches over 18 pixels"),
-    ],
-)
+@pytest.mark.parametrize("words, says", [
+    ("--bach 3", "did you mean --batch"),
+    ("--bat 3", "did you mean --batch"),
+    ("--nothing", "unknown argument --nothing"),
+    ("--recipe vitb16", "vitl14"),
+    ("--batch three", "'three' is not a whole number from 1 to 1e+09"),
+    ("--batch 0", "argument --batch: '0' is not a whole number"),
+    ("--scale 5 5", "--scale: LOW must be below HIGH; got 5.0 5.0"),
+    ("--arch vit_huge", "vit_small"),
+    ("--ffn relu", "swiglu"),
+    ("--arch vit_giant2", "--ffn swiglu"),
+    ("--centering none", "sinkhorn"),
+    ("--recipe vitl14 --stem", "--stem needs --patch_size 2, 4, 8 or 16; got 14"),
+    ("--global_size 50", "multiple of --patch_size 8; got 50"),
+    ("--local_size 4", "multiple of --patch_size 8"),
+    ("--hires_size 65", "multiple of --patch_size 8"),
+    ("--drop_path -0.1", "0 to 1"),
+    ("--mask_ratio 0.5 0.1", "--mask_ratio must be LOW HIGH; got 0.5 0.1"),
+    ("--global_scale 0.5 1.5", "'1.5' is not a number from 0 to 1"),
+    ("--blur_sigma 0 nan", "'nan' is not a number"),
+    ("--blur_sigma 0 9", "--local_size 16 is too small for --blur_sigma 0.0 9.0, which reaches over 18 pixels"),
+])  # fmt: skip
 def test_a_wrong_flag_is_one_line(words, says):
     with pytest.raises(UserError) as error:
         parse_args(words.split())
     assert says in str(error.value) and "\n" not in str(error.value)
-
-
-def test_every_field_is_a_flag_with_a_range():
-    """Odd numbers are refused in one line that names the flag, or they lie in the field's range."""
-    for f in [f for f in fields(Recipe) if f.metadata["range"]]:
-        low, high = f.metadata["range"]
-        for text in ("nan", "inf", "-1e99", "99999999999999999999", "-1", "", "x", "²"):
-            try:
-                words = [f"--{f.name}={text}"] if f.type in (int, float) else [f"--{f.name}", text, text]
-                recipe = parse_args(words)[1]
-            except UserError as error:
-                assert f"--{f.name}" in str(error) and "\n" not in str(error)
-                continue
-            values = getattr(recipe, f.name)
-            assert all(low <= x <= high for x in (values if isinstance(values, tuple) else [values])) and high < 1e31
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -89,11 +72,6 @@ def test_a_recipe_of_a_checkpoint_is_read_and_checked(recipe):
         recipe_of({"recipe": saved}, "x.pt")
 
 
-def test_negative_numbers_with_an_exponent_survive_a_checkpoint():
-    recipe = parse_args(["--scale", "-1e-05", "1"])[1]
-    assert recipe.scale == (-1e-05, 1) and recipe_of({"recipe": asdict(recipe)}, "x.pt") == recipe
-
-
 def test_help_is_short(capsys):
     """40 lines at 80 columns at most, and where the other flags are explained."""
     with pytest.raises(SystemExit) as stop:
@@ -104,16 +82,6 @@ def test_help_is_short(capsys):
 
 def test_the_size_of_a_phase_that_never_comes_may_be_anything():
     check_recipe(replace(RECIPES["shapes"], hires_share=0.0, hires_size=65))
-
-
-def test_the_parser_says_it_in_one_line_and_takes_no_abbreviations():
-    parser = Parser(prog="x.py")
-    parser.add_argument("--threshold", type=float)
-    assert parser.parse_args(["--threshold", "0.5"]).threshold == 0.5
-    for words, says in ((["--thresh", "1"], "did you mean --threshold"), (["--threshold", "a\nb"], "invalid float")):
-        with pytest.raises(UserError, match=says) as error:
-            parser.parse_args(words)
-        assert "\n" not in str(error.value)
 
 
 def test_where_a_result_can_go(tmp_path, monkeypatch):
@@ -129,9 +97,8 @@ def test_where_a_result_can_go(tmp_path, monkeypatch):
         check_out(tmp_path / "new.png")
     with pytest.raises(UserError, match="cannot make the folder"):
         make_folder(tmp_path / "file" / "b")
-
-
-# ---------------------------------------------------------------------------- errors
+    with pytest.raises(UserError, match="is a folder"):
+        make_folder(tmp_path / "a", "b")
 
 
 @pytest.mark.parametrize("error, says, status", [
@@ -142,7 +109,7 @@ def test_where_a_result_can_go(tmp_path, monkeypatch):
     (PermissionError(13, "Permission denied", "runs/x"), "runs/x: Permission denied", 2),
     (RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 576 vs 470"), "free some disk space", 1),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "--checkpointing", 1),
-    (UserError("no file a\x1b[31m\u202eb\udce9.png"), "no file a\\x1b[31m\\u202eb\\udce9.png\n", 2),
+    (UserError("no file\na\x1b[31m\u202eb\udce9.png"), "no file a\\x1b[31m\\u202eb\\udce9.png\n", 2),
 ])  # fmt: skip
 def test_expected_errors_are_one_line_and_a_status(error, says, status, capsys):
     @report_errors("program.py")

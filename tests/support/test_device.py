@@ -1,5 +1,6 @@
 """Device, precision, threads, memory.  `pytest tests/support/test_device.py`"""
 
+import math
 import platform
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from support import device
-from support.device import autocast, choose_threads, default_device, find_device, peak_memory
+from support.device import autocast, choose_threads, default_device, find_device, peak_memory, total_memory
 from support.files import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +49,6 @@ def test_bf16_only_where_the_cpu_has_it_and_it_is_wanted(there, enabled, monkeyp
         assert (x @ x).dtype == (torch.bfloat16 if there and enabled else torch.float32)
 
 
-# ---------------------------------------------------------------------------- threads
-
-
 @pytest.fixture
 def two_cores(monkeypatch):
     """PyTorch begins with two threads and OMP_NUM_THREADS is not set; both are put back."""
@@ -61,17 +59,11 @@ def two_cores(monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("seconds, fastest", [({1: 0.2, 2: 0.1}, 2), ({1: 0.1, 2: 0.2}, 1)])
-def test_the_fastest_number_of_threads(two_cores, monkeypatch, seconds, fastest):
-    monkeypatch.setattr(device, "time_threads", lambda counts: {count: seconds[count] for count in counts})
-    assert choose_threads().startswith(f"{fastest} thread") and torch.get_num_threads() == fastest
-
-
-def test_one_half_and_all_are_timed(two_cores, monkeypatch):
-    asked = []
-    monkeypatch.setattr(device, "time_threads", lambda counts: asked.extend(counts) or dict.fromkeys(counts, 1.0))
+def test_one_half_and_all_are_timed_and_the_fastest_wins(two_cores, monkeypatch):
+    asked, seconds = [], {1: 0.3, 4: 0.1, 7: 0.2}
+    monkeypatch.setattr(device, "time_threads", lambda counts: asked.extend(counts) or seconds)
     torch.set_num_threads(7)
-    choose_threads()
+    assert choose_threads() == "4 threads (the fastest of 1, 4, 7)" and torch.get_num_threads() == 4
     assert asked == [1, 4, 7]
 
 
@@ -92,8 +84,6 @@ def test_timing_is_quick_and_finds_the_slow_number(two_cores, monkeypatch):
     assert choose_threads() == "1 thread (the fastest of 1, 2)"
     assert time.perf_counter() - start < 2
 
-
-# ---------------------------------------------------------------------------- memory
 
 SCRIPT = """
 import torch
@@ -117,14 +107,9 @@ def test_freed_pages_are_kept():
     assert done.stdout.split() == ["True", "False"], done.stderr
 
 
-def test_memory_of_this_process_in_bytes():
+def test_memory_in_bytes(monkeypatch):
     """PyTorch alone takes more than 50 MB; kilobytes or megabytes in the place of bytes would be out of range."""
-    assert 50e6 < peak_memory(torch.device("cpu")) < 50e9
-
-
-def test_programs_start_without_the_module_resource():
-    """Windows does not have it."""
-    script = "import sys; sys.modules['resource'] = None; import train, torch; from support.device import peak_memory; "
-    script += "print(peak_memory(torch.device('cpu')))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "None\n", done.stderr
+    cpu = torch.device("cpu")
+    assert 50e6 < peak_memory(cpu) < 50e9 and 1e9 < total_memory(cpu) < 1e14
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert peak_memory(cpu) is None and total_memory(cpu) == math.inf

@@ -1,6 +1,6 @@
 """Starting from other weights: what is taken of a file, the heads' warm-up, and runs that go on from it.
 
-    pytest tests/test_start.py
+    pytest tests/support/test_start.py
 """
 
 import shutil
@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_train import CPU, flags, folder, rows, small_run  # noqa: F401  folder is a fixture
+from test_train import CPU, flags, folder, rows, saved, small_run  # noqa: F401  folder is a fixture
 
 import train
 from recipes import get_recipe
 from support import log
 from support.cli import parse_args
 from support.files import UserError
-from support.start import heads_of, init_from, make_crop, start_run
+from support.start import init_from, make_crop, start_run
 from support.weights import save_vit
 from train import main
 from vit import ViT, vit_pico
@@ -36,16 +36,9 @@ def released(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """None, as in test_train.py."""
+    """They would take half of the time."""
     monkeypatch.setattr(log, "draw_curves", lambda *_: None)
     monkeypatch.setattr(train, "draw_split", lambda *_: {})
-
-
-def weights(path, part="teacher"):
-    return torch.load(path / "checkpoint.pt", weights_only=True)[part]
-
-
-# ---------------------------------------------------------------------------- what is taken
 
 
 def test_the_architecture_is_the_files(released):
@@ -66,16 +59,18 @@ def test_the_architecture_is_the_files(released):
     assert torch.equal(run.student.dino_head.prototypes, run.ema.dino_head.prototypes)
 
 
-@pytest.mark.parametrize("stem", [True, False])
-def test_a_stem_is_the_files(tmp_path, stem):
-    """Whatever the recipe says; left out, its convolutions would be drawn anew without a word."""
-    network = vit_pico(patch_size=4, img_size=16, stem=stem, layer_scale=0.5)
-    save_vit(network, tmp_path / "vit.pth")
-    r = get_recipe("shapes", **SIZES | {"stem": not stem, "init": str(tmp_path / "vit.pth")})
-    found, state, words = init_from(r, {})
-    run = start_run(found, CPU, state)
-    assert found.stem is stem and ("stem" in words) is stem
-    assert torch.equal(run.student.backbone(torch.ones(1, 3, 16, 16)), network(torch.ones(1, 3, 16, 16)))
+def test_stem_and_patches_are_the_files(tmp_path):
+    """Whatever the recipe says.  Its sizes are checked against the file's patches: 28 and 14 are no multiples of 8."""
+    for stem, patch_size, flag in ((True, 4, "--no-stem"), (False, 14, "--stem")):
+        network = vit_pico(patch_size=patch_size, img_size=28, stem=stem, layer_scale=0.5)
+        save_vit(network, tmp_path / "vit.pth")
+        words = "--global_size 28 --local_size 28 --hires_share 0 --init".split()
+        r = parse_args([flag, *words, str(tmp_path / "vit.pth")])[1]
+        found, state, words = init_from(r, {})
+        assert (found.stem, found.patch_size) == (stem, patch_size) != (r.stem, r.patch_size)
+        assert ("stem" in words) is stem
+        image = torch.ones(1, 3, 28, 28)
+        assert torch.equal(start_run(found, CPU, state).student.backbone(image), network(image))
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -95,27 +90,18 @@ def test_a_network_that_has_no_name(tmp_path):
 
 
 def test_heads_that_fit_are_taken_and_need_no_warm_up(tmp_path):
-    run = small_run(**SIZES, steps=20)
+    """--tied_heads takes the heads of a tied run, and none of two that differ."""
+    run = small_run(**SIZES)
     train.save_checkpoint(run, tmp_path)
     r = get_recipe("shapes", **SIZES, init=str(tmp_path / "checkpoint.pt"))
     found, state, words = init_from(r, {})
     assert words.endswith("its heads") and train.phases(found)[0][2] == 0
     assert torch.equal(state["ibot_head.prototypes"], run.ema.ibot_head.prototypes)
-    found, state, words = init_from(replace(r, n_prototypes=8), {})
-    assert "new heads, alone for the first 125" in words and not any(name.startswith("dino_head") for name in state)
-    assert len(heads_of(r.init)) == len(run.ema.dino_head.state_dict()) * 2 and heads_of(__file__) == {}
-
-
-def test_two_heads_do_not_become_one(tmp_path):
-    """--tied_heads takes the heads of a tied run, and none of two that differ."""
-    for tied, whose in ((True, "its heads"), (False, "new heads, alone for the first")):
-        train.save_checkpoint(small_run(**SIZES, steps=20, tied_heads=tied), tmp_path)
-        r = get_recipe("shapes", **SIZES, tied_heads=True, init=str(tmp_path / "checkpoint.pt"))
-        _, state, words = init_from(r, {})
-        assert whose in words and any(name.startswith("ibot_head") for name in state) is tied
-
-
-# ---------------------------------------------------------------------------- phases
+    for change in ({"n_prototypes": 8}, {"tied_heads": True}):
+        _, state, words = init_from(replace(r, **change), {})
+        assert "new heads, alone for the first 125" in words and not any("head" in name for name in state)
+    train.save_checkpoint(small_run(**SIZES, tied_heads=True), tmp_path)
+    assert init_from(replace(r, tied_heads=True), {})[2].endswith("its heads")
 
 
 def test_phases_by_hand():
@@ -147,38 +133,25 @@ def test_new_heads_learn_alone(released):
         assert all(torch.equal(x, state[name]) for name, x in own.items()) == frozen
 
 
-# ---------------------------------------------------------------------------- runs
-
-
 def start(folder, out, **changes):  # noqa: F811
     return flags(folder, out, **{"patch_size": 4, "hires_share": 0, "eval_every": 0, **changes})
 
 
-def test_a_run_from_released_weights_goes_on_without_them(folder, released, tmp_path, capsys):  # noqa: F811
+def test_a_run_goes_on_without_the_released_weights(folder, released, tmp_path, capsys, monkeypatch):  # noqa: F811
     """Stopped in the heads' warm-up, and the file gone: the same as an uninterrupted one."""
     file = shutil.copy(released, tmp_path / "released.pth")
     words = {"init": file, "head_warmup": 0.5, "save_every": 2}
     assert main(start(folder, tmp_path / "whole", **words)) == 0
     first, *_ = capsys.readouterr().out.splitlines()
     assert f"weights of {file} (vit_pico, patch_size 4" in first and "heads, alone for the first 4 steps)" in first
-    step, train_step = 0, train.train_step
-
-    def dies(*arguments):
-        nonlocal step
-        step += 1
-        if step == 4:
-            raise KeyboardInterrupt
-        return train_step(*arguments)
-
-    train.train_step = dies
-    try:
-        assert main(start(folder, tmp_path / "run", **words)) == 130
-    finally:
-        train.train_step = train_step
+    steps = iter([train.train_step] * 3 + [None])
+    with monkeypatch.context() as patch, pytest.raises(TypeError):  # None cannot be called
+        patch.setattr(train, "train_step", lambda *arguments: next(steps)(*arguments))
+        main(start(folder, tmp_path / "run", **words))
     file.unlink()
     assert main(["--out", str(tmp_path / "run"), "--resume", "--device", "cpu"]) == 0
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-    one, other = (weights(tmp_path / name, "student") for name in ("run", "whole"))
+    one, other = (saved(tmp_path / name)["student"] for name in ("run", "whole"))
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
@@ -187,23 +160,8 @@ def test_a_finished_run_goes_on_and_to_high_resolution(folder, tmp_path):  # noq
     more = {"init": tmp_path / "low" / "checkpoint.pt", "steps": 2, "hires_share": 1}
     assert main(start(folder, tmp_path / "high", **more)) == 0
     assert [row["hires"] for row in rows(tmp_path / "high") if "loss" in row] == [True, True]
-    assert weights(tmp_path / "low")["backbone.pos_embed"].shape == (1, 5, 96)
-    assert weights(tmp_path / "high")["backbone.pos_embed"].shape == (1, 17, 96)
-
-
-def test_sizes_are_held_against_the_patches_of_the_file(folder, released, tmp_path):  # noqa: F811
-    """The recipe's patches are 8 wide, the file's 4; 20 and 12 are multiples of 4 alone."""
-    words = flags(folder, tmp_path, init=released, hires_share=0, global_size=20, local_size=12, steps=1)
-    i = words.index("--patch_size")
-    assert main(words[:i] + words[i + 2 :]) == 0
-
-
-def test_whether_there_is_a_stem_the_file_says(tmp_path):
-    """The recipe has one, which patches of 14 cannot have; the file has such patches, and none."""
-    save_vit(vit_pico(patch_size=14, img_size=28), tmp_path / "vit.pth")
-    words = "--patch_size 14 --global_size 28 --local_size 14 --hires_size 28".split()
-    _, recipe, _ = parse_args(["--stem", *words, "--init", str(tmp_path / "vit.pth")])
-    assert recipe.stem and not init_from(recipe, {})[0].stem
+    assert saved(tmp_path / "low")["teacher"]["backbone.pos_embed"].shape == (1, 5, 96)
+    assert saved(tmp_path / "high")["teacher"]["backbone.pos_embed"].shape == (1, 17, 96)
 
 
 def test_heads_for_a_teacher_and_distillation(folder, released, tmp_path, capsys):  # noqa: F811
@@ -212,10 +170,10 @@ def test_heads_for_a_teacher_and_distillation(folder, released, tmp_path, capsys
     err = capsys.readouterr().err
     assert "has no heads; train them first: python train.py --init" in err and err.count("\n") == 1
     assert main(start(folder, tmp_path / "teacher", init=released, head_warmup=1)) == 0
-    file, teacher = torch.load(released, weights_only=True), weights(tmp_path / "teacher")
+    file, teacher = torch.load(released, weights_only=True), saved(tmp_path / "teacher")["teacher"]
     assert all(torch.equal(teacher[f"backbone.{name}"], x) for name, x in file.items())  # on the file's grid
     words = {"teacher": tmp_path / "teacher/checkpoint.pt", "arch": "vit_pico", "steps": 2}
     assert main(start(folder, tmp_path / "run", **words)) == 0
-    assert "backbone.register_tokens" not in weights(tmp_path / "run")  # the student is another network
+    assert "backbone.register_tokens" not in saved(tmp_path / "run")["teacher"]  # the student is another network
     assert main(start(folder, tmp_path / "other", **words | {"n_prototypes": 8})) == 2
     assert "the teacher was trained with --n_prototypes 16; use the same" in capsys.readouterr().err
