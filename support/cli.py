@@ -5,6 +5,7 @@ import difflib
 import errno
 import functools
 import math
+import re
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -35,6 +36,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+        self._negative_number_matcher = re.compile(r"-\d*\.?\d+(e[-+]?\d+)?$")  # argparse takes -1e-05 for a flag
 
     def error(self, message):
         raise UserError(message)

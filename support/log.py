@@ -187,12 +187,12 @@ def draw_curves(rows, recipe, path):
     figure = Figure(figsize=(15, 4), layout="constrained")
     for axes, (title, x, names) in zip(figure.subplots(1, 3), panels, strict=True):
         for name in names:
-            points = [(row[x], row[name]) for row in rows if name in row]
+            points = [(row[x] / (1 if x == "step" else 1e12), row[name]) for row in rows if name in row]
             if points:
                 axes.plot(*zip(*points, strict=True), "-" if x == "step" else "o-", label=name)
         if title == "losses":
             axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
-        axes.set(title=title, xlabel=x)
+        axes.set(title=title, xlabel=x if x == "step" else "TFLOP of training")
         if axes.lines:
             axes.legend()
     write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))

@@ -18,7 +18,7 @@ from recipes import Recipe
 from support.checkpoint import read_checkpoint, restore
 from support.cli import CHOICES, as_flag, check_recipe, parse_args
 from support.device import choose_threads, find_device, total_memory
-from support.files import UserError
+from support.files import UserError, reason_of
 from support.images import batches, load_splits
 from support.weights import load_vit
 
@@ -217,8 +217,11 @@ def load_teacher(r):
     for name in ("patch_size", "n_prototypes"):
         if getattr(theirs, name) != getattr(r, name):
             raise UserError(f"the teacher was trained with --{name} {getattr(theirs, name)}; use the same")
-    teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
-    teacher.load_state_dict(saved["teacher"])
+    try:
+        teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
+        teacher.load_state_dict(saved["teacher"])
+    except (LookupError, RuntimeError) as error:
+        raise UserError(f"{r.teacher} does not fit its own recipe ({reason_of(error)[:200]})") from None
     return teacher.requires_grad_(False).eval()
 
 

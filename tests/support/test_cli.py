@@ -72,6 +72,11 @@ def test_a_recipe_of_a_checkpoint_is_read_and_checked(recipe):
         recipe_of({"recipe": saved}, "x.pt")
 
 
+def test_negative_numbers_with_an_exponent_survive_a_checkpoint():
+    recipe = parse_args(["--scale", "-1e-05", "1"])[1]
+    assert recipe.scale == (-1e-05, 1) and recipe_of({"recipe": asdict(recipe)}, "x.pt") == recipe
+
+
 def test_help_is_short(capsys):
     """40 lines at 80 columns at most, and where the other flags are explained."""
     with pytest.raises(SystemExit) as stop:
