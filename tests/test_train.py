@@ -307,6 +307,16 @@ def test_a_step_in_pieces(size, shares, monkeypatch):
         torch.testing.assert_close(losses[name], sum(share * part[name].detach() for share, part, _ in seen))
 
 
+def test_teacher_is_a_moving_average():
+    """m = 0.75, teacher 1, student 3: 0.75 · 1 + 0.25 · 3 = 1.5."""
+    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    for network, value in ((teacher, 1.0), (student, 3.0)):
+        for p in network.parameters():
+            nn.init.constant_(p, value)
+    train.update_teacher(student, teacher, 0.75)
+    assert all((p == 1.5).all() for p in teacher.parameters())
+
+
 @pytest.mark.parametrize("tied, parts", [(False, 3), (True, 2)])
 def test_gradients_are_clipped_part_by_part(tied, parts):
     """Every gradient 1: each part's norm is √n, clipped to 0.5; the returned norm is over all, √(Σ n).  A head that
