@@ -1,4 +1,4 @@
-// What tests/test_book.py asks of a page, in a browser: FOLDER and PAGES are given; the answer is JSON in <pre id="found">.
+// What tests/book/test_book.py asks of a page, in a browser: FOLDER and PAGES are given; the answer is JSON in <pre id="found">.
 
 const LEAVES = "h1, h2, h3, p, figcaption, svg, svg text, dt, dd, .line, math, li > *, td, th, nav a, del, ins";
 const MISSING = "\u0378";  // no font has a glyph for it

@@ -144,7 +144,7 @@ FLAWS = [  # tensors to add to a good file, or None to remove one, and words of 
     ({"pos_embed": zeros(3)}, "range"), ({"pos_embed": zeros(1, 12, 96)}, "pos_embed"),
     ({"pos_embed": zeros(1, 1, 96)}, "grid 0"), ({"patch_embed.proj.weight": zeros(96, 3, 0, 0)}, "patch 0"),
     *[({"norm.weight": x}, "norm.weight holds NaN, infinity or no real numbers")
-      for x in (torch.full((96,), torch.nan), zeros(96, dtype=torch.complex64), zeros(1).expand(96))],
+      for x in (torch.arange(96) / torch.arange(96), zeros(96, dtype=torch.complex64), zeros(1).expand(96))],
     ({"pos_embed": None, "rope_embed.periods": zeros(16), "bias_mask": torch.full((3,), torch.nan)}, "DINOv3"),
 ]  # fmt: skip
 OTHER = [{"weight": zeros(3)}, {}, zeros(3), [zeros(3)], {0: zeros(3)}, {"teacher": {"head.weight": zeros(3)}},
