@@ -55,9 +55,9 @@ def test_the_simulation_notices_faults(steps):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name, most", [("ViT-L", 1740), ("ViT-S", 1720), ("a stem", 1800)])
+@pytest.mark.parametrize("name, most", [("ViT-L", 936), ("ViT-S", 903), ("a stem", 1000)])
 def test_launches_stay_few(steps, name, most):
-    """Counted: 1,717, 1,697 and 1,780.  Eight more in each block are too many."""
+    """Counted, without the augmentation: 914, 881 and 976.  Eight more in each block are too many."""
     assert 800 < steps[name]["launches"] <= most
 
 
