@@ -1,12 +1,8 @@
-"""Load and save the weights of a ViT: official files, those of other libraries, and our own.
+"""Load and save the weights of a ViT: official, of other libraries, and our own.  No code in a file is executed.
 
-    python -m support.weights IN OUT           convert between any of them:
-
-    OUT.pth, OUT.pt      official keys, which are those of `ViT`: for the official code and torch.hub
-    OUT/                 a folder with config.json and model.safetensors, for AutoModel.from_pretrained (Hugging Face)
-    OUT.safetensors      timm's vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2
-
-No code in a file is executed.
+    python -m support.weights IN OUT.pth            official keys, which are those of `ViT`: for torch.hub
+    python -m support.weights IN OUT                a folder for AutoModel.from_pretrained (Hugging Face)
+    python -m support.weights IN OUT.safetensors    timm's vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2
 """
 
 import json
@@ -20,7 +16,7 @@ import torch
 
 from support.checkpoint import read_tensors
 from support.cli import Parser, report_errors
-from support.files import UserError, check_out, check_regular, make_folder, write_safely
+from support.files import UserError, check_out, check_regular, make_folder, reason_of, write_safely
 from vit import ViT
 
 MODEL = "model.safetensors"  # in a Hugging Face folder
@@ -42,14 +38,10 @@ def rename(state, names):
     return state
 
 
-# ---------------------------------------------------------------------------- load
-
-
 def load_vit(name_or_path, device="cpu"):
-    """A ViT in eval mode, float32, from an official name, dinov2_vits14 to dinov2_vitg14_reg, or any file of weights.
+    """A ViT in eval mode, float32, from an official name or any file of weights that docs/weights.md lists.
 
-    docs/weights.md lists the files; of a training checkpoint, the teacher is used.  The tensors tell the architecture.
-    Positions are resized as in the hub models.  Raises UserError for a file that holds no ViT.
+    The tensors tell the architecture.  From a training checkpoint, the teacher is used.  UserError for other files.
     """
     contents = read_file(str(name_or_path))
     try:
@@ -59,8 +51,7 @@ def load_vit(name_or_path, device="cpu"):
         if heads not in (None, vit.num_heads):
             raise ValueError(f"config.json asks for other heads than {vit.num_heads}, which are 64 channels wide")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name_or_path} does not hold the weights of a DINOv2 ViT ({reason})") from None
+        raise UserError(f"{name_or_path} does not hold a DINOv2 ViT ({reason_of(error)[:200]})") from None
     return vit.float().eval().to(device)
 
 
@@ -94,17 +85,12 @@ def download_official(name):
     return path
 
 
-def flatten(contents, prefix=""):
-    """Nested dicts as one dict, whose keys are joined by dots."""
-    if not isinstance(contents, dict):
-        return {prefix[:-1]: contents}
-    return {key: x for name, part in contents.items() for key, x in flatten(part, f"{prefix}{name}.").items()}
-
-
 def find_backbone(contents):
     """The named tensors of one ViT, in any library's names, from a file's contents; a teacher's if there is one."""
+    parts = {name: part for name, part in contents.items() if isinstance(part, dict)}
+    nested = {f"{name}.{key}": x for name, part in parts.items() for key, x in part.items()}
     inserted = r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|module)\."  # by PyTorch, anywhere
-    state = {re.sub(inserted, "", key): x for key, x in flatten(contents).items()}
+    state = {re.sub(inserted, "", key): x for key, x in (contents | nested).items()}
     found = [match[1] for key in state if (match := re.fullmatch(r"(|.*\.)(embeddings\.)?cls_token", key))]
     prefix = min(found, key=lambda prefix: ("teacher" not in prefix, len(prefix)), default="")
     state = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
@@ -152,22 +138,23 @@ def build_vit(state):
     return vit
 
 
-# ---------------------------------------------------------------------------- save
-
-
 def save_vit(vit, out):
     """Write a ViT as the kind of file that the name `out` stands for."""
-    out = Path(out)
+    out, state = Path(out), vit.state_dict()
     if out.suffix in (".pth", ".pt"):
-        write_safely(out, lambda path: torch.save(vit.state_dict(), path))
+        write_safely(out, lambda path: torch.save(state, path))
     elif vit.stem:
         raise UserError(f"{out}: timm and Hugging Face have no ViT with a convolutional stem; write a .pth")
     elif out.suffix == ".safetensors":
-        save_timm(vit, out)
+        del state["mask_token"]  # timm has none; with registers, it adds [CLS]'s position to [CLS]
+        if vit.n_registers:
+            positions = state["pos_embed"]
+            state |= {"cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+        save_tensors(rename(state, TIMM), out)
     elif out.suffix:
         raise UserError(f"{out}: OUT must end in .pth, .pt or .safetensors, or be a folder")
     else:
-        save_hugging_face(vit, out)
+        save_hugging_face(vit, state, out)
 
 
 def save_tensors(state, out):
@@ -176,15 +163,7 @@ def save_tensors(state, out):
     write_safely(out, lambda path: safetensors.torch.save_file(state, path, {"format": "pt"}))
 
 
-def save_timm(vit, out):
-    """Write a file for timm's vit_*_patch14_dinov2 or vit_*_patch14_reg4_dinov2, which have no mask token."""
-    state = {key: x for key, x in vit.state_dict().items() if key != "mask_token"}
-    if vit.n_registers:
-        state |= {"cls_token": state["cls_token"] + state["pos_embed"][:, :1], "pos_embed": state["pos_embed"][:, 1:]}
-    save_tensors(rename(state, TIMM), out)
-
-
-def save_hugging_face(vit, out):
+def save_hugging_face(vit, state, out):
     """Write a folder for transformers' Dinov2Model or Dinov2WithRegistersModel."""
     config = {
         "model_type": "dinov2_with_registers" if vit.n_registers else "dinov2", "num_register_tokens": vit.n_registers,
@@ -192,16 +171,12 @@ def save_hugging_face(vit, out):
         "use_swiglu_ffn": hasattr(vit.blocks[0].mlp, "w12"), "patch_size": vit.patch_size,
         "image_size": math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size,
     }  # fmt: skip
-    state = vit.state_dict()
     for key in [key for key in state if ".attn.qkv." in key]:
         for part, value in zip(QKV, state.pop(key).chunk(3)):
             state[key.replace("attn.qkv", f"attention.attention.{part}")] = value
     make_folder(out)
     save_tensors(rename(state, HUGGING_FACE), out / MODEL)
     write_safely(out / "config.json", lambda path: path.write_text(json.dumps(config)))
-
-
-# ---------------------------------------------------------------------------- the program
 
 
 @report_errors("support.weights")

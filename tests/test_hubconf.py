@@ -7,14 +7,17 @@ import torch
 
 import hubconf
 import vit
+from support.weights import load_vit
 
 REPO = str(Path(vit.__file__).parent)
 
 
-def test_every_entry_is_listed_and_nothing_else():
+def test_every_entry_is_listed_with_its_name():
     names = {f"vit_{n}" for n in ("pico", "mini", "nano", "tiny", "small", "base", "large", "giant2")}
-    names |= {f"dinov2_vit{n}14{reg}" for n in "sblg" for reg in ("", "_reg")}
-    assert {name for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"} == names
+    official = {f"dinov2_vit{n}14{reg}" for n in "sblg" for reg in ("", "_reg")}
+    entries = {name: value for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"}
+    assert {name: entry.args for name, entry in entries.items()} == {name: (name,) for name in names | official}
+    assert all(entries[name].func is load_vit for name in official)
 
 
 def test_options_of_vit_or_weights(tmp_path):
@@ -29,12 +32,3 @@ def test_options_of_vit_or_weights(tmp_path):
         torch.hub.load(REPO, "vit_tiny", source="local", weights=weights)
     with pytest.raises(ValueError, match="the weights decide n_registers"):
         torch.hub.load(REPO, "vit_nano", source="local", weights=weights, n_registers=4)
-
-
-def test_official_models_go_to_load_vit(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    network = vit.vit_nano(patch_size=14, img_size=28, n_registers=4)
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(network.state_dict(), tmp_path / "checkpoints" / "dinov2_vits14_reg4_pretrain.pth")
-    loaded = torch.hub.load(REPO, "dinov2_vits14_reg", source="local")
-    assert torch.equal(loaded.register_tokens, network.register_tokens)
