@@ -13,9 +13,6 @@
     θ     ()        threshold between the extremes of s (ours; the paper keeps patches with a positive first component)
     F     (P', D)   foreground patches; the rest is black
     u_j   (D,)      j-th principal component of F, for red, green and blue
-
-The official repository has no code for these pictures.  The sign of an eigenvector is arbitrary; `foreground_mask`
-decides which side is the object (ours).  Float64 on the CPU and fixed signs draw the same picture in every run.
 """
 
 import math
@@ -65,15 +62,14 @@ def foreground_rgb(x, foreground):
     """The second PCA: patches (P, D) float64, foreground (P,) bool -> colours (P, 3) float32, 0 in the background."""
     rgb = torch.zeros(len(x), 3)
     if foreground.any():
-        colours = pca(x[foreground], 3)  # (P', 3)
-        rgb[foreground] = torch.where(colours.isnan(), 0.5, colours).float()
+        rgb[foreground] = pca(x[foreground], 3).nan_to_num(0.5).float()  # (P', 3)
     return rgb
 
 
 def pca(x, k):
     """The first k principal components of the rows of x, each scaled to 0 … 1: (n, D) -> (n, k) float64.
 
-    A component without variance, or beyond the D-th, is NaN.  The largest entry of each eigenvector is made positive.
+    A component without variance is NaN.  The largest entry of each eigenvector is made positive.
     """
     centred = x - x.mean(0)  # (n, D)
     _, vectors = torch.linalg.eigh(centred.T @ centred / len(x))  # (D, D), columns by increasing variance
@@ -81,29 +77,25 @@ def pca(x, k):
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))  # (1, k)
     y = centred @ (vectors * largest.sign())  # (n, k)
     low, high = y.amin(0), y.amax(0)
-    y = torch.where(high - low > FLAT * x.abs().max(), (y - low) / (high - low), math.nan)
-    return F.pad(y, (0, k - y.shape[1]), value=math.nan)  # (n, k), also if D < k
+    return torch.where(high - low > FLAT * x.abs().max(), (y - low) / (high - low), math.nan)
 
 
 def foreground_mask(first, grids, threshold, invert):
-    """Choose the side of the first component that is the object: (P,) in [0, 1], or NaN -> (P,) bool.
+    """Choose the side that is the object (ours), since the component's sign is arbitrary: (P,) -> (P,) bool.
 
     The sides are `first > threshold` and `1 − first > threshold`.  The border of a photo is mostly background, so the
-    object is the side with the smaller (share of the border patches) − (share of the inner patches), of all images
-    together.  ("The smaller side" would fail on close-ups.)  On a tie the side with fewer patches wins, then the one
-    with the lower first patch.  So X and −X have the same foreground.
+    object is the side with the smaller (share of all border patches) − (share of all inner patches).  ("The smaller
+    side" would fail on close-ups.)  On a tie the side with fewer patches wins, then the one with the lower first patch.
     """
-    borders = [torch.ones(h, w, dtype=torch.bool) for h, w in grids]
-    for border in borders:
-        border[1:-1, 1:-1] = False
-    border = torch.cat([border.flatten() for border in borders])  # (P,), the outermost patches of each image
-    n_border, n_inner = border.sum().item(), (~border).sum().item()
+    border = torch.ones(len(first), dtype=torch.bool)  # (P,), the outermost patches of each image
+    for part, grid in zip(border.split([h * w for h, w in grids]), grids):
+        part.view(grid)[1:-1, 1:-1] = False
+    # The sum of a side's weights is the difference of its shares, times a whole number, so that a tie is a tie.
+    weight = torch.where(border, (~border).sum(), -border.sum())  # (P,)
 
     def rank(s):
         side = s > threshold  # (P,)
-        on_border, inner = side[border].sum().item(), side[~border].sum().item()
-        # Both shares over their common denominator: whole numbers, so that a tie is a tie.
-        return on_border * n_inner - inner * n_border, on_border + inner, s[0].item()
+        return weight[side].sum().item(), side.sum().item(), s[0].item()
 
     sides = sorted((first, 1 - first), key=rank)
     return sides[1 if invert else 0] > threshold  # NaN is above no threshold
@@ -158,19 +150,15 @@ def draw_split(vit, images, size, path):
         if label in drawn:
             colours = foreground_rgb(x.flatten(0, 1).double(), inside.flatten())  # (I·N, 3)
             colours = rearrange(colours, "(i h w) c -> i h w c", h=side, w=side)
-            rows.append(list(zip(images.pixels[group], colours))[:PAIRS_PER_ROW])
-    draw_pca(rows, path)
+            pairs = zip(images.pixels[group][:PAIRS_PER_ROW], colours)
+            rows.append([panel for pair in pairs for panel in pair])
+    draw_panels(rows, path)
     if not scored:
         return {}
     group = torch.cat(groups)
     parts = patch_parts(images.parts[group], side, side)
     agreement, chance = part_agreement(torch.cat(tokens), parts, labels[group])
     return {"iou": foreground_iou(foreground, parts > 0), "agreement": agreement, "agreement_chance": chance}
-
-
-def draw_pca(rows, path):
-    """Write a PNG of images (3, H, W) uint8 beside their colours (h, w, 3); rows: lists of (image, colours)."""
-    draw_panels([[panel for pair in row for panel in pair] for row in rows], path)
 
 
 def draw_matches(images, grids, pairs, path):
@@ -181,18 +169,16 @@ def draw_matches(images, grids, pairs, path):
 
 
 def draw_panels(rows, path, lines=(), width=1.6):
-    """Write a PNG with a row of panels per list; each panel is `width` inches wide.
+    """Write a PNG with a row of panels per list, each `width` inches wide, and lines from the first panel to the next.
 
-    Panels: images (3, H, W) uint8; features per patch, interpolated for the eye: colours (h, w, 3), or (h, w) from 0.
-    lines: each from a pixel (x, y) of the first panel to one of the second.
+    Panels: images (3, H, W) uint8; or values of patches, drawn smoothly: colours (h, w, 3), or (h, w) from 0.
     """
     columns = max(map(len, rows))
     height = width * max(x.shape[1] / x.shape[2] for row in rows for x in row if x.dtype == torch.uint8)  # the highest
     figure = Figure((columns * (width + 0.1), len(rows) * (height + 0.1)), layout="constrained")  # pyplot would keep it
-    for y, row in enumerate(rows):
-        for x, panel in enumerate(row):
-            ax = figure.add_subplot(len(rows), columns, y * columns + x + 1)
-            ax.axis("off")
+    empty = {"xticks": [], "yticks": [], "frame_on": False}
+    for row, places in zip(rows, figure.subplots(len(rows), columns, squeeze=False, subplot_kw=empty)):
+        for panel, ax in zip(row, places):
             if panel.dtype == torch.uint8:
                 ax.imshow(panel.permute(1, 2, 0).numpy())
             else:
@@ -202,9 +188,6 @@ def draw_panels(rows, path, lines=(), width=1.6):
         line.set_color(colormaps["hsv"](i / len(lines)))
         figure.add_artist(line)
     write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
-
-
-# ---------------------------------------------------------------------------- The program
 
 
 @report_errors("pca_viz.py", ValueError)
@@ -217,8 +200,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
     parser.add_argument("--size", type=side, default=518, help="short side in pixels (default: %(default)s)")
     parser.add_argument("--keep-aspect", action="store_true", help="show the whole image, not only its middle square")
-    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="higher keeps less foreground (default: "
-                        "%(default)s); 0 colours nearly all patches")
+    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="higher keeps less (default: %(default)s)")
     parser.add_argument("--invert", action="store_true", help="swap foreground and background")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--matches", action="store_true", help="draw lines between matching patches of two images")
@@ -235,11 +217,9 @@ def main(argv=None):
     if args.matches and len(images) != 2:
         raise UserError(f"--matches needs two images that can be read; there are {len(images)}")
     grids = [(image.shape[1] // vit.patch_size, image.shape[2] // vit.patch_size) for image in images]
-    # One by one: shapes differ, and at 518² one image is a batch.
-    batches = (normalize(image[None].to(device)) for image in tqdm(images, "features", unit="img"))
+    batches = (normalize(image[None].to(device)) for image in tqdm(images, "features", unit="img"))  # shapes differ
     if args.attention:
-        maps = [cls_attention(vit, x, len(vit.blocks) - 1)[0].cpu() for x in batches]  # I of (heads, h·w)
-        maps = [a.unflatten(1, grid) for a, grid in zip(maps, grids)]  # I of (heads, h, w)
+        maps = [cls_attention(vit, x, vit.n_blocks - 1)[0].unflatten(1, grid).cpu() for x, grid in zip(batches, grids)]
         draw_panels([[image, a.mean(0), *a] for image, a in zip(images, maps)], args.out)
         result = f"the mean of {len(maps[0])} heads of the last block, and each head"
     else:
@@ -253,8 +233,9 @@ def main(argv=None):
             draw_matches(images, grids, drawn, args.out)
             result += f", {len(pairs)} mutual matches, {len(drawn)} of them drawn"
         else:
-            pairs = [(image, c.unflatten(0, grid)) for image, c, grid in zip(images, rgb.split(counts), grids)]
-            draw_pca([pairs[i : i + PAIRS_PER_ROW] for i in range(0, len(pairs), PAIRS_PER_ROW)], args.out)
+            colours = [c.unflatten(0, grid) for c, grid in zip(rgb.split(counts), grids)]  # I of (h, w, 3)
+            panels, n = [panel for pair in zip(images, colours) for panel in pair], 2 * PAIRS_PER_ROW
+            draw_panels([panels[i : i + n] for i in range(0, len(panels), n)], args.out)
     print(f"{len(images)} images, {result}: {args.out}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Attention maps of [CLS]: by hand, against the network's own attention, and as a picture.
+"""Attention maps of [CLS]: by hand, and against the network's own attention.
 
     pytest tests/test_attention.py
 """
@@ -7,13 +7,10 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 from test_vit import pictures, toy
 
 import vit as vit_module
 from attention import cls_attention
-from pca_viz import main
-from support.weights import save_vit
 from vit import ViT
 
 
@@ -49,15 +46,3 @@ def test_it_is_the_attention_of_the_block(layer, monkeypatch):
         found = cls_attention(network, x, layer)
     assert found.shape == (2, 2, 24)
     torch.testing.assert_close(found, expected)
-
-
-def test_the_picture(tmp_path, capsys):
-    """Two images of different shape, and a block that does not exist."""
-    save_vit(toy(), tmp_path / "vit")
-    for name, size in (("a.png", (20, 16)), ("b.png", (16, 24))):
-        Image.effect_noise(size, 60).convert("RGB").save(tmp_path / name)
-    words = [str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--weights", str(tmp_path / "vit"), "--size", "16",
-             "--attention", "--keep-aspect", "--device", "cpu", "--out", str(tmp_path / "maps.png")]  # fmt: skip
-    assert main(words) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("2 images, the mean of ")
-    assert min(Image.open(tmp_path / "maps.png").size) > 100

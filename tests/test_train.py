@@ -86,7 +86,7 @@ def whole(folder, tmp_path_factory):
 def no_pictures(whole, monkeypatch):
     """One run draws them; in the others they would take half of the time."""
     monkeypatch.setattr(log, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(pca_viz, "draw_pca", lambda *_: None)
+    monkeypatch.setattr(pca_viz, "draw_panels", lambda *_: None)
 
 
 def test_a_run_leaves_what_it_should(whole, capsys):
