@@ -16,9 +16,6 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-# ---------------------------------------------------------------------------- counts
-
-
 def test_counts_by_hand():
     """8 images at one half: 4 are masked. The strata of (0.1, 0.5) have middles 0.15, 0.25, 0.35, 0.45; of 100 patches
     these are 15, 25, 35 and 45."""
@@ -36,10 +33,8 @@ def test_counts_depend_on_the_arguments_only(height, width):
     """
     N = height * width
     for n_images, probability in product([1, 2, 7, 32], [0.0, 0.3, 0.5, 1.0]):
-        both = []
-        for seed in range(2):
-            masks = sample_masks(n_images, height, width, (0.1, 0.5), probability, seeded(seed))
-            both.append(sorted(masks.sum(dim=1).tolist(), reverse=True))
+        masks = [sample_masks(n_images, height, width, (0.1, 0.5), probability, seeded(seed)) for seed in range(2)]
+        both = [sorted(mask.sum(dim=1).tolist(), reverse=True) for mask in masks]
         n = int(n_images * probability)
         assert both[0] == both[1]
         assert all(0.1 * N - 0.5 <= c <= 0.5 * N + 0.5 for c in both[0][:n])
@@ -63,15 +58,11 @@ def test_rectangles_have_the_aspects_of_the_docstring():
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"ratio": (0.5, 0.1)}, r"\(0.5, 0.1\)"), ({"ratio": (-0.1, 0.5)}, "interval"), ({"ratio": (0.1, 1.5)}, "interval"),
-    ({"probability": 1.5}, "1.5"), ({"probability": -0.5}, "-0.5"),
+    ({"ratio": (0.5, 0.1)}, r"\(0.5, 0.1\)"), ({"ratio": (0.1, 1.5)}, "interval"), ({"probability": -0.5}, "-0.5"),
 ])  # fmt: skip
 def test_wrong_arguments_are_named(options, words):
     with pytest.raises(AssertionError, match=words):
         sample_masks(4, 4, 4, **options)
-
-
-# ---------------------------------------------------------------------------- places
 
 
 def test_reproducible_from_a_generator_or_from_the_global_seed():
@@ -96,9 +87,7 @@ def test_every_patch_is_masked_about_equally_often(height, width):
 
 
 def test_every_image_is_masked_equally_often_and_at_every_ratio():
-    """Which images are masked, and how much, must not depend on their place in the batch.
-
-    200 draws of 4 images: each has 20 or 40 masked patches of 100, a quarter of the time each, or none. Mean 15,
+    """200 draws of 4 images: each has 20 or 40 masked patches of 100, a quarter of the time each, or none. Mean 15,
     variance (20² + 40²)/4 − 15² = 275, so the mean of 200 is off by 1.17. We allow 6 σ = 7: a chance of 10⁻⁸.
     """
     counts = torch.stack([sample_masks(4, 10, 10, generator=seeded(s)).sum(dim=1) for s in range(200)]).float()
