@@ -7,16 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import linear_probe as probe
-from linear_probe import (
-    b3_features,
-    confusion,
-    fit_logistic,
-    linear_accuracy,
-    logistic_regression,
-    mean_iou,
-    probe_tokens,
-    segmentation_iou,
-)
+from linear_probe import b3_features, confusion, fit_logistic, linear_accuracy, logistic_regression, mean_iou
 from vit import vit_pico
 
 
@@ -72,13 +63,6 @@ def test_probe_is_sgd_on_the_mean_cross_entropy(monkeypatch):
         torch.testing.assert_close(found, torch.cat([W, b[None]]), rtol=1e-4, atol=1e-4)
 
 
-def noisy_classes():
-    generator = torch.Generator().manual_seed(6)
-    x, test_x = (torch.randn(n, 3, generator=generator) for n in (200, 500))
-    y, test_y = ((f[:, 0] + torch.randn(len(f), generator=generator) > 0).long() for f in (x, test_x))
-    return x, y, test_x, test_y
-
-
 def test_probe_of_two_images_and_of_one(short):
     x, y = torch.eye(2), torch.tensor([0, 1])
     assert linear_accuracy(x, y, x, y) in (0.0, 0.5, 1.0)  # one to train on, one held out: no crash is all
@@ -106,16 +90,14 @@ def test_features_are_cls_of_four_blocks_and_the_mean_patch():
     vit, D = vit_pico(patch_size=4, img_size=8, layer_scale=0.1, n_registers=2).eval(), 96
     images = torch.randn(3, 3, 8, 8)
     with torch.no_grad():
-        x, out = probe_tokens(vit, images), vit.forward_features(images)
+        x, out = probe.probe_tokens(vit, images), vit.forward_features(images)
         layers = vit.get_intermediate_layers(images, n=4, return_class_token=True)
     mean = (out["x_norm_patchtokens"][:, 0] + out["x_norm_patchtokens"][:, 1:].sum(1)) / 4
     found = b3_features(x, D)
     assert [f.shape[1] for f in found.values()] == [D, 2 * D, 4 * D, 5 * D]
-    assert torch.equal(found["[CLS] of 1 block"], out["x_norm_clstoken"])
     torch.testing.assert_close(found["[CLS] of 1 block and mean patch"], torch.cat([out["x_norm_clstoken"], mean], 1))
     assert torch.equal(found["[CLS] of 4 blocks"], torch.cat([cls for _, cls in layers], 1))
     torch.testing.assert_close(found["[CLS] of 4 blocks and mean patch"][:, 4 * D :], mean)
-    assert list(b3_features(torch.zeros(1, 4), 2)) == ["[CLS] of 1 block", "[CLS] of 1 block and mean patch"]
 
 
 def test_logistic_regression_by_hand():
@@ -139,7 +121,9 @@ def test_the_bias_is_not_regularised():
 
 
 def test_logistic_regression_never_sees_the_test_labels():
-    x, y, test_x, test_y = noisy_classes()
+    generator = torch.Generator().manual_seed(6)
+    x, test_x = (torch.randn(n, 3, generator=generator) for n in (200, 500))
+    y, test_y = ((f[:, 0] + torch.randn(len(f), generator=generator) > 0).long() for f in (x, test_x))
     accuracy, penalty = logistic_regression(x, y, test_x, test_y)
     opposite, same = logistic_regression(x, y, test_x, 1 - test_y)
     assert accuracy + opposite == pytest.approx(1) and same == penalty
@@ -159,10 +143,7 @@ def test_the_chosen_strength_is_fitted_to_all_training_images(monkeypatch):
 def test_mean_iou_by_hand():
     """Rows are the truth.  Class 0: 2 both, 2 + 1 true, 2 + 0 predicted, union 3: 2/3.  Class 1: 3 both, union
     3 + 1 = 4: 3/4.  Class 2 neither occurs nor is predicted, and does not count.  Mean (2/3 + 3/4)/2 = 17/24."""
-    counts = torch.tensor([[2, 1, 0], [0, 3, 0], [0, 0, 0]])
-    assert mean_iou(counts) == pytest.approx(17 / 24)
-    assert mean_iou(torch.diag(torch.tensor([5, 1, 7]))) == 1.0
-    assert mean_iou(torch.tensor([[0, 4], [2, 0]])) == 0.0
+    assert mean_iou(torch.tensor([[2, 1, 0], [0, 3, 0], [0, 0, 0]])) == pytest.approx(17 / 24)
 
 
 def test_logits_are_upsampled_before_the_part_is_taken():
@@ -192,11 +173,11 @@ def test_segmentation_learns_the_parts_of_tokens(short):
     """Bilinear upsampling rounds the corners of blocks of 8×8 pixels, and 1 pixel of 16 is another part.  Standardized
     features make the scale irrelevant.  The rate is the same for any test parts.  NaN is named."""
     (x, parts), (test_x, test_parts) = pictures(40, 0), pictures(20, 1)
-    iou, rate = segmentation_iou(x, parts, test_x, test_parts)
+    iou, rate = probe.segmentation_iou(x, parts, test_x, test_parts)
     assert 0.85 < iou <= 1 and rate in probe.RATES
-    other, _ = segmentation_iou(100 * x - 7, parts, 100 * test_x - 7, test_parts)
+    other, _ = probe.segmentation_iou(100 * x - 7, parts, 100 * test_x - 7, test_parts)
     assert other == pytest.approx(iou, abs=0.01)
-    assert segmentation_iou(x, parts, test_x, (test_parts + 1) % 3)[1] == rate
+    assert probe.segmentation_iou(x, parts, test_x, (test_parts + 1) % 3)[1] == rate
     x[1, 2, 0] = float("nan")
     with pytest.raises(ValueError, match="train features hold NaN"):
-        segmentation_iou(x, parts, x, parts)
+        probe.segmentation_iou(x, parts, x, parts)
