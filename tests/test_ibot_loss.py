@@ -81,5 +81,3 @@ def test_float32_inside_in_every_type_and_under_autocast(dtype, size, B):
 def test_rows_that_do_not_match_are_refused():
     with pytest.raises(AssertionError, match="2 student rows, but 3 teacher rows"):
         ibot_loss(torch.zeros(2, 4), torch.zeros(3, 4), torch.ones(1, 2, dtype=torch.bool))
-    with pytest.raises(RuntimeError):  # five masked patches, two rows
-        ibot_loss(torch.zeros(2, 4), torch.zeros(2, 4), torch.ones(1, 5, dtype=torch.bool))

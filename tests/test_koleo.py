@@ -75,30 +75,13 @@ def test_without_it_features_that_attract_each_other_meet():
     assert spread(0.1) > 0.05
 
 
-@pytest.mark.parametrize("distance", [1e-6, 1e-4, 1e-2])
-def test_the_pull_of_a_close_pair_is_bounded(distance):
-    """Each of the B terms pulls at two unit rows, by at most 1/(2√ε·B) each: 1/√ε = 10⁴ in all.
-
-    Without ε it would be 2/d, 2·10⁶ at d = 10⁻⁶.  At d = √ε the bound is reached.
-    """
-    x = torch.tensor([[1.0, 0.0], [1.0, distance]], requires_grad=True)  # unit rows, to rounding
-    koleo_loss(x).backward()
-    pull, bound = x.grad.norm(dim=1).sum().item(), 1 / math.sqrt(EPS)
-    assert pull <= 1.01 * bound
-    assert distance != 1e-4 or pull >= 0.95 * bound
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("B", [1, 2, 7])
 @pytest.mark.parametrize("kind", ["equal", "zero", "one zero row", "large"])
 def test_finite_in_every_type_and_inputs_unchanged(dtype, B, kind):
     x = random_rows(B, 16)
-    x = {
-        "equal": x[:1].repeat(B, 1),
-        "zero": x * 0,
-        "one zero row": torch.cat([x[:-1], torch.zeros(1, 16)]),
-        "large": x.sign() * 1e4,
-    }[kind].to(dtype)
+    x = {"equal": x[:1].repeat(B, 1), "zero": x * 0, "one zero row": torch.cat([x[:-1], torch.zeros(1, 16)]),
+         "large": x.sign() * 1e4}[kind].to(dtype)  # fmt: skip
     kept = x.clone()
     loss = koleo_loss(x.requires_grad_())
     loss.backward()

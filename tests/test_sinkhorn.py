@@ -94,13 +94,6 @@ def test_is_the_papers_algorithm(case, n_iters):
     assert (ours.sum(dim=1) - 1).abs().max() < 1e-5
 
 
-def test_the_largest_and_the_smallest_column_sum_draw_together():
-    """And in the end both are B/K = 24/6, while the rows sum to 1."""
-    sums = torch.stack([sinkhorn_knopp(scores(24, 6), 0.1, n_iters=n).sum(dim=0) for n in (1, 2, 3, 5, 300)])
-    gap = sums.amax(dim=1) - sums.amin(dim=1)
-    assert (gap.diff() < 0).all() and (sums[-1] - 24 / 6).abs().max() < 1e-4
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [0.0, 1.0, 4.0, 1e4])
 @pytest.mark.parametrize(("B", "K"), [(0, 5), (1, 5), (2, 65_536), (64, 5)])
@@ -113,22 +106,21 @@ def test_finite_in_every_type_and_inputs_unchanged(dtype, size, B, K):
     assert Q.isfinite().all() and (Q >= 0).all() and torch.allclose(Q.sum(dim=1), torch.ones(B), atol=1e-4)
 
 
+def shared_batches():
+    """(the whole batch, its parts, temperature): uneven scores, far prototypes, and a rank without samples.
+
+    In the first one the second rank's scores are higher: each rank's own largest score is not the largest of all.
+    """
+    uneven = 0.5 * scores(10, 12) + torch.tensor([0.0, 0.5]).repeat_interleave(torch.tensor([3, 7]))[:, None]
+    return [(uneven, [3, 7], 0.04), (cold_prototypes(0.01, 150), [20, 44], 0.01), (scores(5, 6), [0, 5], 0.04)]
+
+
 def run_rank(rank, folder):
-    """One of two processes: its part of each batch, in unequal shares or none at all, saved."""
+    """One of two processes: its part of each batch, saved."""
     distributed.start("cpu")
     targets = [sinkhorn_knopp(z.split(sizes)[rank], temp) for z, sizes, temp in shared_batches()]
     torch.save(targets, folder / f"{rank}.pt")
     distributed.stop()
-
-
-def shared_batches():
-    """(the whole batch, its parts, temperature): uneven scores, far prototypes, and a rank without samples."""
-    return [(uneven_batch(), [3, 7], 0.04), (cold_prototypes(0.01, 150), [20, 44], 0.01), (scores(5, 6), [0, 5], 0.04)]
-
-
-def uneven_batch():
-    """(10, 12), the second rank's scores higher: each rank's own largest score is not the largest of all."""
-    return 0.5 * scores(10, 12) + torch.tensor([0.0, 0.5]).repeat_interleave(torch.tensor([3, 7]))[:, None]
 
 
 def test_two_ranks_give_the_rows_of_one_process(tmp_path):
@@ -136,5 +128,3 @@ def test_two_ranks_give_the_rows_of_one_process(tmp_path):
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for (z, _, temp), rows in zip(shared_batches(), map(torch.cat, zip(*parts)), strict=True):
         torch.testing.assert_close(rows, sinkhorn_knopp(z, temp), rtol=1e-4, atol=1e-6)
-    alone = torch.cat([sinkhorn_knopp(part, 0.04) for part in uneven_batch().split([3, 7])])
-    assert (alone - torch.cat([part[0] for part in parts])).abs().max() > 0.01  # what ranks that do not talk would give
