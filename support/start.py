@@ -209,9 +209,9 @@ def load_teacher(r):
         raise UserError(f"--recipe {r.name} needs a teacher; give the checkpoint.pt of a run with --teacher")
     if not heads_of(r.teacher):
         load_vit(r.teacher)  # raises if the file holds no network
-        raise UserError(f"--teacher {r.teacher} has no heads; train them first: python train.py --init {r.teacher} "
-                        f"--head_warmup 1 --hires_share 0 --n_prototypes {r.n_prototypes} --data {r.data} "
-                        "--out runs/teacher, then use --teacher runs/teacher/checkpoint.pt")  # fmt: skip
+        raise UserError(f"--teacher {r.teacher} has no heads; train them first, by the same command with --teacher= "
+                        f"--init {r.teacher} --head_warmup 1 --hires_share 0 --out runs/teacher added; then use "
+                        "--teacher runs/teacher/checkpoint.pt")  # fmt: skip
     saved = read_checkpoint(Path(r.teacher))
     theirs = recipe_of(saved, r.teacher)
     for name in ("patch_size", "n_prototypes"):
