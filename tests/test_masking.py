@@ -107,3 +107,12 @@ def test_masks_are_blocks():
     alike = (down + across) / 2
     assert alike.mean() > 0.8
     assert (alike - share**2 - (1 - share) ** 2)[share > 0.2].min() > 0.1
+
+
+def test_a_rectangle_of_more_patches_than_are_missing_is_rejected(monkeypatch):
+    """8 of 16 patches are to be masked, and every rectangle has 12, the upper three rows.  So the masks are single
+    patches, and some lie in the last row; by chance none of 20 masks does with probability 0.04²⁰."""
+    rectangle = torch.arange(16).view(4, 4) < 12
+    monkeypatch.setattr("masking.random_rectangles", lambda missing, *_: rectangle.expand(len(missing), 4, 4))
+    masks = sample_masks(40, 4, 4, ratio=(0.5, 0.5))
+    assert masks.view(40, 4, 4)[:, 3].any() and masks.sum() == 160
