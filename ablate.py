@@ -104,7 +104,7 @@ def main(argv=None):
     if differ := changes.keys() & {"seed", *(name for arm in args.arms for name in ARMS[arm])}:
         raise UserError(f"the runs differ in --{min(differ)}; leave it out")
     device, out = find_device(options.device), args.out or Path(f"runs/ablation_{r.name}")
-    choose_threads(options.threads)
+    choose_threads()
     image_size, size = (schedules_at(r.steps - 1, r)[name] for name in ("image_size", "global_size"))
     splits = [in_memory(images, r.eval_images, size) for images in load_splits_of(r, image_size)]
     make_folder(out, "ablation.jsonl", "ablation.md", "ablation.png")

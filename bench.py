@@ -163,7 +163,7 @@ def main(argv=None):
         state, peak = count_memory(r, args.memory)
         result |= {"device": args.memory, "state_gib": state / 2**30, "peak_gib": peak / 2**30}
     else:
-        result["threads"] = choose_threads(options.threads)
+        result["threads"] = choose_threads()
         result |= bench_step(r, args.steps, find_device(options.device))
     lines = (f"{name:32} {f'{x:.4g}' if isinstance(x, float) else x}" for name, x in result.items())
     print(json.dumps(result) if args.json else "\n".join(lines))

@@ -44,7 +44,7 @@ from curation.results import write_reasons, write_text
 from curation.sources import embed, find_images, thumbnails
 from curation.work_files import run_stage
 from distributed import print_first
-from support.cli import Parser, add_device, add_pictures, check_scale, number, positive, report_errors, side
+from support.cli import Parser, add_device, add_scale, check_scale, number, positive, report_errors, side
 from support.device import choose_threads, find_device
 from support.files import UserError, check_out
 from support.find import read_file
@@ -163,15 +163,15 @@ def curate(args):
     vit = load_vit(args.weights, args.device)
     size = whole_patches(args.size, vit.patch_size)
     weights = [hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for p in vit.parameters()]
-    decoding = estimate_scale(sum(found.values(), []), read_file, args.scale, args.max_megapixels), args.max_megapixels
+    scale = estimate_scale(sum(found.values(), []), read_file, args.scale)
     distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
 
-    rows = run_stage(work, "PCA hash", pool, decoding, lambda folder: distributed.from_first_rank(
-        partial(unique_images, thumbnails(pool, decoding, folder))))  # fmt: skip
+    rows = run_stage(work, "PCA hash", pool, scale, lambda folder: distributed.from_first_rank(
+        partial(unique_images, thumbnails(pool, scale, folder))))  # fmt: skip
     found["uncurated"] = [pool[i] for i in rows]
-    settings, features = [decoding, size, weights], {}
+    settings, features = [scale, size, weights], {}
     for flag, paths in found.items():
-        e = run_stage(work, f"embed {flag}", paths, settings, partial(embed, vit, paths, size, decoding))
+        e = run_stage(work, f"embed {flag}", paths, settings, partial(embed, vit, paths, size, scale))
         if not e.any():
             raise UserError(f"none of the images of --{flag} can be read")
         features[flag] = pick(paths, e, np.flatnonzero(e.any(axis=1)))  # 0: not readable
@@ -194,7 +194,7 @@ def curate(args):
         settings += [curated, args.per_image, args.seed, CLUSTER_SIZE, PER_CLUSTER]
         rows = run_stage(work, f"retrieval, {mode}", paths, settings, lambda _: retrieve(e_curated, e, mode, args))
         paths, e = pick(paths, e, rows)
-        write_reasons(args.out, paths, e, curated, e_curated, mode, decoding)
+        write_reasons(args.out, paths, e, curated, e_curated, mode, scale)
     if distributed.rank() == 0:
         write_text(args.out, "".join(f"{path}\n" for path in paths))
     print_first(f"{len(paths)} of {len(pool)} images selected: {args.out}")
@@ -224,7 +224,7 @@ def main(argv=None):
     add("--per-image", type=positive, default=4, help="samples: images for each curated one" + default)
     add("--size", type=side, default=224, help="side of an embedded image, rounded to whole patches" + default)
     add("--seed", type=number(0, 2**31 - 1, int), default=0, help="of k-means and the random draws" + default)
-    add_pictures(parser)
+    add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)
     check_scale(args.scale)
@@ -238,7 +238,7 @@ def main(argv=None):
         return 0
     if not (args.uncurated and args.weights):
         raise UserError("give --uncurated and --weights, or --html")
-    args.device, threads = find_device(args.device), choose_threads(args.threads)
+    args.device, threads = find_device(args.device), choose_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     args.device = distributed.start(args.device, patience=24)
     print_first(f"on {args.device}, {threads}")

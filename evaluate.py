@@ -26,7 +26,7 @@ import vit as networks
 from augment import normalize
 from distributed import in_shares, rank
 from linear_probe import b3_features, count_classes, linear_probe, logistic_regression, probe_tokens, segmentation_iou
-from support.cli import CHOICES, Parser, add_device, add_pictures, check_scale, positive, report_errors, side
+from support.cli import CHOICES, Parser, add_device, add_scale, check_scale, positive, report_errors, side
 from support.device import autocast, choose_threads, find_device
 from support.files import UserError, check_out, write_safely
 from support.images import Images, in_order, load_splits, whole_patches
@@ -144,7 +144,7 @@ def load_network(args):
 def evaluate(args):
     """Print a line per classifier, with its score and hyper-parameters; save the features if asked."""
     vit, size = load_network(args)
-    splits = load_splits(args.data, size, 0, args.scale and tuple(args.scale), args.max_megapixels)
+    splits = load_splits(args.data, size, 0, args.scale and tuple(args.scale))
     labelled = all(images.labels is not None for images in splits)
     if not labelled and not args.save:
         raise UserError(f"{args.data} does not have labels in both splits: put the images of each class into a folder, "
@@ -223,7 +223,7 @@ def main(argv=None):
     parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), default=[], help="linear probes, "
                         "logistic regression, segmentation of --data shapes (default: all)")
     parser.add_argument("--save", type=Path, metavar="FILE.npz", help="save the features of all images for NumPy")
-    add_pictures(parser)
+    add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)
     check_scale(args.scale)
@@ -231,7 +231,7 @@ def main(argv=None):
         check_out(args.save, "--save")
     if "parts" in args.linear and (args.weights == "pixels" or args.data != "shapes"):
         raise UserError("--linear parts needs a network and --data shapes, the only dataset with known parts")
-    args.device, args.threads = find_device(args.device), choose_threads(args.threads)
+    args.device, args.threads = find_device(args.device), choose_threads()
     evaluate(args)
     return 0
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from attention import cls_attention
 from augment import normalize
 from matching import mutual_matches, part_agreement, suppress_close
-from support.cli import Parser, add_device, add_pictures, check_scale, number, report_errors, side
+from support.cli import Parser, add_device, add_scale, check_scale, number, report_errors, side
 from support.device import choose_threads, find_device
 from support.files import UserError, check_out, write_safely
 from support.images import read_images
@@ -205,15 +205,15 @@ def main(argv=None):
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--matches", action="store_true", help="draw lines between matching patches of two images")
     instead.add_argument("--attention", action="store_true", help="show where [CLS] looks, for each head")
-    add_pictures(parser)
+    add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)
     check_scale(args.scale)
     check_out(args.out)
-    device, threads = find_device(args.device), choose_threads(args.threads)
+    device, threads = find_device(args.device), choose_threads()
     vit = load_vit(args.weights, device)
     print(f"{args.weights} on {device}, {threads}")
-    images = read_images(args.images, args.size, vit.patch_size, args.keep_aspect, args.scale, args.max_megapixels)
+    images = read_images(args.images, args.size, vit.patch_size, args.keep_aspect, args.scale)
     if args.matches and len(images) != 2:
         raise UserError(f"--matches needs two images that can be read; there are {len(images)}")
     grids = [(image.shape[1] // vit.patch_size, image.shape[2] // vit.patch_size) for image in images]

@@ -29,7 +29,6 @@ class Recipe:
     data: str = _f("shapes", "folder, archive, list or shards of images; or cifar10, or shapes")
     image_size: int = _f(64, "side of the decoded square images, in pixels", SIDE)
     scale: tuple[float, float] = _f((0.0, 0.0), "black and white of images deeper than 8 bit; 0 0: auto", (-1e30, 1e30))
-    max_megapixels: int = _f(178, "skip larger images", (1, 10**6))
     global_size: int = _f(224, "side of the two global crops", SIDE)  # §5
     local_size: int = _f(98, "side of the local crops", SIDE)  # §5
     n_local: int = _f(8, "local crops of each image", (0, 100))  # yaml

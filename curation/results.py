@@ -22,7 +22,7 @@ def write_text(path, text):
     write_safely(path, lambda new: new.write_text(text, encoding="utf-8", errors="surrogateescape", newline=""))
 
 
-def write_reasons(out, paths, e, curated, e_curated, mode, decoding):
+def write_reasons(out, paths, e, curated, e_curated, mode, scale):
     """Why each image was selected: the nearest curated image in OUT.csv, and a picture of some in OUT.png.
 
     paths (N), e (N, D): selected images and their features.  curated (C), e_curated (C, D): the curated ones.
@@ -36,13 +36,13 @@ def write_reasons(out, paths, e, curated, e_curated, mode, decoding):
         csv.writer(table).writerows(
             (path, mode, curated[i], f"{c:.6f}") for path, [i], [c] in zip(paths, closest, cosines))
         write_text(out.with_suffix(".csv"), table.getvalue())
-        picture = draw_selected([[curated[c], *(paths[i] for i in ids)] for c, ids in zip(shown, found)], decoding)
+        picture = draw_selected([[curated[c], *(paths[i] for i in ids)] for c, ids in zip(shown, found)], scale)
         write_safely(out.with_suffix(".png"), lambda new: picture.save(new, format="png"))
 
 
-def draw_selected(rows, decoding):
+def draw_selected(rows, scale):
     """Rows of paths -> a picture of their images, unreadable ones white."""
     white = np.full((3, SIZE, SIZE), 255, dtype=np.uint8)
-    images = [[read_or_skip(path, lambda raw: decode(raw, SIZE, 0.5, *decoding), white) for path in row]
+    images = [[read_or_skip(path, lambda raw: decode(raw, SIZE, 0.5, scale), white) for path in row]
               for row in rows]  # fmt: skip
     return Image.fromarray(rearrange(np.array(images), "y x c h w -> (y h) (x w) c"))

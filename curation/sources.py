@@ -38,12 +38,12 @@ def read_or_skip(path, convert, otherwise):
         return otherwise
 
 
-def thumbnails(paths, decoding, folder):
+def thumbnails(paths, scale, folder):
     """Files of THUMBNAILs, a block in each; an image that cannot be read has 0 pixels."""
 
     def thumbnail(raw):
         width, height = open_image(raw).size
-        return np.array((windows(picture(raw, T, *decoding)), width * height), dtype=THUMBNAIL)
+        return np.array((windows(picture(raw, T, scale)), width * height), dtype=THUMBNAIL)
 
     def compute(rows):
         return np.array([read_or_skip(paths[i], thumbnail, np.zeros((), THUMBNAIL)) for i in rows], dtype=THUMBNAIL)
@@ -51,13 +51,13 @@ def thumbnails(paths, decoding, folder):
     return in_blocks(folder, len(paths), compute, "thumbnails")
 
 
-def embed(vit, paths, size, decoding, folder):
+def embed(vit, paths, size, scale, folder):
     """(N, D) float32 [CLS] features of length 1, or 0 where an image cannot be read; bf16 arithmetic on a GPU."""
     device, black = next(vit.parameters()).device, np.zeros((3, size, size), dtype=np.uint8)
 
     @torch.inference_mode()
     def compute(rows):
-        squares = [read_or_skip(paths[i], lambda raw: decode(raw, size, 0.5, *decoding), black) for i in rows]
+        squares = [read_or_skip(paths[i], lambda raw: decode(raw, size, 0.5, scale), black) for i in rows]
         readable = np.array([[square is not black] for square in squares])  # (n, 1)
         with autocast(device, device.type == "cuda"):
             cls = vit(normalize(torch.from_numpy(np.stack(squares)).to(device)))

@@ -17,7 +17,6 @@ import distributed
 from recipes import RECIPES, SIDE, Recipe, get_recipe
 from support.device import default_device
 from support.files import UserError, printable
-from support.images import MAX_MEGAPIXELS
 
 TYPES = {int: "a whole number", float: "a number"}  # in errors
 CHOICES = {
@@ -69,17 +68,14 @@ side = number(*SIDE, int)  # of an image, in pixels
 
 
 def add_device(parser):
-    """Add the flags --device and --threads."""
+    """Add the flag --device."""
     parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, mps (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, help="CPU threads (default: OMP_NUM_THREADS, or the fastest)")
 
 
-def add_pictures(parser):
-    """Add the flags --scale and --max_megapixels, which say how image files are read."""
+def add_scale(parser):
+    """Add the flag --scale, which says how deep grey images are read."""
     parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the values that become black "
-                        "and white in grey images deeper than 8 bits (default: estimated from the files)")
-    parser.add_argument("--max_megapixels", type=positive, default=MAX_MEGAPIXELS, metavar="N",
-                        help="skip larger images (default: %(default)s)")
+                        "and white in grey images deeper than 8 bits (default: estimated from the files)")  # fmt: skip
 
 
 def check_scale(scale):

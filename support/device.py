@@ -48,25 +48,23 @@ def autocast(device, enabled=True):
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and (on_gpu or on_cpu))
 
 
-def choose_threads(asked=None, resumed=None):
-    """Set the number of CPU threads and describe it: --threads, or OMP_NUM_THREADS, or the fastest by timing.
+def choose_threads(resumed=None):
+    """Set the number of CPU threads and describe it: OMP_NUM_THREADS, or a resumed run's number, or the fastest.
 
-    resumed: the resumed run's number, so that results stay bit-identical.  Timing is needed because virtual machines
-    over-report cores: two threads can be slower than one.
+    Timing is needed because virtual machines over-report cores: two threads can be slower than one.
     """
     most = torch.get_num_threads()
     counts = sorted({1, (most + 1) // 2, most})
-    reason = "the fastest of " + ", ".join(map(str, counts))
-    if os.environ.get("OMP_NUM_THREADS") and not asked:
+    if "OMP_NUM_THREADS" in os.environ:
         reason = "OMP_NUM_THREADS"
-    elif asked or resumed:
-        torch.set_num_threads(asked or resumed)
-        reason = "as asked" if asked else "as before"
-    elif len(counts) > 1:
+    elif resumed:  # the same number: the order of sums decides the last bits
+        torch.set_num_threads(resumed)
+        reason = "as before"
+    else:
         seconds = time_threads(counts)
         torch.set_num_threads(min(seconds, key=seconds.get))
-    n = torch.get_num_threads()
-    return f"{n} thread{'s' * (n > 1)} ({reason})"
+        reason = "the fastest of " + ", ".join(map(str, counts))
+    return f"{torch.get_num_threads()} threads ({reason})"
 
 
 def time_threads(counts):

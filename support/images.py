@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
 
@@ -29,14 +30,13 @@ from support.files import UserError, reason_of, say_once
 from support.find import FORMATS, find_files, read_file, skipped_line
 from support.splits import choose_splits
 
-MAX_MEGAPIXELS = 178  # as in Pillow: a larger image may be a small file that fills the memory
 MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels in memory; a larger dataset is streamed
 SAMPLED_FILES, SAMPLED_VALUES = 64, 2**16  # ours: of a dataset and of each file, to estimate the intensity range
 PERCENTILES = (0.1, 99.9)  # ours: of the sampled values, shown as black and white
 GREY = 128  # of transparent pixels and missing values: white would hide white drawings, and black hide black ones
 GDAL_NODATA = 42113  # TIFF tag: the value of pixels without data
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # broken files are reported once, here
-Image.MAX_IMAGE_PIXELS = None  # Pillow checks before a JPEG is decoded at a fraction of its size
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses images of twice that size, 179 MP
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Images:
     read: object = None         # function from a path to the file's bytes
     size: int = 0               # S
     seed: object = None         # of the random crops, new in each epoch; None: the middle
-    decoding: tuple = ()        # intensity range and megapixels, see `picture`
+    scale: tuple = None         # intensity range, see `picture`
     skipped: list = field(default_factory=list)  # (name, reason) of broken files; grows while streaming
     sample: object = None       # the result of `in_memory`
 
@@ -67,7 +67,7 @@ class Images:
         """Image i from its file as ((3, S, S) uint8, None), or (None, why it cannot be read)."""
         place = 0.5 if self.seed is None else draw_epoch(len(self.names), self.seed, epoch)[1][i]
         try:
-            return decode(self.read(self.names[i]), self.size, place, *self.decoding), None
+            return decode(self.read(self.names[i]), self.size, place, self.scale), None
         except Exception as error:  # broken files make Pillow raise almost anything
             return None, reason_of(error)
 
@@ -92,7 +92,7 @@ def draw_epoch(n, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(n), np.random.default_rng((seed, epoch, 1)).random(n)
 
 
-def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels=MAX_MEGAPIXELS):
+def load_images(data, split="train", size=64, seed=0, scale=None):
     """One split of `data` (a path, "cifar10" or "shapes") as `Images`, S = size.  Raises UserError.
 
     The short side of an image becomes `size`; the long side is cropped, in the middle for test, at random for train.
@@ -114,14 +114,14 @@ def load_images(data, split="train", size=64, seed=0, scale=None, max_megapixels
         raise UserError(f"{data}: found no image; give a folder or an archive of .jpg, .png or other images")
     if not splits[split]:
         raise UserError(f"{data}: none of the {len(found)} images is in the {split} split")
-    scale = estimate_scale(found, read, scale, max_megapixels)
+    scale = estimate_scale(found, read, scale)
     number = {kind: i for i, kind in enumerate(classes)}
     labels = torch.tensor([number.get(kind, -1) for _, kind in splits[split]]) if classes else None
     if classes and labels.min() < 0:  # a flat val/ beside a train/ with class folders
         say_once(f"{data}: the {split} split has images without a class, so it has no labels")
         labels = None
     images = Images(None, labels, classes, None, [name for name, _ in splits[split]], read, size,
-                    seed if split == "train" else None, (scale, max_megapixels))
+                    seed if split == "train" else None, scale)
     if len(images) * 3 * size * size <= MEMORY_LIMIT:
         return decode_rows(images, range(len(images)))
     images.skipped = images[[0]][1]  # raises UserError if no image is readable
@@ -160,11 +160,11 @@ def in_memory(images, n, size):
 
 
 @functools.lru_cache(maxsize=1)
-def load_splits(data, size, seed, scale=None, max_megapixels=MAX_MEGAPIXELS):
+def load_splits(data, size, seed, scale=None):
     """The training and the test images at one size; prints what they are."""
-    train = load_images(data, "train", size, seed, scale, max_megapixels)
+    train = load_images(data, "train", size, seed, scale)
     try:
-        test = load_images(data, "test", size, seed, scale, max_megapixels)
+        test = load_images(data, "test", size, seed, scale)
     except UserError as error:  # none, or all of them broken
         say_once(f"{data}: no test images ({error}); training images stand in for them, without labels")
         test = replace(train, labels=None)
@@ -238,7 +238,7 @@ def nothing_readable(skipped):
     return UserError(f"none of the {len(skipped)} images can be read (the first, {name}: {reason}); give other images")
 
 
-def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_MEGAPIXELS):
+def read_images(paths, size, patch, keep_aspect, scale=None):
     """Files and folders -> list of (3, H, W) uint8, H and W multiples of `patch`; prints the broken files.
 
     The short side becomes `size`, rounded to whole patches.  The long side is cropped to it, or kept with keep_aspect.
@@ -246,10 +246,10 @@ def read_images(paths, size, patch, keep_aspect, scale=None, max_megapixels=MAX_
     size, names, images, skipped = whole_patches(size, patch), [], [], []
     for path in map(str, paths):
         names += [os.path.join(path, name) for name in find_files(path)[0]] if os.path.isdir(path) else [path]
-    scale = estimate_scale(names, read_file, scale, max_megapixels)
+    scale = estimate_scale(names, read_file, scale)
     for name in dict.fromkeys(names):
         try:
-            image = picture(read_file(name), size, scale, max_megapixels)
+            image = picture(read_file(name), size, scale)
             factor = size / min(image.size)
             sides = [whole_patches(factor * side, patch) if keep_aspect else size for side in image.size]
             images.append(torch.from_numpy(resize(image, *sides)))
@@ -266,9 +266,9 @@ def whole_patches(size, patch_size):
     return max(1, round(size / patch_size)) * patch_size
 
 
-def decode(raw, size, place, scale=None, max_megapixels=MAX_MEGAPIXELS):
+def decode(raw, size, place, scale=None):
     """The bytes of an image file -> (3, size, size) uint8; place in [0, 1]: where on the long side it is cropped."""
-    return resize(picture(raw, size, scale, max_megapixels), size, size, place)
+    return resize(picture(raw, size, scale), size, size, place)
 
 
 def resize(image, width, height, place=0.5):
@@ -279,7 +279,7 @@ def resize(image, width, height, place=0.5):
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)).transpose(2, 0, 1).copy()
 
 
-def picture(raw, size, scale=None, max_megapixels=MAX_MEGAPIXELS):
+def picture(raw, size, scale=None):
     """The bytes of an image file -> upright RGB image; a JPEG may be smaller than stored, but its sides are ≥ 2·size.
 
     scale: (low, high), the values that become 0 and 255 in grey images deeper than 8 bits; None: from this image alone.
@@ -287,9 +287,6 @@ def picture(raw, size, scale=None, max_megapixels=MAX_MEGAPIXELS):
     image = open_image(raw)
     short = min(image.size)
     image.draft(None, [2 * size * side // short for side in image.size])  # JPEG: at ½, ¼ or ⅛ of its sides
-    megapixels = image.width * image.height / 1e6
-    if megapixels > max_megapixels:
-        raise ValueError(f"{megapixels:.4g} megapixels, above the limit of --max_megapixels {max_megapixels}")
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF; Pillow rotates before it writes the tags again
         ImageOps.exif_transpose(image, in_place=True)
@@ -336,15 +333,14 @@ def intensity_range(x):
     return low, high if high > low else low + 1
 
 
-def estimate_scale(names, read, scale=None, max_megapixels=MAX_MEGAPIXELS):
+def estimate_scale(names, read, scale=None):
     """The intensity range of a dataset's deep images, from a sample of them: (low, high), or None without any."""
     names = [name for name in names if not name.lower().endswith((".jpg", ".jpeg"))]  # never deep
     values = []
     for i in np.linspace(0, len(names) - 1, min(SAMPLED_FILES, len(names))).astype(int):
         with contextlib.suppress(Exception):  # reported when the image is loaded
             image = open_image(read(names[i]))
-            small = image.width * image.height <= max_megapixels * 1e6
-            if small and (x := deep_values(image)) is not None:
+            if (x := deep_values(image)) is not None:
                 values.append(x.ravel()[:: max(1, x.size // SAMPLED_VALUES)])
     if values:
         scale = scale or intensity_range(np.concatenate(values))

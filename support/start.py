@@ -60,7 +60,7 @@ def prepare_run(options, recipe, changes):
     """train.py's command line -> (Run, device): a new run, or one that continues from its checkpoint."""
     recipe, saved = find_checkpoint(options, recipe, changes)
     device = distributed.start(find_device(options.device))
-    threads = choose_threads(options.threads, saved and saved.get("threads"))
+    threads = choose_threads(saved and saved.get("threads"))
     weights, how = None, "random weights"
     if recipe.init and not saved:
         recipe, weights, words = init_from(recipe, changes)
@@ -78,7 +78,7 @@ def prepare_run(options, recipe, changes):
 
 def load_splits_of(r, image_size):
     """The training and the test images of a recipe, decoded to squares of image_size pixels."""
-    return load_splits(r.data, image_size, r.seed, r.scale if any(r.scale) else None, r.max_megapixels)
+    return load_splits(r.data, image_size, r.seed, r.scale if any(r.scale) else None)
 
 
 def start_stream(r, images, step, device):

@@ -69,7 +69,7 @@ def arguments(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (200 * (i % 2) + i,) * 3).save(path)
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
-    return [*flags, "--recipe=cifar10", f"--data={tmp_path}/images", "--device=cpu", "--threads=1", "--log_every=1",
+    return [*flags, "--recipe=cifar10", f"--data={tmp_path}/images", "--device=cpu", "--log_every=1",
             f"--out={tmp_path}/out"]  # fmt: skip
 
 

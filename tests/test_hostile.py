@@ -120,7 +120,7 @@ def test_broken_checkpoints(place, capsys):
 
 @pytest.mark.parametrize("program, flags", [
     (0, [f.name for f in fields(Recipe) if f.type in (int, float)] + ["device", "recipe"]),
-    (1, ["size", "k", "max_megapixels", "device"]), (2, ["size", "threshold", "max_megapixels", "device"]),
+    (1, ["size", "k", "device"]), (2, ["size", "threshold", "device"]),
     (3, ["size", "self-threshold", "per-image", "seed", "mode"]),
 ])  # fmt: skip
 def test_odd_values_of_flags(place, capsys, program, flags):
