@@ -4,13 +4,10 @@
 
     z_t  logits  (B, K)   teacher scores
     c    centre  (K,)     moving average of earlier batches, over all ranks
-    τ_t  temp             teacher temperature, for Sinkhorn-Knopp too
+    τ_t  temp             teacher temperature (dino_loss.py)
 
-A low temperature sharpens a softmax, a high one flattens it.  The teacher's is below the student's τ_s = 0.1: its
-targets are surer than the student, which must become sure too.  Sharpening alone ends with one prototype for all
-images, centering alone with flat targets; together they prevent both.  Short runs with small batches need a colder
-teacher: at first cosines differ by about 1/√128 = 0.09.  That is 2 nats at τ_t = 0.04, so targets are nearly flat,
-and 9 nats at τ_t = 0.01.  Many steps with 2,048 images leave the flat start; 400 steps with 32 did not.
+Sharpening by τ_t alone ends with one prototype for all images, centering alone with flat targets; together they
+prevent both.
 """
 
 import torch

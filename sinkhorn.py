@@ -13,7 +13,7 @@ At the end each row sums to 1.  Column sums are nearly equal: iterations bring t
 
     Z  logits  (B, K)   teacher scores for K prototypes of B samples: the [CLS] tokens of both global views together,
                         or the masked patches.  A rank passes its own rows; Σ_b goes over the rows of all ranks
-    τ  temp             teacher temperature; centering.py says what it does
+    τ  temp             teacher temperature (dino_loss.py)
     Q  (B, K)           targets
 
 Iteration 1 works in logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones need not: when
