@@ -142,11 +142,6 @@ def hue(x, turn):
     return torch.minimum(rising, falling).clamp(m, v)
 
 
-def solarize(x):
-    """Invert what is above one half."""
-    return torch.minimum(x, 1 - x)
-
-
 JITTER = (brightness, contrast, saturation, hue)
 
 
@@ -229,7 +224,7 @@ class MultiCrop:
             change_some(x, JITTER[i], jitter & (p["order"][:, turn] == i), strength[:, i, None, None, None])
         change_some(x, lambda x: grey(x).expand_as(x), to_grey)
         change_some(x, partial(blur, radius=self.radius), to_blur, sigma)
-        change_some(x, solarize, to_solarize)
+        change_some(x, lambda x: torch.minimum(x, 1 - x), to_solarize)
         return normalize(x)
 
     def __call__(self, images, generator=None):

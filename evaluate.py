@@ -9,8 +9,6 @@
     y_i    ()      its label, one of C classes
     N_k    (k,)    the k training images with the largest cosine ⟨x, x_i⟩
     τ      ()      temperature: at a low τ the nearest neighbours count most
-
-The official code divides each image's weights by their sum (a softmax), we by their largest: the argmax is the same.
 """
 
 import math
@@ -39,7 +37,7 @@ EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at a 
 PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
 
 @torch.no_grad()
-def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256, progress=False):
+def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256):
     """One output of the frozen network for each image: (N, D) float32 on the CPU, or (N, P, D) for patch tokens.
 
     vit: runs on its own device, and is left in eval mode.  pixels: (N, 3, S, S) uint8, or a split.  size: images are
@@ -50,11 +48,10 @@ def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256, progres
     batches = in_order(pixels, batch, device) if isinstance(pixels, Images) else pixels.split(batch)
     vit.eval()
     features = []
-    for images in tqdm(batches, "features", math.ceil(len(pixels) / batch), leave=False, disable=not progress):
+    for images in tqdm(batches, "features", math.ceil(len(pixels) / batch), leave=False, delay=1, disable=rank() > 0):
         images = images.to(device)
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images.float() / 255, (size, size), mode="bicubic", antialias=True)
-            images = images.clamp(0, 1)  # (b, 3, size, size); bicubic overshoots at edges
+        if images.shape[-2:] != (size, size):  # bicubic overshoots at edges, hence the clamp
+            images = F.interpolate(images.float() / 255, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
         with autocast(device):
             images = normalize(images)
             output = key(vit, images) if callable(key) else vit.forward_features(images)[key]  # (b, D) or (b, P, D)
@@ -67,9 +64,6 @@ def pixel_features(train_pixels, test_pixels):
     train = train_pixels.flatten(1).float() / 255  # (N, D)
     test = test_pixels.flatten(1).float() / 255  # (M, D)
     return train - train.mean(0), test - train.mean(0)
-
-
-# ---------------------------------------------------------------------------- k-NN
 
 
 def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=KS, temp=0.07):
@@ -102,19 +96,17 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, k=20,
     return knn_accuracies(train_features, train_labels, test_features, test_labels, (k,), temp)[0]
 
 
-def measure_knn(vit, train, test, size, n_train=None, progress=False):
+def measure_knn(vit, train, test, size, n_train=None):
     """k-NN accuracy of [CLS] features at size²: {"knn_20": a, "knn_200": b}, or {} without labels.
 
     train, test: splits in memory.  n_train: use only so many random training images.
     """
     if train.labels is None or test.labels is None:
         return {}
-    progress = progress and rank() == 0
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
-    train_features, test_features = (in_shares(lambda some: frozen_features(vit, some, size, progress=progress), pixels)
-                                     for pixels in (train.pixels[chosen], test.pixels))  # fmt: skip
+    x, test_x = (in_shares(lambda p: frozen_features(vit, p, size), p) for p in (train.pixels[chosen], test.pixels))
     ks = allowed_ks(KS, len(chosen))
-    accuracies = knn_accuracies(train_features, train.labels[chosen], test_features, test.labels, ks)
+    accuracies = knn_accuracies(x, train.labels[chosen], test_x, test.labels, ks)
     return {f"knn_{k}": accuracy for k, accuracy in zip(ks, accuracies)}
 
 
@@ -155,7 +147,7 @@ def evaluate(args):
     grid = vit is not None and labelled and "grid" in kinds
     if vit:
         key = probe_tokens if grid else "x_norm_clstoken"
-        features = [frozen_features(vit, images, size, key, progress=True) for images in splits]
+        features = [frozen_features(vit, images, size, key) for images in splits]
     else:
         features = pixel_features(*(images.pixels for images in splits))
     readable = [images.readable() for images in splits]  # a streamed split finds broken files only while it is read

@@ -129,8 +129,7 @@ def linear_accuracy(train_features, train_labels, test_features, test_labels):
 def fit_logistic(x, y, penalty, W):
     """The W (D + 1, C) that minimizes cross-entropy + (λ/2) ‖W‖² on x (N, D + 1), y (N,); L-BFGS from the given W."""
     W = W.clone().requires_grad_()
-    # 100 iterations are ours; the official code allows 1000.
-    optimizer = torch.optim.LBFGS([W], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([W], max_iter=100, tolerance_grad=1e-5, line_search_fn="strong_wolfe")  # ours: 100
 
     def loss():
         optimizer.zero_grad()

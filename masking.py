@@ -1,17 +1,16 @@
 """Block-wise masks for the patch-level objective (iBOT, Zhou et al. 2022; BEiT, Bao et al. 2021).
 
-Half of the global views are masked, each with rectangles until a share of 10 to 50 % of its patches is covered.  The
-masked views are drawn from all views alike, so both views of an image may be masked, or one, or none.
+Half of the global views are masked, each with rectangles until a share of 10 to 50 % of its patches is covered.
 
     s ~ U(4, m)                              area in patches; m: patches that are still to cover
     log r ~ U(log 0.3, log 1/0.3)            aspect: height h = √(s·r), width w = √(s/r)
     place ~ uniform, also across the edge    so that every patch is covered about equally often
 
+A rectangle that covers more than m new patches is rejected.  After 24 rectangles (ROUNDS) random patches fill the rest.
 The shares of a batch are the centres of equal strata of `ratio`, so the number of masked patches M depends on the
 arguments only, and no shape in a step ever changes.  The official M varies: each share is drawn within its stratum, and
 on 16×16 patches 8 % of the masks end short.  The official rectangles stay inside, so corners are masked 4 % of the time
-and the centre 52 %.  Our even spread has a price: rectangles meet less often, so one of our masks has 4.5 connected
-pieces on average, an official one 2.6.
+and the centre 52 %.  Our rectangles meet less often: a mask has 4.5 connected pieces on average, an official one 2.6.
 """
 
 import math
@@ -20,17 +19,15 @@ import torch
 
 MIN_AREA = 4  # patches, BEiT
 ASPECT = (0.3, 1 / 0.3)  # BEiT
-ROUNDS = 24  # ours: rectangles tried for each image; 1 mask in 500 is then still short, and gets random patches
+ROUNDS = 24  # ours: then 1 mask in 500 is still short
 
 
 def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, generator=None):
-    """Masks (n_images, height·width), bool, on the CPU, True where masked; an "image" here is one view.
+    """Masks (n_images, height·width), bool, on the CPU, True where masked; n_images: the number of views.
 
-    int(n_images·probability) random images are masked.  ratio and probability lie in [0, 1].
+    int(n_images·probability) random views are masked, with shares in `ratio`.  ratio and probability lie in [0, 1].
     """
     low, high = ratio
-    assert 0 <= low <= high <= 1, f"the ratio must be an interval in [0, 1]; got {ratio}"
-    assert 0 <= probability <= 1, f"the probability must lie in [0, 1]; got {probability}"
     n = int(n_images * probability)
     shares = low + (high - low) * (torch.arange(n) + 0.5) / max(n, 1)  # (n,)
     counts = (shares * height * width).round().long()  # (n,)
@@ -42,7 +39,7 @@ def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, gen
         new = (rectangle & ~blocks).sum(dim=(1, 2))  # (n,)
         blocks |= rectangle & (new <= missing)[:, None, None]
 
-    # blocks sort first, then the other patches at random: the first `counts` of each image are its mask
+    # blocks sort first, then the other patches at random: the first `counts` of each view are its mask
     order = torch.rand(n, height * width, generator=generator) - 2.0 * blocks.flatten(1)  # (n, N)
     masked = order.argsort(dim=1).argsort(dim=1) < counts[:, None]  # (n, N)
 
@@ -52,7 +49,7 @@ def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, gen
 
 
 def random_rectangles(missing, height, width, generator):
-    """One rectangle for each image, of at most about `missing` (n,) patches: (n, height, width) bool."""
+    """One rectangle for each view, of at most about `missing` (n,) patches: (n, height, width) bool."""
     u_area, u_aspect, u_top, u_left = torch.rand(4, len(missing), generator=generator)
     smallest = missing.clamp(max=MIN_AREA)
     s = smallest + u_area * (missing - smallest)

@@ -5,11 +5,8 @@
     a  (N, D)   patch features of one image, of unit length
     b  (M, D)   patch features of the other image, of unit length
 
-Mutual nearest neighbours by cosine are ours.  The paper compares Euclidean distances, solves an assignment problem, and
-keeps the most salient matches by non-maximum suppression.
+Mutual nearest neighbours by cosine are ours.  The paper (§7.5) solves an assignment problem on Euclidean distances.
 """
-
-import math
 
 import torch
 from torch.nn import functional as F
@@ -21,17 +18,15 @@ def mutual_matches(a, b, foreground_a, foreground_b):
     a, b: (N, D), (M, D).  foreground_a, foreground_b: (N,), (M,) bool.  Of equal cosines the first patch wins.
     """
     cosine = F.normalize(a.double(), dim=1) @ F.normalize(b.double(), dim=1).T  # (N, M)
-    cosine[~foreground_a] = -math.inf
-    cosine[:, ~foreground_b] = -math.inf
+    cosine[~(foreground_a[:, None] & foreground_b)] = -torch.inf
     there, back = cosine.argmax(1), cosine.argmax(0)  # (N,), (M,)
     i = torch.arange(len(a))
-    mutual = back[there] == i
-    mutual &= foreground_a & foreground_b[there]  # not where a foreground is empty
+    mutual = (back[there] == i) & foreground_a & foreground_b[there]  # none where a foreground is empty
     return torch.stack([i, there], dim=1)[mutual], cosine[i, there][mutual]
 
 
 def suppress_close(pairs, cosine, grids, share=0.08):
-    """Non-maximum suppression: pairs (P, 2) -> the pairs that stay, largest cosine first.
+    """Non-maximum suppression, as in the paper: pairs (P, 2) -> the pairs that stay, largest cosine first.
 
     A pair is dropped if a better one starts or ends within `share` of the longer side of the grid (ours).
     grids: (h, w) of the two images.
@@ -62,5 +57,4 @@ def part_agreement(tokens, parts, labels):
             same = (parts[i][pairs[:, 0]] == parts[j][pairs[:, 1]]).sum()
             chance = (parts[i][inside[0]][:, None] == parts[j][inside[1]]).float().mean() if len(pairs) else 0
             counts += torch.tensor([len(pairs), same, chance * len(pairs)])
-    n, agreed, expected = counts.tolist()
-    return (agreed / n, expected / n) if n else (math.nan, math.nan)
+    return tuple((counts[1:].double() / counts[0].double()).tolist())

@@ -51,7 +51,6 @@ def pca_rgb(patch_tokens, threshold=0.5, invert=False, grids=None):
     shape, device = patch_tokens.shape[:-1], patch_tokens.device
     x = patch_tokens.detach().cpu().double().flatten(0, -2)  # (P, D)
     grids = grids or [(math.isqrt(shape[1]), math.isqrt(shape[1]))] * shape[0]
-    assert sum(h * w for h, w in grids) == len(x), f"{len(x)} patches do not fill grids of {grids}"
     if not x.isfinite().all():
         raise ValueError("patch_tokens hold NaN or infinite values: the network has diverged")
     foreground = foreground_mask(pca(x, 1)[:, 0], grids, threshold, invert)
@@ -84,8 +83,8 @@ def foreground_mask(first, grids, threshold, invert):
     """Choose the side that is the object (ours), since the component's sign is arbitrary: (P,) -> (P,) bool.
 
     The sides are `first > threshold` and `1 − first > threshold`.  The border of a photo is mostly background, so the
-    object is the side with the smaller (share of all border patches) − (share of all inner patches).  ("The smaller
-    side" would fail on close-ups.)  On a tie the side with fewer patches wins, then the one with the lower first patch.
+    object is the side with the smaller (share of all border patches) − (share of all inner patches).  On a tie the side
+    with fewer patches wins, then the one without the first patch.
     """
     border = torch.ones(len(first), dtype=torch.bool)  # (P,), the outermost patches of each image
     for part, grid in zip(border.split([h * w for h, w in grids]), grids):
@@ -93,12 +92,9 @@ def foreground_mask(first, grids, threshold, invert):
     # The sum of a side's weights is the difference of its shares, times a whole number, so that a tie is a tie.
     weight = torch.where(border, (~border).sum(), -border.sum())  # (P,)
 
-    def rank(s):
-        side = s > threshold  # (P,)
-        return weight[side].sum().item(), side.sum().item(), s[0].item()
-
-    sides = sorted((first, 1 - first), key=rank)
-    return sides[1 if invert else 0] > threshold  # NaN is above no threshold
+    sides = [first > threshold, 1 - first > threshold]  # (P,) each; NaN is above no threshold
+    sides.sort(key=lambda side: (weight[side].sum().item(), side.sum().item(), side[0].item()))
+    return sides[1 if invert else 0]
 
 
 def foreground_iou(foreground, truth):

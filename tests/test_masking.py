@@ -57,14 +57,6 @@ def test_rectangles_have_the_aspects_of_the_docstring():
     assert (h * w).max() < 1.05 * 1000
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"ratio": (0.5, 0.1)}, r"\(0.5, 0.1\)"), ({"ratio": (0.1, 1.5)}, "interval"), ({"probability": -0.5}, "-0.5"),
-])  # fmt: skip
-def test_wrong_arguments_are_named(options, words):
-    with pytest.raises(AssertionError, match=words):
-        sample_masks(4, 4, 4, **options)
-
-
 def test_reproducible_from_a_generator_or_from_the_global_seed():
     before = torch.get_rng_state()
     first, again, other = (sample_masks(16, 8, 8, generator=seeded(s)) for s in (3, 3, 4))
