@@ -2,7 +2,7 @@
 
 `torchrun --nproc-per-node N train.py ...` starts N ranks.  Each has its share of the batch and, by PyTorch's FSDP2, of
 every parameter, gradient and moment: a block's weights are gathered when it is computed and dropped again, and its
-gradients are averaged during the backward pass.  With several nodes, each node holds one whole model.
+gradients are averaged during the backward pass.
 """
 
 import os
@@ -49,11 +49,6 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def device():
-    """The device that tensors must be on to be exchanged."""
-    return "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
-
-
 def print_first(text, **options):
     """Print, on rank 0 only."""
     if rank() == 0:
@@ -77,43 +72,26 @@ def max_over_ranks(x):
     return x
 
 
-def any_rank(flag):
-    """Whether `flag` is true on any rank."""
-    return max_over_ranks(torch.tensor(float(bool(flag)), device=device())).item() > 0
-
-
-def wait():
-    """Wait until all ranks are here."""
+def gather(x):
+    """The list of every rank's x, any object that can be pickled.  Waits until all ranks are here."""
+    answers = [x] * world_size()
     if world_size() > 1:
-        dist.barrier()
+        dist.all_gather_object(answers, x)
+    return answers
+
+
+def from_first_rank(make):
+    """make() of rank 0, on all ranks; any object that can be pickled."""
+    return gather(make() if rank() == 0 else None)[0]
 
 
 def in_shares(compute, x):
-    """compute(x) row by row, (N, ...): each rank computes a share of the rows, and every rank gets all of them."""
+    """compute(x) row by row, (N, ...) on the CPU: each rank computes a share of the rows, and all get all of them."""
     if world_size() == 1:
         return compute(x)
     share = -(-len(x) // world_size())
     rows = torch.arange(rank() * share, (rank() + 1) * share).clamp(max=len(x) - 1)  # pads with the last row
-    mine = compute(x[rows])
-    sent = mine.to(device()).contiguous()
-    parts = [torch.empty_like(sent) for _ in range(world_size())]
-    dist.all_gather(parts, sent)
-    return torch.cat(parts)[: len(x)].to(mine.device)
-
-
-def from_first_rank(make):
-    """make() of rank 0, on all ranks; any object that can be pickled.  Every rank raises its exception."""
-    answer = [None, None]
-    if rank() == 0:
-        try:
-            answer[0] = make()
-        except Exception as error:
-            answer[1] = error
-    if world_size() > 1:
-        dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
+    return torch.cat(gather(compute(x[rows])))[: len(x)]
 
 
 # ---------------------------------------------------------------------------- sharded networks
@@ -126,12 +104,7 @@ def shard(network):
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # take a second to import
 
     warnings.filterwarnings("ignore", ".*returned a view tensor")  # nothing writes to it
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))  # shards within a node, replicas between nodes
-    shape, names = ((world_size() // local, local), ("replicate", "shard"))
-    if local == world_size():
-        shape, names = (local,), ("shard",)
-    device_type = next(network.parameters()).device.type
-    mesh = dist.device_mesh.init_device_mesh(device_type, shape, mesh_dim_names=names)
+    mesh = dist.device_mesh.init_device_mesh(next(network.parameters()).device.type, (world_size(),))
     for part in [*network.backbone.blocks, *network.children()]:  # tied heads are one part
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for method in ("training_features", "forward_features"):
