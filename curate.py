@@ -17,12 +17,10 @@
 0.6 and 0.45 are for the copy-detection embedding of Pizzi et al. (2022).  Here e is the [CLS] token of your ViT, for
 which they are too low: raise --self-threshold, for example to 0.8.  Other differences from the paper: docs/curation.md.
 
-Each stage writes its result to the folder OUT.work, so a run that was killed continues where it stopped.
+Hashes and features are kept in the folder OUT.work, so a run that was killed reads no image twice.
 """
 
-import hashlib
 import sys
-from functools import partial
 from pathlib import Path
 
 try:
@@ -42,7 +40,6 @@ from curation.addresses import image_addresses
 from curation.neighbours import nearest
 from curation.results import write_reasons, write_text
 from curation.sources import embed, find_images, thumbnails
-from curation.work_files import run_stage
 from distributed import print_first
 from support.cli import Parser, add_device, add_scale, check_scale, number, positive, report_errors, side
 from support.device import choose_threads, find_device
@@ -108,7 +105,10 @@ def retrieve_clusters(curated, pool, n_clusters, per_cluster, min_hits=MIN_HITS,
     it has; from those draw max_total.  (The paper does not say which images of a cluster: random ones are ours.)
     """
     n_clusters = min(n_clusters, len(pool))
-    centroids = distributed.from_first_rank(lambda: k_means(pool, n_clusters, seed))  # (n_clusters, D)
+    k_means = faiss.Kmeans(pool.shape[1], n_clusters, seed=seed, spherical=True, min_points_per_centroid=1)
+    if distributed.rank() == 0:
+        k_means.train(pool)  # on a sample that Faiss draws, 256 rows for each cluster
+    centroids = distributed.gather(k_means.centroids)[0]  # (n_clusters, D)
     hits = np.bincount(nearest(curated, centroids, 1)[1][:, 0], minlength=n_clusters)
     cluster = nearest(pool, centroids, 1)[1][:, 0]  # (N,)
     generator = np.random.default_rng(seed)
@@ -118,13 +118,6 @@ def retrieve_clusters(curated, pool, n_clusters, per_cluster, min_hits=MIN_HITS,
     place = np.arange(len(pool)) - first[cluster[order]]  # of each row within its cluster
     chosen = order[(place < per_cluster) & (hits[cluster[order]] > min_hits)]
     return np.sort(generator.permutation(chosen)[:max_total])
-
-
-def k_means(x, n_clusters, seed):
-    """Centroids (n_clusters, D) of length 1, of x (N, D); Faiss draws a sample of it, 256 rows for each."""
-    k_means = faiss.Kmeans(x.shape[1], n_clusters, seed=seed, spherical=True, min_points_per_centroid=1)
-    k_means.train(x)
-    return k_means.centroids
 
 
 # ---------------------------------------------------------------------------- the program
@@ -143,65 +136,56 @@ def unique_images(files):
     return np.sort(readable[order[np.unique(label[order], return_index=True)[1]]])
 
 
-def retrieve(curated, pool, mode, args):
-    """(C, D), (N, D) -> sorted indices of the pool's rows that are selected."""
-    if mode == "samples":
-        return retrieve_samples(curated, pool, args.per_image)
-    n_clusters = min(CLUSTERS, max(1, len(pool) // CLUSTER_SIZE))
-    chosen = retrieve_clusters(curated, pool, n_clusters, PER_CLUSTER, seed=args.seed)
-    if len(chosen) == 0:
-        raise UserError(f"no cluster holds more than {MIN_HITS} curated images; use --mode samples")
-    return chosen
-
-
 def curate(args):
     """Run all stages and write the selection."""
     work = args.out.with_name(args.out.name + ".work")
-    places = {"curated": args.curated, "exclude": args.exclude, "uncurated": args.uncurated}
+    places = {"uncurated": args.uncurated, "curated": args.curated, "exclude": args.exclude}
     found = {flag: find_images(place) for flag, place in places.items() if place}
     pool = found["uncurated"]
     vit = load_vit(args.weights, args.device)
-    size = whole_patches(args.size, vit.patch_size)
-    weights = [hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for p in vit.parameters()]
     scale = estimate_scale(sum(found.values(), []), read_file, args.scale)
-    distributed.from_first_rank(lambda: work.mkdir(exist_ok=True))
+    work.mkdir(exist_ok=True)
 
-    rows = run_stage(work, "PCA hash", pool, scale, lambda folder: distributed.from_first_rank(
-        partial(unique_images, thumbnails(pool, scale, folder))))  # fmt: skip
+    files = thumbnails(pool, scale, work)
+    rows = distributed.from_first_rank(lambda: unique_images(files))
+    print_first(f"PCA hash: {len(pool)} images in, {len(rows)} out")
     found["uncurated"] = [pool[i] for i in rows]
-    settings, features = [scale, size, weights], {}
+    e = embed(vit, sum(found.values(), []), whole_patches(args.size, vit.patch_size), scale, work)
+    features = {}
     for flag, paths in found.items():
-        e = run_stage(work, f"embed {flag}", paths, settings, partial(embed, vit, paths, size, scale))
-        if not e.any():
+        rows = np.flatnonzero(e[: len(paths)].any(axis=1))  # 0: not readable
+        if len(rows) == 0:
             raise UserError(f"none of the images of --{flag} can be read")
-        features[flag] = pick(paths, e, np.flatnonzero(e.any(axis=1)))  # 0: not readable
+        features[flag] = keep(f"embed {flag}", paths, e[: len(paths)], rows)
+        e = e[len(paths) :]
 
     paths, e = features["uncurated"]
-    settings += [args.self_threshold]
-    rows = run_stage(work, "self-de-duplication", paths, settings, lambda _: deduplicate(e, args.self_threshold))
-    paths, e = pick(paths, e, rows)
+    paths, e = keep("self-de-duplication", paths, e, deduplicate(e, args.self_threshold))
     if args.exclude:
-        exclude, e_exclude = features["exclude"]
-        settings += [exclude, args.reference_threshold]
-        rows = run_stage(work, "relative de-duplication", paths, settings, lambda _: remove_near(
-            e, e_exclude, args.reference_threshold))  # fmt: skip
-        paths, e = pick(paths, e, rows)
-        if not paths:
+        rows = remove_near(e, features["exclude"][1], args.reference_threshold)
+        if len(rows) == 0:
             raise UserError("every image is in a component of an excluded one; raise --reference-threshold")
+        paths, e = keep("relative de-duplication", paths, e, rows)
     if args.curated:
         curated, e_curated = features["curated"]
         mode = args.mode or ("clusters" if len(curated) < SMALL else "samples")
-        settings += [curated, args.per_image, args.seed, CLUSTER_SIZE, PER_CLUSTER]
-        rows = run_stage(work, f"retrieval, {mode}", paths, settings, lambda _: retrieve(e_curated, e, mode, args))
-        paths, e = pick(paths, e, rows)
+        if mode == "samples":
+            rows = retrieve_samples(e_curated, e, args.per_image)
+        else:
+            n_clusters = min(CLUSTERS, max(1, len(e) // CLUSTER_SIZE))
+            rows = retrieve_clusters(e_curated, e, n_clusters, PER_CLUSTER, seed=args.seed)
+        if len(rows) == 0:
+            raise UserError(f"no cluster holds more than {MIN_HITS} curated images; use --mode samples")
+        paths, e = keep(f"retrieval, {mode}", paths, e, rows)
         write_reasons(args.out, paths, e, curated, e_curated, mode, scale)
     if distributed.rank() == 0:
         write_text(args.out, "".join(f"{path}\n" for path in paths))
     print_first(f"{len(paths)} of {len(pool)} images selected: {args.out}")
 
 
-def pick(paths, e, rows):
-    """The images and features of some rows."""
+def keep(stage, paths, e, rows):
+    """The images and features of some rows; prints how many."""
+    print_first(f"{stage}: {len(paths)} images in, {len(rows)} out")
     return [paths[i] for i in rows], e[rows]
 
 

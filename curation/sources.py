@@ -1,5 +1,6 @@
 """The images that `curate.py` selects from and compares with: paths, hashes and features."""
 
+import hashlib
 import os
 import sys
 
@@ -45,22 +46,24 @@ def thumbnails(paths, scale, folder):
         width, height = open_image(raw).size
         return np.array((windows(picture(raw, T, scale)), width * height), dtype=THUMBNAIL)
 
-    def compute(rows):
-        return np.array([read_or_skip(paths[i], thumbnail, np.zeros((), THUMBNAIL)) for i in rows], dtype=THUMBNAIL)
+    def compute(block):
+        return np.array([read_or_skip(path, thumbnail, np.zeros((), THUMBNAIL)) for path in block], dtype=THUMBNAIL)
 
-    return in_blocks(folder, len(paths), compute, "thumbnails")
+    return in_blocks(folder, "PCA hash", paths, scale, compute)
 
 
 def embed(vit, paths, size, scale, folder):
     """(N, D) float32 [CLS] features of length 1, or 0 where an image cannot be read; bf16 arithmetic on a GPU."""
     device, black = next(vit.parameters()).device, np.zeros((3, size, size), dtype=np.uint8)
+    weights = [hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for p in vit.parameters()]
 
     @torch.inference_mode()
-    def compute(rows):
-        squares = [read_or_skip(paths[i], lambda raw: decode(raw, size, 0.5, scale), black) for i in rows]
+    def compute(block):
+        squares = [read_or_skip(path, lambda raw: decode(raw, size, 0.5, scale), black) for path in block]
         readable = np.array([[square is not black] for square in squares])  # (n, 1)
         with autocast(device, device.type == "cuda"):
             cls = vit(normalize(torch.from_numpy(np.stack(squares)).to(device)))
         return F.normalize(cls.float(), dim=1).cpu().numpy() * readable
 
-    return np.concatenate([np.load(file) for file in in_blocks(folder, len(paths), compute, "embed")])
+    files = in_blocks(folder, "embed", paths, [scale, size, weights], compute)
+    return np.concatenate([np.load(file) for file in files])

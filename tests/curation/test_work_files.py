@@ -3,30 +3,26 @@
 import numpy as np
 import pytest
 
-from curation.work_files import ROWS, in_blocks, run_stage
+from curation.work_files import ROWS, in_blocks
 
 
-def test_a_stage_continues_and_runs_once(tmp_path, capsys):
-    """2·ROWS + 3 rows are three blocks.  The run is killed within the second, and the first is not computed again.  The
-    result is loaded for the same name, paths and settings alone, and the blocks are gone."""
-    n, asked = 2 * ROWS + 3, []
+def test_blocks_are_computed_once(tmp_path):
+    """2·ROWS + 3 rows are three blocks.  The run is killed within the second, and the first is not computed again.
+    A file is used for the same name, paths and settings alone."""
+    paths, asked = [str(i) for i in range(2 * ROWS + 3)], []
 
-    def squares(rows):
-        asked.append(rows)
+    def squares(block):
+        asked.append(len(block))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return np.array([i * i for i in rows])
-
-    def compute(folder):
-        return np.concatenate([np.load(file) for file in in_blocks(folder, n, squares, "squares")])
+        return np.array([int(path) ** 2 for path in block])
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(tmp_path, "a b", ["x"], [1], compute)
+        in_blocks(tmp_path, "a b", paths, [1], squares)
     for _ in range(2):
-        assert run_stage(tmp_path, "a b", ["x"], [1], compute).tolist() == [i * i for i in range(n)]
-    assert asked == [range(ROWS), range(ROWS, 2 * ROWS), range(ROWS, 2 * ROWS), range(2 * ROWS, n)]
-    assert capsys.readouterr().out.count(f"a b: 1 images in, {n} out, ") == 2
-    for name, paths, settings in (("a b", ["y"], [1]), ("a b", ["x"], [2]), ("c", ["x"], [1])):
-        run_stage(tmp_path, name, paths, settings, compute)
-    assert len(asked) == 4 + 3 * 3
-    assert len(list(tmp_path.iterdir())) == 4 and all(path.suffix == ".npy" for path in tmp_path.iterdir())
+        files = in_blocks(tmp_path, "a b", paths, [1], squares)
+        assert np.concatenate([np.load(file) for file in files]).tolist() == [i * i for i in range(len(paths))]
+    assert asked == [ROWS, ROWS, ROWS, 3]
+    for name, block, settings in (("a b", ["7"], [1]), ("a b", paths, [2]), ("c", paths, [1])):
+        in_blocks(tmp_path, name, block, settings, squares)
+    assert len(asked) == 4 + 1 + 3 + 3 and len(list(tmp_path.iterdir())) == 3 + 1 + 3 + 3
