@@ -51,6 +51,8 @@ def find_files(data):
     except Exception as error:  # damaged archives make Python's modules raise almost anything
         raise UserError(f"{data}: cannot be read ({reason_of(error)}); give a folder, a .txt or .csv list, or an "
                         "undamaged .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive") from None
+    if not names:
+        raise UserError(f"{data}: found no image; give a folder or an archive of .jpg, .png or other images")
     names = sorted(names, key=lambda name: name.split("/"))  # all of a/ comes before a-b/, as in a file tree
     return names, functools.partial(read_file, folder=folder), given
 

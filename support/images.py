@@ -1,9 +1,8 @@
 """Images of a folder, a list, an archive or a built-in dataset, decoded to uint8 squares.
 
 `load_splits` returns both splits, `batches` the endless stream of training, `in_order` the single pass of evaluation.
-The paper decodes an image again for each view.  Here an image is decoded once, to one square, and `augment.py` cuts the
-views on the device.  A dataset up to MEMORY_LIMIT stays in memory.  A larger one is streamed: an image that is not
-square then gets a new random crop in each epoch.
+The paper decodes an image again for each view.  Here it is decoded once, to its centre square, and `augment.py` cuts
+the views on the device.  A dataset above MEMORY_LIMIT is streamed: training then draws another square in each epoch.
 """
 
 import contextlib
@@ -34,7 +33,6 @@ MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels in memory; a larger da
 SAMPLED_FILES, SAMPLED_VALUES = 64, 2**16  # ours: of a dataset and of each file, to estimate the intensity range
 PERCENTILES = (0.1, 99.9)  # ours: of the sampled values, shown as black and white
 GREY = 128  # of transparent pixels and missing values: white would hide white drawings, and black hide black ones
-GDAL_NODATA = 42113  # TIFF tag: the value of pixels without data
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # broken files are reported once, here
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses images of twice that size, 179 MP
 
@@ -50,9 +48,9 @@ class Images:
     names: list = ()            # N paths in the folder or archive; () for built-in datasets
     read: object = None         # function from a path to the file's bytes
     size: int = 0               # S
-    seed: object = None         # of the random crops, new in each epoch; None: the middle
+    seed: object = None         # of the random squares of streamed training; None: the centre
     scale: tuple = None         # intensity range, see `picture`
-    skipped: list = field(default_factory=list)  # (name, reason) of broken files; grows while streaming
+    skipped: dict = field(default_factory=dict)  # {name: reason} of broken files, of both splits; grows while streaming
     sample: object = None       # the result of `in_memory`
 
     def __len__(self):
@@ -60,43 +58,33 @@ class Images:
 
     def readable(self):
         """(N,) bool, False for each broken file of a streamed split: it was replaced by the next readable image."""
-        broken = {name for name, _ in self.skipped}
-        return torch.tensor([name not in broken for name in self.names] or [True] * len(self))
+        return torch.tensor([name not in self.skipped for name in self.names] or [True] * len(self))
 
-    def load(self, i, epoch=0):
-        """Image i from its file as ((3, S, S) uint8, None), or (None, why it cannot be read)."""
-        place = 0.5 if self.seed is None else draw_epoch(len(self.names), self.seed, epoch)[1][i]
+    def load(self, number):
+        """Image i, of number epoch·N + i, as ((3, S, S) uint8, None), or (None, why it cannot be read)."""
+        place = 0.5 if self.seed is None else np.random.default_rng((self.seed, number)).random()
         try:
-            return decode(self.read(self.names[i]), self.size, place, self.scale), None
+            return decode(self.read(self.names[number % len(self.names)]), self.size, place, self.scale), None
         except Exception as error:  # broken files make Pillow raise almost anything
             return None, reason_of(error)
 
     def __getitem__(self, numbers):
-        """A batch (B, 3, S, S) uint8 and the broken files, [(name, reason)].  Number e·N + i: image i of epoch e."""
-        squares, skipped, n = [], [], len(self)
-        for number in numbers:
-            for i in range(number % n, number % n + n):  # the next readable image replaces a broken one
-                square, reason = self.load(i % n, number // n)
+        """A batch (B, 3, S, S) uint8, or None if every file is broken; and the broken files, {name: reason}."""
+        squares, skipped, n = [], {}, len(self)
+        for first in numbers:
+            for number in range(first, first + n):  # the next readable image replaces a broken one
+                square, reason = self.load(number)
                 if reason is None:
                     squares.append(square)
                     break
-                skipped.append((self.names[i % n], reason))
+                skipped[self.names[number % n]] = reason
             else:
-                raise nothing_readable(skipped)
+                return None, skipped
         return torch.from_numpy(np.stack(squares)), skipped
 
 
-@functools.lru_cache(maxsize=4)
-def draw_epoch(n, seed, epoch):
-    """The order of n images in an epoch, and where on its long side each is cropped: (n,) int64, (n,) in [0, 1]."""
-    return np.random.default_rng((seed, epoch)).permutation(n), np.random.default_rng((seed, epoch, 1)).random(n)
-
-
-def load_images(data, split="train", size=64, seed=0, scale=None):
-    """One split of `data` (a path, "cifar10" or "shapes") as `Images`, S = size.  Raises UserError.
-
-    The short side of an image becomes `size`; the long side is cropped, in the middle for test, at random for train.
-    """
+def load_images(data, split="train", size=64, seed=0, scale=None, skipped=None):
+    """One split of `data`, which is a path, "cifar10", or "shapes" drawn from `seed`; S = size.  Raises UserError."""
     if not data:
         raise UserError("there is no --data: give a folder, an archive or a list of images, or one of: cifar10, shapes")
     if data == "shapes":
@@ -110,8 +98,6 @@ def load_images(data, split="train", size=64, seed=0, scale=None):
         return Images(pixels, labels, classes)
     found, read, given = find_files(data)
     splits, classes = choose_splits(found, given, data)
-    if not found:
-        raise UserError(f"{data}: found no image; give a folder or an archive of .jpg, .png or other images")
     if not splits[split]:
         raise UserError(f"{data}: none of the {len(found)} images is in the {split} split")
     scale = estimate_scale(found, read, scale)
@@ -120,31 +106,30 @@ def load_images(data, split="train", size=64, seed=0, scale=None):
     if classes and labels.min() < 0:  # a flat val/ beside a train/ with class folders
         say_once(f"{data}: the {split} split has images without a class, so it has no labels")
         labels = None
-    images = Images(None, labels, classes, None, [name for name, _ in splits[split]], read, size,
-                    seed if split == "train" else None, scale)
+    names = [name for name, _ in splits[split]]
+    skipped = {} if skipped is None else skipped  # of the other split
+    images = Images(None, labels, classes, None, names, read, size, None, scale, skipped)
     if len(images) * 3 * size * size <= MEMORY_LIMIT:
         return decode_rows(images, range(len(images)))
-    images.skipped = images[[0]][1]  # raises UserError if no image is readable
+    next(in_order(images, 1, workers=0))  # raises UserError if no image is readable
     return images
 
 
 def decode_rows(images, rows):
     """The images of a streamed split with these numbers, decoded into memory, without the broken ones."""
     pixels = torch.empty(len(rows), 3, images.size, images.size, dtype=torch.uint8)
-    kept, skipped = [], []
+    kept, skipped = [], {}
     with ThreadPool(count_cores()) as pool:
         loaded = pool.imap(images.load, rows, chunksize=64)
         for i, (square, reason) in zip(rows, tqdm(loaded, "images", len(rows), delay=1)):
             if reason:
-                skipped.append((images.names[i], reason))
+                skipped[images.names[i]] = reason
             else:
                 pixels[len(kept)] = torch.from_numpy(square)
                 kept.append(i)
-    if not kept:
-        raise nothing_readable(skipped)
-    labels, names = images.labels, [images.names[i] for i in kept]
-    labels = None if labels is None else labels[kept]
-    return replace(images, pixels=pixels[: len(kept)], labels=labels, names=names, skipped=skipped)
+    add_skipped(images.skipped, skipped, not kept, distributed.rank() == 0)  # all ranks decode the same images
+    labels = None if images.labels is None else images.labels[kept]
+    return replace(images, pixels=pixels[: len(kept)], labels=labels, names=[images.names[i] for i in kept])
 
 
 def in_memory(images, n, size):
@@ -155,7 +140,6 @@ def in_memory(images, n, size):
         n = min(n, len(images), MEMORY_LIMIT // (3 * size * size))
         rows = sorted(np.random.default_rng(0).choice(len(images), n, replace=False).tolist())
         images.sample = decode_rows(replace(images, size=size), rows)
-        add_skipped(images, images.sample.skipped)
     return images.sample
 
 
@@ -164,16 +148,13 @@ def load_splits(data, size, seed, scale=None):
     """The training and the test images at one size; prints what they are."""
     train = load_images(data, "train", size, seed, scale)
     try:
-        test = load_images(data, "test", size, seed, scale)
+        test = load_images(data, "test", size, seed, scale, train.skipped)
     except UserError as error:  # none, or all of them broken
         say_once(f"{data}: no test images ({error}); training images stand in for them, without labels")
         test = replace(train, labels=None)
-    skipped = dict(train.skipped + test.skipped)  # without labels a file is in both
     labels = f"{len(train.classes)} classes" if train.classes else "no labels"
     streamed = ", streamed" if train.pixels is None or test.pixels is None else ""
-    counts = f"{len(train)} training and {len(test)} test images, {labels}, {len(skipped)} broken files skipped"
-    for name, reason in skipped.items():
-        distributed.print_first(skipped_line(name, reason), file=sys.stderr)
+    counts = f"{len(train)} training and {len(test)} test images, {labels}, {len(train.skipped)} broken files skipped"
     distributed.print_first(f"{data}: {counts}{streamed}")
     return [train, test]
 
@@ -186,11 +167,15 @@ def batches(images, batch, seed=0, start=0, device="cpu", workers=None, shard=(0
     """
     n = len(images)
 
+    @functools.lru_cache(maxsize=4)
+    def order(epoch):
+        return np.random.default_rng((seed, epoch)).permutation(n)
+
     def numbers():  # of image i in epoch e: e·N + i
         for step in itertools.count(start):
             places = np.arange(batch) + (step * shard[1] + shard[0]) * batch
-            yield np.array([place - place % n + draw_epoch(n, seed, place // n)[0][place % n] for place in places])
-    return serve(images, numbers(), device, workers)
+            yield np.array([place - place % n + order(place // n)[place % n] for place in places])
+    return serve(replace(images, seed=seed), numbers(), device, workers)
 
 
 def in_order(images, batch, device="cpu", workers=None):
@@ -214,16 +199,19 @@ def serve(images, rows, device, workers):
         collate_fn=tuple, pin_memory=device.type == "cuda",
         generator=torch.Generator())  # its own, so that the global one does not depend on how images are loaded
     for pixels, skipped in loader:
-        add_skipped(images, skipped)
+        add_skipped(images.skipped, skipped, pixels is None)
         yield move(pixels, device)
 
 
-def add_skipped(images, skipped):
-    """Add (name, reason) of broken files to the split's own, and print the new ones."""
-    for name, reason in dict.fromkeys(skipped):
-        if (name, reason) not in images.skipped:
-            images.skipped.append((name, reason))
-            tqdm.write(skipped_line(name, reason), file=sys.stderr)
+def add_skipped(known, skipped, all_broken, say=True):
+    """Add broken files, {name: reason}, to the known ones, and print the new ones; UserError if all were broken."""
+    new = {name: reason for name, reason in skipped.items() if name not in known}
+    known.update(new)
+    if all_broken:
+        name, reason = next(iter(skipped.items()))
+        raise UserError(f"none of the {len(skipped)} images can be read (the first, {name}: {reason}); give others")
+    for name, reason in new.items() if say else ():
+        tqdm.write(skipped_line(name, reason), file=sys.stderr)
 
 
 def count_cores():
@@ -232,32 +220,28 @@ def count_cores():
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def nothing_readable(skipped):
-    """The error for a dataset without a readable image; skipped: its (name, reason)."""
-    name, reason = skipped[0]
-    return UserError(f"none of the {len(skipped)} images can be read (the first, {name}: {reason}); give other images")
-
-
-def read_images(paths, size, patch, keep_aspect, scale=None):
+def read_images(paths, size, patch, keep_aspect=False, scale=None, most=None):
     """Files and folders -> list of (3, H, W) uint8, H and W multiples of `patch`; prints the broken files.
 
     The short side becomes `size`, rounded to whole patches.  The long side is cropped to it, or kept with keep_aspect.
+    most: read only so many, the first ones.
     """
-    size, names, images, skipped = whole_patches(size, patch), [], [], []
+    size, names, images, skipped = whole_patches(size, patch), [], [], {}
     for path in map(str, paths):
         names += [os.path.join(path, name) for name in find_files(path)[0]] if os.path.isdir(path) else [path]
+    names = list(dict.fromkeys(names))
+    if most and len(names) > most:
+        say_once(f"only the first {most} of {len(names)} images, up to {names[most - 1]}; name others to see those")
+        names = names[:most]
     scale = estimate_scale(names, read_file, scale)
-    for name in dict.fromkeys(names):
+    for name in names:
         try:
             image = picture(read_file(name), size, scale)
-            factor = size / min(image.size)
-            sides = [whole_patches(factor * side, patch) if keep_aspect else size for side in image.size]
+            sides = [whole_patches(size * s / min(image.size), patch) if keep_aspect else size for s in image.size]
             images.append(torch.from_numpy(resize(image, *sides)))
         except Exception as error:  # broken files make Pillow raise almost anything
-            skipped.append((name, reason_of(error)))
-            print(skipped_line(*skipped[-1]), file=sys.stderr)
-    if not images:
-        raise nothing_readable(skipped) if skipped else UserError(f"{paths[0]}: found no image; give other images")
+            skipped[name] = reason_of(error)
+    add_skipped({}, skipped, not images)
     return images
 
 
@@ -273,10 +257,8 @@ def decode(raw, size, place, scale=None):
 
 def resize(image, width, height, place=0.5):
     """RGB image -> (3, height, width) uint8: the largest window of that shape, at `place` in [0, 1], resized."""
-    factor = min(image.width / width, image.height / height)
-    left, top = place * (image.width - factor * width), place * (image.height - factor * height)
-    box = (left, top, left + factor * width, top + factor * height)
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)).transpose(2, 0, 1).copy()
+    window = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, centering=(place, place))
+    return np.asarray(window).transpose(2, 0, 1).copy()
 
 
 def picture(raw, size, scale=None):
@@ -285,15 +267,14 @@ def picture(raw, size, scale=None):
     scale: (low, high), the values that become 0 and 255 in grey images deeper than 8 bits; None: from this image alone.
     """
     image = open_image(raw)
-    short = min(image.size)
-    image.draft(None, [2 * size * side // short for side in image.size])  # JPEG: at ½, ¼ or ⅛ of its sides
+    image.draft(None, (2 * size, 2 * size))  # JPEG: at ½, ¼ or ⅛ of its sides
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF; Pillow rotates before it writes the tags again
         ImageOps.exif_transpose(image, in_place=True)
-    x = deep_values(image)
-    if x is not None:
+    if image.mode[0] in "IF":  # integers or floats, grey
+        x = np.asarray(image).astype(np.float64)  # (H, W)
         low, high = scale or intensity_range(x)
-        x = np.nan_to_num((x - low) / (high - low) * 255, nan=GREY)
+        x = np.nan_to_num((x - low) / (high - low) * 255, nan=GREY, posinf=GREY, neginf=GREY)
         image = Image.fromarray(np.rint(x.clip(0, 255)).astype(np.uint8))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
@@ -303,8 +284,6 @@ def picture(raw, size, scale=None):
 
 def open_image(raw):
     """The bytes of an image file -> Pillow's image, not decoded yet."""
-    if not raw:
-        raise ValueError("empty file")
     image = Image.open(io.BytesIO(raw), formats=FORMATS)
     if image.format == "TIFF":  # Pillow would drop channels that are neither colour nor alpha, such as near-infrared
         photometric, channels, extra = (image.tag_v2.get(tag) for tag in (262, 277, 338))
@@ -314,21 +293,9 @@ def open_image(raw):
     return image
 
 
-def deep_values(image):
-    """(H, W) float64 of a grey image deeper than 8 bits, NaN where a value is missing; None for other images."""
-    if image.mode[0] not in "IF":
-        return None
-    x = np.asarray(image).astype(np.float64)
-    x[np.isinf(x)] = np.nan
-    if image.format == "TIFF" and GDAL_NODATA in image.tag_v2:
-        with contextlib.suppress(ValueError):  # any text
-            x[x == float(image.tag_v2[GDAL_NODATA])] = np.nan
-    return x
-
-
 def intensity_range(x):
-    """(low, high) of the values of deep images, NaN left out."""
-    x = x[~np.isnan(x)]
+    """(low, high) of the values of deep images, without NaN and infinity."""
+    x = x[np.isfinite(x)]
     low, high = np.percentile(x, PERCENTILES).tolist() if len(x) else (0.0, 1.0)
     return low, high if high > low else low + 1
 
@@ -340,8 +307,9 @@ def estimate_scale(names, read, scale=None):
     for i in np.linspace(0, len(names) - 1, min(SAMPLED_FILES, len(names))).astype(int):
         with contextlib.suppress(Exception):  # reported when the image is loaded
             image = open_image(read(names[i]))
-            if (x := deep_values(image)) is not None:
-                values.append(x.ravel()[:: max(1, x.size // SAMPLED_VALUES)])
+            if image.mode[0] in "IF":
+                x = np.asarray(image, dtype=np.float64).ravel()
+                values.append(x[:: max(1, len(x) // SAMPLED_VALUES)])
     if values:
         scale = scale or intensity_range(np.concatenate(values))
         say_once(f"grey images deeper than 8 bits: {scale[0]:g} is black, {scale[1]:g} white (--scale LOW HIGH)")
