@@ -38,11 +38,11 @@ from schedule import cosine_schedule
 from sinkhorn import sinkhorn_knopp
 from support.checkpoint import save_checkpoint
 from support.cli import parse_args, report_errors
-from support.device import autocast, flop_counter, keep_pages
+from support.device import autocast, keep_pages
 from support.files import lock_folder, make_folder, write_safely
-from support.images import in_memory
+from support.images import batches, in_memory
 from support.log import RunLog, catch_signals, check_health
-from support.start import load_splits_of, make_crop, prepare_run, start_stream
+from support.start import load_splits_of, make_crop, prepare_run
 
 # ---------------------------------------------------------------------------- schedules
 
@@ -162,7 +162,7 @@ def update_teacher(student, ema, momentum):
 # ---------------------------------------------------------------------------- the loop
 
 
-def train(run, log, device):
+def train(run, log):
     """Run the steps that are left; returns whether Ctrl-C or SIGTERM stopped the run, after a checkpoint."""
     r, world, hires, stop = run.recipe, distributed.world_size(), None, False
     with catch_signals() as signals, log.bar:
@@ -170,41 +170,39 @@ def train(run, log, device):
             values = schedules_at(run.step, r)
             if values["hires"] != hires:  # a phase begins, or a resumed run enters it
                 hires, splits = values["hires"], load_splits_of(r, values["image_size"])
-                stream = start_stream(r, splits[0], run.step, device)
+                stream = batches(splits[0], r.batch // world, r.seed, run.step, run.device, r.workers or None,
+                                 (distributed.rank(), world))  # fmt: skip
                 crop = make_crop(r, values["global_size"])
             with log.count_flops(hires, values["frozen_backbone"]):
                 losses, p_t, cls_t = train_step(run, next(stream), crop, values)
             log.add_step(losses, p_t, cls_t, values)
             if r.eval_every and run.step % r.eval_every == 0 and run.step < r.steps:
-                log.add_evaluation(evaluate_run(run, gather_vit(run), splits, log.out))
+                log.add_evaluation(evaluate_run(run, gather_vit(run), splits))
             if world == 1 or log.is_due():  # several ranks ask each other, which waits for the device
-                stop = distributed.any_rank(signals)
+                stop = any(distributed.gather(bool(signals)))
             if run.step % r.save_every == 0 or run.step == r.steps or stop:
-                check_health(log.healthy, run.step, log.out)
-                save_checkpoint(run, log.out)
+                check_health(log.healthy, run)
+                save_checkpoint(run)
     return stop
 
 
 def gather_vit(run):
     """The EMA's ViT with all its weights, on every rank."""
-    device = next(run.ema.parameters()).device
-    return distributed.unsharded(run.ema.backbone, lambda: build_network(run.recipe).backbone.to(device).eval())
+    return distributed.unsharded(run.ema.backbone, lambda: build_network(run.recipe).backbone.to(run.device).eval())
 
 
-def evaluate_run(run, vit, splits, out):
-    """Measure k-NN at the resolution of the last phase, and draw pca.png: a dict of scores, and the FLOPs it took.
+def evaluate_run(run, vit, splits):
+    """Measure k-NN at the resolution of the last phase, and draw pca.png: a dict of scores.
 
     Uses eval_images training images during the run and all at the end; of a streamed dataset always eval_images.
     """
     r, last = run.recipe, run.step == run.recipe.steps
     size = schedules_at(r.steps - 1, r)["global_size"]
     splits = [in_memory(images, r.eval_images, size) for images in splits]
-    with flop_counter() as counter:
-        scores = measure_knn(vit, *splits, size, None if last else r.eval_images, progress=last)
-        if distributed.rank() == 0:
-            scores |= draw_split(vit, splits[1], size, out / "pca.png")
-    flops = torch.tensor(float(counter.get_total_flops()), dtype=torch.float64, device=distributed.device())
-    return {**scores, "evaluation_flops": int(distributed.sum_over_ranks(flops))}
+    scores = measure_knn(vit, *splits, size, None if last else r.eval_images)
+    if distributed.rank() == 0:
+        scores |= draw_split(vit, splits[1], size, run.out / "pca.png")
+    return scores
 
 
 # ---------------------------------------------------------------------------- the program
@@ -215,21 +213,20 @@ def main(argv=None):
     """The program; returns its exit status."""
     keep_pages()
     options, recipe, changes = parse_args(argv)
-    out = options.out
-    make_folder(out, "checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png")
-    with lock_folder(out):
-        run, device = prepare_run(options, recipe, changes)
+    make_folder(options.out, "checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png")
+    with lock_folder(options.out):
+        run = prepare_run(options, recipe, changes)
         r = run.recipe
         load_splits_of(r, schedules_at(min(run.step, r.steps - 1), r)["image_size"])  # cached; a wrong --data ends here
-        log = RunLog(run, out, device)
-        stopped = train(run, log, device)
+        log = RunLog(run)
+        stopped = train(run, log)
         if stopped:
-            distributed.print_first(f"stopped at step {run.step}; continue with --resume --out {out}")
+            distributed.print_first(f"stopped at step {run.step}; continue with --resume --out {run.out}")
         else:
             vit, splits = gather_vit(run), load_splits_of(r, schedules_at(r.steps - 1, r)["image_size"])
             if log.first:
-                write_safely(out / "vit.pt", lambda path: torch.save(vit.state_dict(), path))
-            log.finish(evaluate_run(run, vit, splits, out), splits)
+                write_safely(run.out / "vit.pt", lambda path: torch.save(vit.state_dict(), path))
+            log.finish(evaluate_run(run, vit, splits), splits)
     distributed.stop()
     return 130 if stopped else 0  # 130: stopped by a signal
 

@@ -11,10 +11,10 @@ from dataclasses import asdict
 import torch
 
 import distributed
-from support.files import UserError, check_regular, write_safely
+from support.files import UserError, check_regular, reason_of, write_safely
 
 
-def save_checkpoint(run, out):
+def save_checkpoint(run):
     """Write checkpoint.pt.  All ranks call it; the first one writes."""
     from torch.distributed.checkpoint import state_dict as dcp  # takes a second to import
 
@@ -30,7 +30,7 @@ def save_checkpoint(run, out):
         "optimizer": dcp.get_optimizer_state_dict(run.student, run.optimizer, options=whole),
     }
     if distributed.rank() == 0:
-        write_safely(out / "checkpoint.pt", lambda path: torch.save(state, path))
+        write_safely(run.out / "checkpoint.pt", lambda path: torch.save(state, path))
 
 
 def read_tensors(path, **options):
@@ -49,15 +49,13 @@ def read_tensors(path, **options):
 
 
 def read_checkpoint(path):
-    """The dict that save_checkpoint wrote; UserError for any other file."""
+    """The dict that save_checkpoint wrote; UserError for any other file, OSError if it cannot be read."""
     try:
         saved = read_tensors(path, mmap=True)
         parts = [saved[name] for name in ("recipe", "student", "teacher", "centering", "optimizer")]
         if type(saved["step"]) is int and all(isinstance(part, dict) for part in parts):
             return saved
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UserError:
+    except (OSError, UserError):
         raise
     except Exception:  # torch.load raises many kinds of errors for a file of another kind
         pass
@@ -84,5 +82,4 @@ def restore(run, saved):
         for p in unused.values():
             run.optimizer.state.pop(p, None)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the checkpoint does not fit its own recipe ({reason}); start a new run") from None
+        raise UserError(f"the checkpoint does not fit its recipe ({reason_of(error)[:200]}); start a new run") from None

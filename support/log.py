@@ -42,22 +42,18 @@ def catch_signals():
 class RunLog:
     """The log of a run: rows of metrics.jsonl, progress bar, health.  Every rank has one; the first rank writes."""
 
-    def __init__(self, run, out, device):
+    def __init__(self, run):
         r = run.recipe
-        self.run, self.out, self.device, self.first = run, out, device, distributed.rank() == 0
-        self.rows = read_metrics(out / "metrics.jsonl", run.step)  # a resumed run repeats the later ones
+        self.run, self.path, self.first = run, run.out / "metrics.jsonl", distributed.rank() == 0
+        self.rows = read_metrics(self.path, run.step)  # a resumed run repeats the later ones
         if self.first:
-            write_metrics(out / "metrics.jsonl", self.rows)
+            write_metrics(self.path, self.rows)
         self.began = time.perf_counter() - (self.rows[-1].get("seconds", 0.0) if self.rows else 0.0)
-        self.healthy = torch.ones((), dtype=torch.bool, device=device)
+        self.healthy = torch.ones((), dtype=torch.bool, device=run.device)
         self.flops = {}  # of each kind of step
         self.bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=not self.first,
                         mininterval=1)  # fmt: skip
-        self.start_interval()
-
-    def start_interval(self):
-        """Measure images/s from here on."""
-        self.interval_start, self.interval_step = time.perf_counter(), self.run.step
+        self.last = time.perf_counter(), run.step  # images/s are measured from here on
 
     @contextlib.contextmanager
     def count_flops(self, *kind):
@@ -74,7 +70,7 @@ class RunLog:
         row = {"step": self.run.step, **numbers, "training_flops": self.run.training_flops, "seconds": seconds}
         self.rows.append(row)
         if self.first:
-            with open(self.out / "metrics.jsonl", "a") as file:
+            with open(self.path, "a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def is_due(self):
@@ -89,34 +85,30 @@ class RunLog:
         if not self.is_due():
             return
         numbers = mean_over_ranks({"healthy": self.healthy, **losses, **collapse_meter(p_t, cls)})
-        check_health(numbers.pop("healthy") == 1, self.run.step, self.out)
-        rate = (self.run.step - self.interval_step) * r.batch / (time.perf_counter() - self.interval_start)
-        self.add_row({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(self.device)})
+        check_health(numbers.pop("healthy") == 1, self.run)
+        rate = (self.run.step - self.last[1]) * r.batch / (time.perf_counter() - self.last[0])
+        self.add_row({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(self.run.device)})
         self.bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {numbers['entropy_image']:.2f} of ln K")
-        warning = collapse_warning(numbers)
-        if warning and self.first and self.run.step > 0.1 * r.steps:  # at the start all features are alike
+        if self.first and self.run.step > 0.1 * r.steps and (warning := collapse_warning(numbers)):
             self.bar.write(f"step {self.run.step}: {warning}", file=sys.stderr)
-        self.start_interval()
+        self.last = time.perf_counter(), self.run.step
 
     def add_evaluation(self, scores, final=False):
         """Log the scores of an evaluation at this step, and draw curves.png."""
         self.add_row({**scores, "final": True} if final else scores)
         if self.first:
-            draw_curves(self.rows, self.run.recipe, self.out / "curves.png")
+            draw_curves(self.rows, self.run.recipe, self.run.out / "curves.png")
             if not final:
                 self.bar.write(f"step {self.run.step}: {describe_scores(scores)}", file=sys.stderr)
-        self.start_interval()
+        self.last = time.perf_counter(), self.run.step  # without the time of the evaluation
 
     def finish(self, scores, splits):
         """Log the final evaluation and print the run's last line; splits: the training and the test images."""
         self.add_evaluation(scores, final=True)
         sample = f" on a sample of {len(splits[0].sample)} images" if splits[0].sample else ""
-        broken = len({name for images in splits for name, _ in images.skipped})
-        skipped = f", {broken} broken files skipped" if broken else ""
-        training, evaluation = self.run.training_flops, sum(row.get("evaluation_flops", 0) for row in self.rows)
-        flops = f"{training / 1e12:.1f} TFLOP of training, {evaluation / 1e12:.1f} of evaluation"
-        words = f"{describe_scores(scores)}{sample}{skipped}, {flops}, {self.rows[-1]['seconds']:.0f} s, {self.out}"
-        distributed.print_first(words)
+        broken = len(splits[0].skipped | splits[1].skipped)
+        cost = f"{self.run.training_flops / 1e12:.1f} TFLOP, {self.rows[-1]['seconds']:.0f} s, {self.run.out}"
+        distributed.print_first(f"{describe_scores(scores)}{sample}, {broken} broken files skipped, {cost}")
 
 
 def mean_over_ranks(values):
@@ -160,39 +152,34 @@ def collapse_meter(p_t, cls):
 
 
 def collapse_warning(meter):
-    """A sentence if the meter shows a collapse, otherwise None."""
+    """A sentence if the meter shows a collapse, otherwise None.  Before the first step all features are alike."""
     if meter["entropy_image"] > 0.98 and meter["entropy_mean"] > 0.98:
         return "uniform collapse: every image gets the same flat target; lower --teacher_temp or --n_prototypes"
     if meter["entropy_mean"] < 0.05:
         return "collapse to one code: every image gets one prototype; raise --teacher_temp or use --centering sinkhorn"
     if meter["cosine"] > 0.99:
         return "the features of all images are nearly the same; lower --lr or raise --koleo_weight"
-    return None
 
 
-def check_health(healthy, step, out):
+def check_health(healthy, run):
     """Exit with status 1 after a gradient that was not finite; the last good checkpoint stays."""
     if not healthy:
-        good = f"the last good checkpoint stays in {out}" if (out / "checkpoint.pt").exists() else "nothing was saved"
-        print(f"step {step}: the gradients are not finite; stopped, {good}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"step {run.step}: the gradients are not finite; stopped; a checkpoint in {run.out} is from before")
 
 
 def draw_curves(rows, recipe, path):
-    """curves.png: losses beside ln K and the collapse meter over steps, k-NN over the FLOPs of training."""
+    """curves.png: losses beside ln K, the collapse meter, and k-NN, over steps."""
     knn = sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
-    panels = [("losses", "step", ("dino", "ibot")),
-              ("collapse meter", "step", ("entropy_image", "entropy_mean", "cosine")),
-              ("k-NN accuracy of the teacher", "training_flops", knn)]  # fmt: skip  FLOPs compare runs of other shapes
+    panels = {"losses": ("dino", "ibot"), "collapse meter": ("entropy_image", "entropy_mean", "cosine"),
+              "k-NN accuracy of the teacher": knn}  # fmt: skip
     figure = Figure(figsize=(15, 4), layout="constrained")
-    for axes, (title, x, names) in zip(figure.subplots(1, 3), panels, strict=True):
+    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:
-            points = [(row[x] / (1 if x == "step" else 1e12), row[name]) for row in rows if name in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), "-" if x == "step" else "o-", label=name)
+            if points := [(row["step"], row[name]) for row in rows if name in row]:
+                axes.plot(*zip(*points, strict=True), "o-" if name in knn else "-", label=name)
         if title == "losses":
             axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
-        axes.set(title=title, xlabel=x if x == "step" else "TFLOP of training")
+        axes.set(title=title, xlabel="step")
         if axes.lines:
             axes.legend()
     write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,13 +16,13 @@ from network import build_network
 from optimizer import make_optimizer, parameter_groups
 from recipes import Recipe
 from support.checkpoint import read_checkpoint, restore
-from support.cli import CHOICES, as_flag, check_recipe, parse_args
+from support.cli import CHOICES, as_flag, check_recipe
 from support.device import choose_threads, find_device, total_memory
-from support.files import UserError, reason_of
-from support.images import batches, load_splits
+from support.files import UserError
+from support.images import load_splits
 from support.weights import load_vit
 
-HEADS = ("dino_head", "ibot_head")
+HEAD_FIELDS = ("n_prototypes", "head_hidden", "dino_bottleneck", "ibot_bottleneck", "tied_heads")
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Run:
     """What a step needs and changes."""
 
     recipe: Recipe
+    device: torch.device
     student: nn.ModuleDict
     teacher: nn.ModuleDict  # gives the targets: the EMA, or in distillation a frozen larger network
     ema: nn.ModuleDict  # the moving average of the student: the result of the run
@@ -37,6 +38,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     step: int = 0
     training_flops: int = 0  # of the steps so far, on all ranks
+    out: Path = Path()  # the folder of its files
 
 
 def start_run(r, device, weights=None):
@@ -53,38 +55,32 @@ def start_run(r, device, weights=None):
     if r.compile:  # sizes are fixed within a phase, so each phase compiles once
         for block in [*student.backbone.blocks, *teacher.backbone.blocks]:
             block.compile(fullgraph=True, dynamic=False)
-    return Run(r, student, teacher, ema, centering, make_optimizer(parameter_groups(student, r)))
+    return Run(r, device, student, teacher, ema, centering, make_optimizer(parameter_groups(student, r)))
 
 
 def prepare_run(options, recipe, changes):
-    """train.py's command line -> (Run, device): a new run, or one that continues from its checkpoint."""
+    """train.py's command line -> a new Run, or one that continues from its checkpoint."""
     recipe, saved = find_checkpoint(options, recipe, changes)
     device = distributed.start(find_device(options.device))
     threads = choose_threads(saved and saved.get("threads"))
     weights, how = None, "random weights"
     if recipe.init and not saved:
-        recipe, weights, words = init_from(recipe, changes)
-        how = f"weights of {recipe.init} ({words})"
+        recipe, weights, how = init_from(recipe, changes)
     check_start(recipe, device)
     run = start_run(recipe, device, weights)
+    run.out = options.out
     if saved:
         restore(run, saved)
         how = f"continues at step {run.step}"
     n = sum(p.numel() for p in run.student.backbone.parameters()) / 1e6
-    distributed.print_first(f"{options.out}: {recipe.arch}, {n:.1f} M parameters, {how}, {recipe.steps} steps, on "
-                            f"{device}, {threads}")  # fmt: skip
-    return run, device
+    words = f"{recipe.arch}, {n:.1f} M parameters, {how}, {recipe.steps} steps, on {device}, {threads}"
+    distributed.print_first(f"{run.out}: {words}")
+    return run
 
 
 def load_splits_of(r, image_size):
     """The training and the test images of a recipe, decoded to squares of image_size pixels."""
     return load_splits(r.data, image_size, r.seed, r.scale if any(r.scale) else None)
-
-
-def start_stream(r, images, step, device):
-    """This rank's batches (B, 3, S, S) uint8 of the training images, from that step on."""
-    rank, world = distributed.rank(), distributed.world_size()
-    return batches(images, r.batch // world, r.seed, step, device, r.workers or None, (rank, world))
 
 
 def make_crop(r, size):
@@ -105,8 +101,7 @@ def check_start(r, device):
         raise UserError("several processes without GPUs need PyTorch 2.9; in older ones FSDP2 fails on CPUs")
     with torch.device("meta"):
         weights = sum(p.numel() for p in build_network(r).parameters())
-    images = min(r.micro_batch or r.batch, r.batch // world)
-    pixels = 3 * images * (2 * r.global_size**2 + r.n_local * r.local_size**2)
+    pixels = 3 * min(r.micro_batch or r.batch, r.batch // world) * (2 * r.global_size**2 + r.n_local * r.local_size**2)
     needed = 4 * (5 * weights / world + pixels)  # weights, gradients, two moments, the teacher; crops
     if needed > total_memory(device):
         sizes = f"{needed / 2**30:,.0f} GiB, and there are {total_memory(device) / 2**30:,.0f}"
@@ -131,20 +126,13 @@ def find_checkpoint(options, recipe, changes):
 
 
 def recipe_of(saved, path):
-    """The Recipe stored in a checkpoint; UserError if it is of another version or cannot train."""
-    values, words = saved["recipe"], []
-    if different := sorted({f.name for f in fields(Recipe)} ^ set(map(str, values))):
+    """The Recipe stored in a checkpoint; UserError if it is of another version."""
+    stored, default = saved["recipe"], asdict(Recipe())
+    different = [name for name in {**default, **stored} if type(stored.get(name)) is not type(default.get(name))]
+    if different:
         raise UserError(f"{path} was written by another version ({different[0]!r} in its recipe); "
                         f"start a new run from its weights with --init {path}")  # fmt: skip
-    for name, value in values.items():
-        if isinstance(value, bool):
-            words += [f"--{name}" if value else f"--no-{name}"]
-        elif name != "name":
-            words += [f"--{name}", *map(str, value)] if isinstance(value, tuple) else [f"--{name}={value}"]
-    try:
-        return replace(parse_args(words)[1], name=str(values["name"]))  # the checks of a command line
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return Recipe(**stored)
 
 
 def init_from(recipe, changes):
@@ -154,74 +142,58 @@ def init_from(recipe, changes):
     unless only the heads train.  Heads in the file are used if they fit; then they need no warm-up.
     """
     network = load_vit(recipe.init)
-    found = {"arch": find_arch(network, recipe.init), "patch_size": network.patch_size,
-             "n_registers": network.n_registers, "ffn": "swiglu" if hasattr(network.blocks[0].mlp, "w12") else "mlp",
-             "stem": network.stem}  # fmt: skip
+    width, depth, n_heads = size = network.embed_dim, network.n_blocks, network.num_heads
+    arch = next((name for name in CHOICES["arch"] if getattr(vit, name).args == size), None)
+    if not arch:
+        raise UserError(f"{recipe.init} is {width} wide and {depth} deep with {n_heads} heads; no --arch has this size")
+    found = {"arch": arch, "patch_size": network.patch_size, "stem": network.stem,
+             "n_registers": network.n_registers, "ffn": "swiglu" if hasattr(network.blocks[0].mlp, "w12") else "mlp"}
     for name, value in found.items():
         if changes.get(name, value) != value:
             raise UserError(f"--{name} {changes[name]}, but {recipe.init} has {value}; leave --{name} out")
     recipe = replace(recipe, **found)
     check_recipe(recipe)
-    heads = heads_of(recipe.init)
-    with torch.device("meta"):
-        needed = {name: x.shape for name, x in build_network(recipe).state_dict().items() if name.startswith(HEADS)}
-    fit = {name: x.shape for name, x in heads.items()} == needed
-    if fit and recipe.tied_heads:
-        fit = all(torch.equal(x, heads[name.replace(*HEADS)]) for name, x in heads.items())
-    heads = heads if fit else {}
-    if fit and "head_warmup" not in changes:
+    heads = heads_of(recipe.init, recipe)
+    if heads and "head_warmup" not in changes:
         recipe = replace(recipe, head_warmup=0.0)
     if recipe.head_warmup < 1 and recipe.head_warmup + recipe.hires_share > 1:
         raise UserError(f"--head_warmup {recipe.head_warmup} and --hires_share {recipe.hires_share} add up to over 1")
-    words = [f"{value}" if name in ("arch", "ffn") else f"{name} {value}" for name, value in found.items() if value]
-    words = f"{', '.join(words)}, {'its' if heads else 'new'} heads"
-    words += f", alone for the first {round(recipe.steps * recipe.head_warmup)} steps" * bool(recipe.head_warmup)
+    how = f"weights of {recipe.init} with {'its' if heads else 'new'} heads"
+    how += f", alone for the first {round(recipe.steps * recipe.head_warmup)} steps" * bool(recipe.head_warmup)
     state = network.state_dict()
     if recipe.head_warmup < 1:
         n = (recipe.hires_size if recipe.hires_share else recipe.global_size) // recipe.patch_size
         state["pos_embed"] = network.positions(n, n).detach()
-    return recipe, {f"backbone.{name}": x for name, x in state.items()} | heads, words
+    return recipe, {f"backbone.{name}": x for name, x in state.items()} | heads, how
 
 
-def find_arch(network, name):
-    """The --arch of a ViT; UserError if there is none of its size."""
-    size = network.embed_dim, network.n_blocks, network.num_heads
-    for arch in CHOICES["arch"]:
-        with torch.device("meta"):
-            known = getattr(vit, arch)()
-        if size == (known.embed_dim, known.n_blocks, known.num_heads):
-            return arch
-    raise UserError(f"{name} is {size[0]} wide and {size[1]} deep with {size[2]} heads; no --arch has this size")
-
-
-def heads_of(path):
-    """The teacher's two heads in a checkpoint.pt of train.py, by name; {} for any other file."""
+def heads_of(path, r):
+    """The tensors of the teacher's heads in a checkpoint.pt, if its heads are those of recipe r; {} for other files."""
     try:
-        teacher = read_checkpoint(Path(path))["teacher"]
-    except UserError:
+        saved = read_checkpoint(path)
+    except (OSError, UserError):  # an official name, or another file
         return {}
-    return {name: x for name, x in teacher.items() if name.startswith(HEADS)}
+    fit = all(saved["recipe"].get(name) == getattr(r, name) for name in HEAD_FIELDS)
+    return {name: x for name, x in saved["teacher"].items() if fit and not name.startswith("backbone.")}
 
 
 def load_teacher(r):
     """The frozen teacher that a recipe distils, with its heads, from another run's checkpoint.pt (§5)."""
     if r.teacher == "?":
         raise UserError(f"--recipe {r.name} needs a teacher; give the checkpoint.pt of a run with --teacher")
-    if not heads_of(r.teacher):
+    try:
+        saved = read_checkpoint(r.teacher)
+    except (OSError, UserError):  # not a checkpoint of train.py
         load_vit(r.teacher)  # raises if the file holds no network
         raise UserError(f"--teacher {r.teacher} has no heads; train them first, by the same command with --teacher= "
                         f"--init {r.teacher} --head_warmup 1 --hires_share 0 --out runs/teacher added; then use "
-                        "--teacher runs/teacher/checkpoint.pt")  # fmt: skip
-    saved = read_checkpoint(Path(r.teacher))
+                        "--teacher runs/teacher/checkpoint.pt") from None  # fmt: skip
     theirs = recipe_of(saved, r.teacher)
     for name in ("patch_size", "n_prototypes"):
         if getattr(theirs, name) != getattr(r, name):
             raise UserError(f"the teacher was trained with --{name} {getattr(theirs, name)}; use the same")
-    try:
-        teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
-        teacher.load_state_dict(saved["teacher"])
-    except (LookupError, RuntimeError) as error:
-        raise UserError(f"{r.teacher} does not fit its own recipe ({reason_of(error)[:200]})") from None
+    teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
+    teacher.load_state_dict(saved["teacher"])
     return teacher.requires_grad_(False).eval()
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +68,11 @@ def saved(out):
     return torch.load(out / "checkpoint.pt", weights_only=True)
 
 
-def small_run(**changes):
+def small_run(out=None, **changes):
     """A Run that never saw data."""
     small = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8}
     sizes = {"global_size": 8, "local_size": 4, "hires_size": 8, "n_local": 2, "batch": 4, "steps": 10}
-    return start_run(get_recipe("shapes", **{**small, **sizes, **changes}), CPU)
+    return replace(start_run(get_recipe("shapes", **{**small, **sizes, **changes}), CPU), out=out)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_ctrl_c_saves_and_stops(folder, whole, tmp_path, monkeypatch, capsys):
 def test_a_signal_to_another_rank_saves_and_stops_too(folder, tmp_path, monkeypatch):
     """This rank got no signal; it saves with the others."""
     answers = iter([False, False, True])
-    monkeypatch.setattr(train.distributed, "any_rank", lambda flag: next(answers))
+    monkeypatch.setattr(train.distributed, "gather", lambda flag: [next(answers)])
     assert main(flags(folder, tmp_path, save_every=100)) == 130
     assert saved(tmp_path)["step"] == 3
     assert not (tmp_path / "vit.pt").exists()
@@ -189,16 +190,14 @@ def test_killed_in_an_evaluation_its_row_comes_back(folder, tmp_path, monkeypatc
         main(flags(folder, tmp_path / "run", **words))
     assert main([*flags(folder, tmp_path / "run", **words), "--resume"]) == 0
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-    assert [row["step"] for row in rows(tmp_path / "run") if "evaluation_flops" in row] == [2, 4, 6]
+    assert [row["step"] for row in rows(tmp_path / "run") if any("knn" in name for name in row)] == [2, 4, 6]
 
 
-def test_nan_stops_with_the_last_good_checkpoint(folder, tmp_path, monkeypatch, capsys):
+def test_nan_stops_with_the_last_good_checkpoint(folder, tmp_path, monkeypatch):
     loss, factors = train.koleo_loss, iter([1] * 8 + [math.nan] * 8)  # two calls a step: from the fifth step on
     monkeypatch.setattr(train, "koleo_loss", lambda x: loss(x) * next(factors))
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="not finite"):  # a text as the exit's code is printed, with status 1
         main(flags(folder, tmp_path))
-    assert stop.value.code == 1
-    assert "not finite" in capsys.readouterr().err
     good = saved(tmp_path)
     assert good["step"] == 3 and all(value.isfinite().all() for value in good["teacher"].values())
 

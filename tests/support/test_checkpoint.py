@@ -37,8 +37,3 @@ def test_another_file_is_one_line_and_never_executed(content, tmp_path, capsys):
     with pytest.raises(UserError, match="not a checkpoint of train.py"):
         read_checkpoint(path)
     assert capsys.readouterr().out == ""
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        read_checkpoint(tmp_path / "checkpoint.pt")

@@ -63,10 +63,9 @@ def test_a_wrong_flag_is_one_line(words, says):
 def test_a_recipe_of_a_checkpoint_is_read_and_checked(recipe):
     saved = asdict(replace(recipe, data="-x y.tar", teacher="t.pt", amp=False))
     assert recipe_of({"recipe": saved}, "x.pt") == Recipe(**saved)
-    for name, value in (("batch", 0), ("lr", None), ("mask_ratio", (0.5, 0.1)), ("mask_ratio", 0.5), ("arch", {})):
-        with pytest.raises(UserError, match=f"^x.pt: .*--{name}") as error:
+    for name, value in (("lr", None), ("mask_ratio", 0.5), ("arch", {})):
+        with pytest.raises(UserError, match=f"^x.pt was written by another version \\('{name}' in its recipe\\)"):
             recipe_of({"recipe": saved | {name: value}}, "x.pt")
-        assert "\n" not in str(error.value)
     saved.pop("seed")
     with pytest.raises(UserError, match="written by another version \\('seed' in its recipe\\)"):
         recipe_of({"recipe": saved}, "x.pt")
