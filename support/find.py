@@ -1,9 +1,9 @@
 """Image files of a folder, a list, an archive or shards: their names, and a function that reads one.
 
-Archive members are read in place and never extracted, so no name can write outside the archive.  Names have "/" between
-folders on every system.
+Archive members are read in place and never extracted, so no name can write outside the archive.
 """
 
+import contextlib
 import csv
 import functools
 import io
@@ -28,7 +28,6 @@ EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name
 EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # skipped with a reason where this Pillow cannot read them
 PATH_AND_CLASS = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))})|.*)(?:\s+(.+))?", re.IGNORECASE)
 SAMPLE = re.compile(r"(.*/)?[^./]*")  # the files of one WebDataset sample share their name up to the first dot
-COMPRESSED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7z")  # the first bytes of a .gz, .bz2 or .xz
 
 
 def find_files(data):
@@ -44,15 +43,11 @@ def find_files(data):
             names, folder, given = find_in_list(path)
         else:
             (names, given), folder = list_archive(path, path.stat().st_mtime_ns), path
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{data}: no such file or folder; give a path, or one of: cifar10, shapes") from None
+        if not names:
+            raise ValueError("found no image")
     except Exception as error:  # damaged archives make Python's modules raise almost anything
-        raise UserError(f"{data}: cannot be read ({reason_of(error)}); give a folder, a .txt or .csv list, or an "
-                        "undamaged .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive") from None
-    if not names:
-        raise UserError(f"{data}: found no image; give a folder or an archive of .jpg, .png or other images")
+        raise UserError(f"{data}: cannot be read ({reason_of(error)}); give a folder, a .txt or .csv list, or a .zip, "
+                        ".tar, .tar.gz, .tar.bz2 or .tar.xz archive; or cifar10, or shapes") from None
     names = sorted(names, key=lambda name: name.split("/"))  # all of a/ comes before a-b/, as in a file tree
     return names, functools.partial(read_file, folder=folder), given
 
@@ -60,21 +55,17 @@ def find_files(data):
 def read_file(name, folder=""):
     """The bytes of an image file, or of a member of an archive, whose name is like /a/b.tar/c.jpg."""
     path = Path(folder, name)
-    try:
+    with contextlib.suppress(NotADirectoryError, FileNotFoundError):  # the second on Windows
         return read_bytes(path)
-    except (NotADirectoryError, FileNotFoundError):  # the second on Windows
-        archive = next((parent for parent in path.parents if parent.is_file()), None)
-        if archive is None:
-            raise
+    archive = next((parent for parent in path.parents if parent.is_file()), path)
     members, _ = list_archive(archive, archive.stat().st_mtime_ns)
-    archive, place, size = members[path.relative_to(archive).as_posix()]
+    archive, info, size = members[path.relative_to(archive).as_posix()]
     if size > MAX_BYTES:
         raise ValueError(f"larger than the limit of {MAX_BYTES // 2**20} MiB")
-    if isinstance(place, str):
-        return open_zip(archive, os.getpid()).read(place)
-    with open(archive, "rb") as f:  # a new handle, because threads and forked workers would share its position
-        f.seek(place)
-        return f.read(size)
+    if isinstance(info, zipfile.ZipInfo):
+        return open_zip(archive, os.getpid()).read(info)
+    with tarfile.open(archive, "r:") as tar:  # a new handle: others would share its position
+        return tar.extractfile(info).read()
 
 
 @functools.lru_cache(maxsize=128)
@@ -119,8 +110,7 @@ def find_in_list(path):
         table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
         table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
         if "path" not in table.fieldnames:
-            raise UserError(f"{path}: its header is {', '.join(table.fieldnames) or 'empty'}; it must have the column "
-                            "path, and can have label and split")
+            raise ValueError(f"its header is {', '.join(table.fieldnames) or 'empty'}; it must have the column path")
         rows = [[(row.get(key) or "").strip() for key in ("path", "label", "split")] for row in table]
     listed = {Path(os.path.abspath(path.parent / name)).as_posix(): (split or None, label or None)
               for name, label, split in reversed(rows) if name}  # the first line of a name counts
@@ -141,8 +131,6 @@ def find_in_shards(folder, shards):
             continue
         names += [f"{shard}/{name}" for name in members]
         classes |= {f"{shard}/{name}": pair for name, pair in kinds.items()}
-    if not names:
-        raise UserError(f"none of the {len(shards)} shards ({shards[0]}, ...) has a readable image")
     return names, folder, classes
 
 
@@ -153,39 +141,32 @@ def skipped_line(name, reason):
 
 @functools.lru_cache(maxsize=2**14)  # listing takes seconds, and each image that is read needs it
 def list_archive(path, modified):
-    """A .zip or .tar -> {image name: (path, place, size)}, {image name: (None, class)}.
+    """A .zip or .tar -> {image name: (path, ZipInfo or TarInfo, size)}, {image name: (None, class)}.
 
-    place: the member's name in a .zip, the byte offset of its content in a .tar.  In WebDataset the class of 1.jpg is
-    the content of 1.cls.  Links are skipped.
+    In WebDataset the class of 1.jpg is the content of 1.cls.  Links are skipped.
     """
     check_regular(path)
     with open(path, "rb") as f:
-        head = f.read(4)
-    if head == b"PK\3\4":
+        head = f.read(3)
+    if head == b"PK\3":
         with zipfile.ZipFile(path) as archive:  # some programs on Windows write backslashes
-            members = {tidy(info.filename.replace("\\", "/")): (path, info.filename, info.file_size)
-                       for info in archive.infolist()}
-        members.pop(None, None)
-        return members, {}
-    if head.startswith(COMPRESSED):
+            names = {info: tidy(info.filename.replace("\\", "/")) for info in archive.infolist()}
+        return {name: (path, info, info.file_size) for info, name in names.items() if name}, {}
+    if head in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z"):  # .gz, .bz2, .xz
         path = unpacked(path)
     members, classes = {}, {}
     with tarfile.open(path, "r:") as tar:
         for member in filter(tarfile.TarInfo.isreg, tar):
-            if member.size < 0:
+            if member.size < 0:  # older versions of Python would hang
                 raise tarfile.ReadError(f"{printable(member.name)} has a negative size")
-            if member.issparse():
-                say_once(skipped_line(member.name, "a sparse member; pack the archive without --sparse"))
-            elif name := tidy(member.name):
-                members[name] = (path, member.offset_data, member.size)
+            if name := tidy(member.name):
+                members[name] = (path, member, member.size)
             elif name := tidy(member.name, {".cls"}):
                 classes[SAMPLE.match(name)[0]] = tar.extractfile(member).read(100).decode().strip()
         tar.fileobj.seek(tar.offset)
-        end = tar.fileobj.read(512)
-        if end.strip(b"\0"):  # tarfile takes a damaged header for the end
-            raise tarfile.ReadError(f"damaged at byte {tar.offset}")
-        if not end:
-            say_once(f"{printable(str(path))} has no end mark; it may be cut short")
+        end = tar.fileobj.read(2**15)  # zeros; tarfile takes a damaged header for the end
+        if len(end) < 512 or end.strip(b"\0"):
+            raise tarfile.ReadError(f"damaged, cut short or joined at byte {tar.offset}")
     samples = {name: SAMPLE.match(name)[0] for name in members}
     return members, {name: (None, classes[sample]) for name, sample in samples.items() if sample in classes}
 

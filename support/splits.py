@@ -28,15 +28,14 @@ def choose_splits(names, given, data):
                             f"{', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}")
         parts = unwrapped([[split, *p] for split, p in zip(column, parts)])
     sides = sides_of_folders(parts, data, strict=not given)
-    if neither := [name for name, p in zip(names, parts) if sides and p[0].lower() not in sides]:
-        say_once(f"{data}: {len(neither)} images are in neither split, for example {neither[0]}")
-    rows = []  # (name, "train", "test" or None, class or None)
+    rows, neither = [], []  # (name, "train", "test" or None, class or None)
     for name, p in zip(names, parts):
         side = sides.get(p[0].lower())
         below = p[1:] if sides else p
         kind = given.get(name, (None, None))[1] if has_class else below[0] if len(below) > 1 else None
-        if side or not sides:
-            rows.append((name, side, kind))
+        (rows if side or not sides else neither).append((name, side, kind))
+    if neither:
+        say_once(f"{data}: {len(neither)} images are in neither split, for example {neither[0][0]}")
     counts = Counter(kind for _, side, kind in rows if side != "test")
     classes = sorted(counts) if None not in counts and len(counts) > 1 else []
     if None in counts and len(counts) > 2:

@@ -261,7 +261,7 @@ def test_three_ranks_select_the_same(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("more, words", [
-    (("--uncurated", "nowhere"), "no such file or folder"),
+    (("--uncurated", "nowhere"), "No such file"),
     (("--uncurated", "junk"), "none of the images of --uncurated can be read"),
     (("--curated", "junk"), "none of the images of --curated can be read"),
     (("--weights", "junk/a.png"), "junk/a.png"),

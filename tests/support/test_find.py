@@ -174,13 +174,9 @@ def test_a_damaged_or_missing_shard_is_skipped(shards, capsys):
     assert len(find_files(shards.parent / "list.txt")[0]) == 6
     err = capsys.readouterr().err
     assert f"skipped {shards}/00002.tar: " in err and f"skipped {shards}/00003.tar: " in err
-    raw = (shards / "00001.tar").read_bytes()  # an image and its class, 512 bytes each with a header of 512
-    (shards / "00001.tar").write_bytes(raw[:2048])  # cut between two members
-    assert len(find_files(shards / "00001.tar")[0]) == 1
-    assert f"{shards}/00001.tar has no end mark" in capsys.readouterr().err
     for path in shards.glob("*.tar"):
         path.write_bytes(b"x" * 600)
-    with pytest.raises(UserError, match="none of the 3 shards"):
+    with pytest.raises(UserError, match="found no image"):
         find_files(shards)
 
 
@@ -193,17 +189,19 @@ def test_errors_are_one_line(tmp_path, cache, monkeypatch):
     cases = {
         "no_image.zip": (b"PK\3\4 and no more", "cannot be read"), "empty.tar": (b"", "cannot be read"),
         "text.tar": (b"no archive\n" * 100, "cannot be read"), "cut.tar": (raw[:2000], "cannot be read"),
-        "flipped.tar": (bytes(flipped), "damaged at byte"),
+        "flipped.tar": (bytes(flipped), "damaged, cut short or joined at byte 2048"),
+        "cut_between.tar": (raw[:2048], "damaged, cut short or joined at byte 2048"),
+        "joined.tar": (raw + raw, "damaged, cut short or joined at byte"),
         "negative.tar": (raw[:1024] + negative.tobuf(tarfile.GNU_FORMAT) + bytes(1024), "negative size"),  # no hang
         "text.gz": (gzip.compress(b"no archive" * 100), "cannot be read"),
         "cut.tar.gz": (gzip.compress(raw)[:-20], "cannot be read"),
-        "no_header.csv": (b"a.png,cat\n", "csv: its header is a.png, cat; it must have the column path"),
+        "no_header.csv": (b"a.png,cat\n", "its header is a.png, cat; it must have the column path"),
         "empty.csv": (b"", "its header is empty"), "empty.txt": (b"", "found no image"),
     }  # fmt: skip
     for name, (content, _) in cases.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "empty").mkdir()
-    cases |= {"empty": (0, "found no image"), "missing": (0, "no such file"), "~no-such-user/x": (0, "no such file")}
+    cases |= {"empty": (0, "found no image"), "missing": (0, "No such file"), "~no-such-user/x": (0, "No such file")}
     monkeypatch.chdir(tmp_path)
     for name, (_, words) in cases.items():
         with pytest.raises(UserError) as error:
