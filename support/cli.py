@@ -1,24 +1,24 @@
 """Command lines: what all programs share, and train.py's flags, one for every field of a recipe."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import functools
 import math
+import os
 import re
 import sys
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-import distributed
 from recipes import RECIPES, SIDE, Recipe, get_recipe
 from support.device import default_device
 from support.files import UserError, printable
 
-TYPES = {int: "a whole number", float: "a number"}  # in errors
 CHOICES = {
     "arch": ("vit_pico", "vit_mini", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
@@ -48,17 +48,25 @@ class Parser(argparse.ArgumentParser):
         return options
 
 
+class Interval(argparse.Action):
+    """Store a flag's two numbers as a tuple; UserError if LOW is above HIGH."""
+
+    def __call__(self, parser, options, values, flag=None):
+        low, high = values
+        if low > high or low == high and self.dest == "scale":  # grey values are divided by the width of --scale
+            raise UserError(f"{flag}: LOW must be below HIGH; got {low} {high}")
+        setattr(options, self.dest, (low, high))
+
+
 def number(low, high, kind=float):
     """The argparse type of a number from low to high."""
 
     def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {TYPES[kind]} from {low:g} to {high:g}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        words = f"a {'whole ' if kind is int else ''}number from {low:g} to {high:g}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
 
     return convert
 
@@ -74,21 +82,12 @@ def add_device(parser):
 
 def add_scale(parser):
     """Add the flag --scale, which says how deep grey images are read."""
-    parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the values that become black "
-                        "and white in grey images deeper than 8 bits (default: estimated from the files)")  # fmt: skip
-
-
-def check_scale(scale):
-    """UserError if --scale is given and LOW is not below HIGH."""
-    if scale and not -math.inf < scale[0] < scale[1] < math.inf:
-        raise UserError(f"--scale: LOW must be below HIGH; got {as_flag(tuple(scale))}")
+    parser.add_argument("--scale", type=number(-1e30, 1e30), nargs=2, action=Interval, metavar=("LOW", "HIGH"),
+                        help="black and white in grey images deeper than 8 bits (default: estimated from the files)")
 
 
 def report_errors(program, *kinds):
-    """Decorate a program's main(argv): print an expected error in one line to stderr and return its exit status.
-
-    kinds: other exceptions that this program expects.
-    """
+    """Decorate main(argv): print an expected error (UserError, or one of `kinds`) in one line, return its status."""
 
     def decorate(main):
         @functools.wraps(main)
@@ -99,9 +98,7 @@ def report_errors(program, *kinds):
                 print(f"{program}: stopped", file=sys.stderr)
                 return 130  # a shell expects this after Ctrl-C
             except Exception as error:
-                line, status = (str(error), 2) if isinstance(error, kinds) else describe_error(error)
-                if not line:
-                    raise
+                line, status = describe_error(error, kinds)
                 print(f"{program}: error: {printable(' '.join(line.split()))}", file=sys.stderr)
                 return status
 
@@ -110,21 +107,21 @@ def report_errors(program, *kinds):
     return decorate
 
 
-def describe_error(error):
-    """(one line, exit status) for an expected error; (None, 1) for a fault of the program."""
+def describe_error(error, kinds=()):
+    """(one line, exit status) for an expected error; a fault of the program is raised again."""
     text = str(error)
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, *kinds)):
         return text, 2
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return "out of memory; with train.py use --micro_batch, --checkpointing or a smaller --batch", 1
-    if distributed.world_size() > 1 and (isinstance(error, dist.DistError) or "gloo" in text):
-        return f"rank {distributed.rank()} lost another rank; start all again, train.py with --resume", 1
+    if "RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in text):
+        return f"rank {os.environ['RANK']} lost another rank; start all again, train.py with --resume", 1
     if isinstance(error, OSError):
         status = 1 if error.errno == errno.ENOSPC else 2
         return f"{error.filename}: {error.strerror}" if error.filename else text, status
     if "PytorchStreamWriter" in text or "unexpected pos" in text:  # torch.save on a full disk
         return "a file could not be written; free some disk space", 1
-    return None, 1
+    raise error
 
 
 def parse_args(argv=None, prog="train.py"):
@@ -134,22 +131,18 @@ def parse_args(argv=None, prog="train.py"):
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out, if there is one")
     add_device(parser)
-    for f in fields(Recipe):
-        options = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
-        if f.name in IN_HELP:
-            options["help"] = f.metadata["help"].replace("%", "%%")
+    for f in fields(Recipe)[1:]:  # without the name
+        options = {"help": f.metadata["help"] if f.name in IN_HELP else argparse.SUPPRESS, "default": argparse.SUPPRESS}
         if f.type is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif f.type is str:
             options |= {"choices": CHOICES.get(f.name), "metavar": f.name.upper()}
         else:
             options |= {"type": number(*f.metadata["range"], int if f.type is int else float), "metavar": "N"}
-            options |= {} if f.type in TYPES else {"nargs": 2, "metavar": ("LOW", "HIGH")}
-        if f.name != "name":
-            parser.add_argument(f"--{f.name}", **options)
+            options |= {} if f.type in (int, float) else {"nargs": 2, "action": Interval, "metavar": ("LOW", "HIGH")}
+        parser.add_argument(f"--{f.name}", **options)
     options = parser.parse_args(argv)
     changes = {f.name: getattr(options, f.name) for f in fields(Recipe) if hasattr(options, f.name)}
-    changes = {name: tuple(v) if isinstance(v, list) else v for name, v in changes.items()}
     options.out = options.out or Path("runs") / (options.recipe or "shapes")
     recipe = get_recipe(options.recipe or "shapes", **changes)
     check_recipe(recipe, sizes=not recipe.init)  # with --init the patch size comes from the file
@@ -163,11 +156,6 @@ def as_flag(value):
 
 def check_recipe(r, sizes=True):
     """UserError for a recipe that cannot train; sizes=False skips what depends on the patch size."""
-    for name, value in asdict(r).items():
-        if isinstance(value, tuple) and value[0] > value[1]:
-            raise UserError(f"--{name} must be LOW HIGH; got {as_flag(value)}")
-    if any(r.scale):
-        check_scale(r.scale)
     if r.arch == "vit_giant2" and r.ffn != "swiglu":
         raise UserError("--arch vit_giant2 needs --ffn swiglu (Table 17)")
     if not sizes:
