@@ -145,10 +145,16 @@ def hue(x, turn):
 JITTER = (brightness, contrast, saturation, hue)
 
 
-def normalize(images):
+def normalize(images, check=True):
     """(..., 3, H, W) uint8, or float in [0, 1] -> float32 with ImageNet's mean and deviation taken out."""
+    if not isinstance(images, torch.Tensor):
+        raise TypeError(f"normalize needs a tensor (..., 3, H, W), not {type(images).__name__}; of an RGB image "
+                        "torch.from_numpy(numpy.array(image)).permute(2, 0, 1) makes one")  # fmt: skip
+    whole = images.dtype == torch.uint8
+    if check and not whole and not (images.is_floating_point() and images.min() >= 0 and images.max() <= 1):
+        raise ValueError("normalize needs uint8 from 0 to 255, or floats from 0 to 1: divide by 255, or clamp")
     mean, std = move(torch.tensor((MEAN, STD)), images.device)[:, :, None, None]  # (3, 1, 1)
-    x = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    x = images.float() / 255 if whole else images.float()
     return (x - mean) / std
 
 
@@ -225,7 +231,7 @@ class MultiCrop:
         change_some(x, lambda x: grey(x).expand_as(x), to_grey)
         change_some(x, partial(blur, radius=self.radius), to_blur, sigma)
         change_some(x, lambda x: torch.minimum(x, 1 - x), to_solarize)
-        return normalize(x)
+        return normalize(x, check=False)  # the check would make the CPU wait for a GPU
 
     def __call__(self, images, generator=None):
         """Images -> globals (2·B, 3, g, g), locals (L·B, 3, l, l), normalised float32, view-major.

@@ -24,7 +24,7 @@ import vit as networks
 from augment import normalize
 from distributed import in_shares, rank
 from linear_probe import b3_features, count_classes, linear_probe, logistic_regression, probe_tokens, segmentation_iou
-from support.cli import CHOICES, Parser, add_device, add_scale, check_scale, positive, report_errors, side
+from support.cli import CHOICES, Parser, add_device, add_scale, positive, report_errors, side
 from support.device import autocast, choose_threads, find_device
 from support.files import UserError, check_out, write_safely
 from support.images import Images, in_order, load_splits, whole_patches
@@ -97,16 +97,17 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, k=20,
 
 
 def measure_knn(vit, train, test, size, n_train=None):
-    """k-NN accuracy of [CLS] features at size²: {"knn_20": a, "knn_200": b}, or {} without labels.
+    """k-NN accuracy of [CLS] features at size²: {"knn_20": a, "knn_200": b}, or {} without labels that splits share.
 
     train, test: splits in memory.  n_train: use only so many random training images.
     """
-    if train.labels is None or test.labels is None:
+    if train.labels is None or test.labels is None or not (known := torch.isin(test.labels, train.labels)).any():
         return {}
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
-    x, test_x = (in_shares(lambda p: frozen_features(vit, p, size), p) for p in (train.pixels[chosen], test.pixels))
+    pixels = train.pixels[chosen], test.pixels[known]
+    x, test_x = (in_shares(lambda some: frozen_features(vit, some, size), p) for p in pixels)
     ks = allowed_ks(KS, len(chosen))
-    accuracies = knn_accuracies(x, train.labels[chosen], test_x, test.labels, ks)
+    accuracies = knn_accuracies(x, train.labels[chosen], test_x, test.labels[known], ks)
     return {f"knn_{k}": accuracy for k, accuracy in zip(ks, accuracies)}
 
 
@@ -129,22 +130,21 @@ def load_network(args):
         vit = getattr(networks, args.arch)(patch_size=args.patch_size, img_size=size, layer_scale=0.1)
         return vit.to(args.device), size
     vit = load_vit(args.weights, args.device)
-    native = math.isqrt(vit.pos_embed.shape[1] - 1) * vit.patch_size
-    return vit, whole_patches(args.size or min(native, EVAL_SIZE), vit.patch_size)
+    return vit, whole_patches(args.size or min(vit.img_size, EVAL_SIZE), vit.patch_size)
 
 
 def evaluate(args):
-    """Print a line per classifier, with its score and hyper-parameters; save the features if asked."""
+    """Save the features, or print a line per classifier with its score and hyper-parameters, or both."""
     vit, size = load_network(args)
-    splits = load_splits(args.data, size, 0, args.scale and tuple(args.scale))
-    labelled = all(images.labels is not None for images in splits)
-    if not labelled and not args.save:
+    splits = load_splits(args.data, size, 0, args.scale)
+    measured = not args.save or args.k or args.linear is not None
+    if measured and any(images.labels is None for images in splits):
         raise UserError(f"{args.data} does not have labels in both splits: put the images of each class into a folder, "
-                        "or list them in a .csv with path,label; --save FILE.npz needs no labels")  # fmt: skip
+                        "or list them in a .csv with path,label; --save FILE.npz alone needs no labels")  # fmt: skip
     if vit is None and any(images.pixels is None for images in splits):
         raise UserError(f"{args.data} is too large for --weights pixels, which holds all images in memory")
     kinds = args.linear or ["grid", "logistic"] + ["parts"] * (vit is not None and splits[0].parts is not None)
-    grid = vit is not None and labelled and "grid" in kinds
+    grid = vit is not None and measured and "grid" in kinds
     if vit:
         key = probe_tokens if grid else "x_norm_clstoken"
         features = [frozen_features(vit, images, size, key) for images in splits]
@@ -159,11 +159,17 @@ def evaluate(args):
     if args.save:
         save_features(args.save, splits, (x, test_x), readable)
         print(f"features of {len(x)} training and {len(test_x)} test images saved: {args.save}")
-    if not labelled:
+    if not measured:
         return
     y, test_y = (images.labels[good] for images, good in zip(splits, readable))
-    print_row("chance", f"{1 / len(splits[0].classes):.2%}")
-    ks = allowed_ks(args.k, len(x))
+    known = torch.isin(test_y, y)
+    if not known.any():
+        raise UserError(f"{args.data}: no class has both training and test images")
+    if not known.all():
+        print(f"{(~known).sum()} of {len(known)} test images are of classes without training images, and are left out")
+        test, test_x, test_y = {name: z[known] for name, z in test.items()}, test_x[known], test_y[known]
+    print_row("chance", f"{1 / len(y.unique()):.2%}")
+    ks = allowed_ks(args.k or KS, len(x))
     for k, accuracy in zip(ks, knn_accuracies(x, y, test_x, test_y, ks)):
         print_row(f"k-NN (k = {k})", f"{accuracy:.2%}")
     if "grid" in kinds:
@@ -211,17 +217,17 @@ def main(argv=None):
                         f"{EVAL_SIZE}; {PIXEL_SIZE} for a baseline)")
     parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")
     parser.add_argument("--patch-size", type=side, default=4, help="its patch side in pixels (default: %(default)s)")
-    parser.add_argument("--k", type=positive, nargs="+", default=KS, help="neighbours that vote (default: 20 200)")
-    parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), default=[], help="linear probes, "
+    parser.add_argument("--k", type=positive, nargs="+", help="neighbours that vote (default: 20 200)")
+    parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), help="linear probes, "
                         "logistic regression, segmentation of --data shapes (default: all)")
-    parser.add_argument("--save", type=Path, metavar="FILE.npz", help="save the features of all images for NumPy")
+    parser.add_argument("--save", type=Path, metavar="FILE.npz", help="save the features of all images for NumPy; "
+                        "measure only if --k or --linear is given")
     add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)
-    check_scale(args.scale)
     if args.save:
-        check_out(args.save, "--save")
-    if "parts" in args.linear and (args.weights == "pixels" or args.data != "shapes"):
+        check_out(args.save)
+    if "parts" in (args.linear or ()) and (args.weights == "pixels" or args.data != "shapes"):
         raise UserError("--linear parts needs a network and --data shapes, the only dataset with known parts")
     args.device, args.threads = find_device(args.device), choose_threads()
     evaluate(args)

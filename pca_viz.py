@@ -30,7 +30,7 @@ from tqdm import tqdm
 from attention import cls_attention
 from augment import normalize
 from matching import mutual_matches, part_agreement, suppress_close
-from support.cli import Parser, add_device, add_scale, check_scale, number, report_errors, side
+from support.cli import Parser, add_device, add_scale, number, report_errors, side
 from support.device import choose_threads, find_device
 from support.files import UserError, check_out, write_safely
 from support.images import read_images
@@ -38,6 +38,7 @@ from support.weights import load_vit
 
 FLAT = 1e-6  # ours: a component that varies less than this share of the largest feature is float32 rounding
 PAIRS_PER_ROW = 4  # ours: an image beside its colours, four times per row
+LARGEST, MOST = 518, 32  # ours: default side of an image at most; images drawn at most
 ROWS, PER_CLASS = 6, 20  # ours: classes in a run's picture; images per class that its scores are computed from
 
 
@@ -194,7 +195,7 @@ def main(argv=None):
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
     parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
-    parser.add_argument("--size", type=side, default=518, help="short side in pixels (default: %(default)s)")
+    parser.add_argument("--size", type=side, help="short side in pixels (default: the network's own)")
     parser.add_argument("--keep-aspect", action="store_true", help="show the whole image, not only its middle square")
     parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="higher keeps less (default: %(default)s)")
     parser.add_argument("--invert", action="store_true", help="swap foreground and background")
@@ -204,12 +205,12 @@ def main(argv=None):
     add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)
-    check_scale(args.scale)
     check_out(args.out)
     device, threads = find_device(args.device), choose_threads()
     vit = load_vit(args.weights, device)
     print(f"{args.weights} on {device}, {threads}")
-    images = read_images(args.images, args.size, vit.patch_size, args.keep_aspect, args.scale)
+    size = args.size or min(vit.img_size, LARGEST)
+    images = read_images(args.images, size, vit.patch_size, args.keep_aspect, args.scale, MOST)
     if args.matches and len(images) != 2:
         raise UserError(f"--matches needs two images that can be read; there are {len(images)}")
     grids = [(image.shape[1] // vit.patch_size, image.shape[2] // vit.patch_size) for image in images]

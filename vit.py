@@ -8,7 +8,6 @@
 
 Packing (§5): batches of different resolution share one pass.  Their tokens lie end to end in one matrix (T, D), and
 `shapes` lists [(b, n), ...], the samples and tokens of each batch, Σ b·n = T.  Attention runs once per resolution.
-The official code needs xFormers for it.  State-dict keys are the official ones, so weights load both ways.
 """
 
 import math
@@ -145,7 +144,7 @@ def sincos(n, dim):
 
 
 class ViT(nn.Module):
-    """The Vision Transformer.  It stores `pos_embed` for images of img_size pixels; any other size works too.
+    """The Vision Transformer, with official state-dict keys.  Its pos_embed is for img_size; any other size works too.
 
     ffn: "mlp" or "swiglu".  drop_path: rate of stochastic depth, the same in each block.  layer_scale: λ at the start.
     checkpointing: keep only each block's input for the backward pass, and compute the rest again.  stem: use stem.py.
@@ -156,6 +155,7 @@ class ViT(nn.Module):
         super().__init__()
         self.embed_dim, self.patch_size, self.n_blocks, self.n_registers = dim, patch_size, depth, n_registers
         self.num_features, self.num_heads, self.num_register_tokens = dim, n_heads, n_registers  # official names
+        self.img_size = img_size // patch_size * patch_size  # of the stored positions
         self.stem, self.drop_path, self.checkpointing, self.antialias = stem, drop_path, checkpointing, n_registers > 0
         self.patch_embed = nn.Sequential()
         if stem:

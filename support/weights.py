@@ -39,7 +39,7 @@ def rename(state, names):
 
 
 def load_vit(name_or_path, device="cpu"):
-    """A ViT in eval mode, float32, from an official name or any file of weights that docs/weights.md lists.
+    """A frozen ViT in eval mode, float32, from an official name or any file of weights that docs/weights.md lists.
 
     The tensors tell the architecture.  From a training checkpoint, the teacher is used.  UserError for other files.
     """
@@ -52,7 +52,7 @@ def load_vit(name_or_path, device="cpu"):
             raise ValueError(f"config.json asks for other heads than {vit.num_heads}, which are 64 channels wide")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{name_or_path} does not hold a DINOv2 ViT ({reason_of(error)[:200]})") from None
-    return vit.float().eval().to(device)
+    return vit.float().eval().requires_grad_(False).to(device)
 
 
 def read_file(name):

@@ -1,7 +1,4 @@
-"""Attention maps of [CLS]: by hand, and against the network's own attention.
-
-    pytest tests/test_attention.py
-"""
+"""Attention maps of [CLS]: by hand, and against the network's own attention.  `pytest tests/test_attention.py`"""
 
 import math
 

@@ -87,8 +87,11 @@ def test_knn_of_images_by_hand():
     test = split_of([(245, 0, 0), (0, 0, 245), (245, 0, 0)], [0, 1, 1])
     assert measure_knn(MeanColour(), train, test, 8) == {"knn_4": pytest.approx(2 / 3)}
     assert measure_knn(MeanColour(), train, test, 8, n_train=1)["knn_1"] in (1 / 3, 2 / 3)
-    test.labels = None
-    assert measure_knn(MeanColour(), train, test, 8) == {}
+    test.labels[2] = 2  # a class without training images: both others are right
+    assert measure_knn(MeanColour(), train, test, 8) == {"knn_4": 1}
+    for labels in (torch.tensor([2, 2, 2]), None):
+        test.labels = labels
+        assert measure_knn(MeanColour(), train, test, 8) == {}
 
 
 @pytest.mark.parametrize("size, side", [(16, 16), (9, 8), (11, 12), (1, 4)])
@@ -167,23 +170,41 @@ def test_the_table_of_a_network(few_shapes, capsys, monkeypatch):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_features_are_saved_for_numpy(tmp_path, labelled, capsys, monkeypatch, streamed):
-    """A broken image has no row.  Without labels there is nothing to measure, and features are still saved."""
-    monkeypatch.setattr(linear_probe, "STEPS", 2)
+    """A broken image has no row.  Without --k and --linear nothing is measured, and no labels are needed.
+
+    Features depend on the picture and the weights alone: they are those of its centre square, in any split and set.
+    """
     monkeypatch.setattr(image_module, "MEMORY_LIMIT", 0 if streamed else 2**20)
-    torch.save(vit_pico(patch_size=4, img_size=8).state_dict(), tmp_path / "vit.pt")
+    network = vit_pico(patch_size=4, img_size=4).eval()
+    torch.save(network.state_dict(), tmp_path / "vit.pt")
     (labelled / "train/a/1.png").write_text("broken")
     save = f"--weights {tmp_path}/vit.pt --device cpu --save {tmp_path}/features.npz --data".split()
     assert main([*save, str(labelled)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"features of 5 training and 6 test images saved: {tmp_path}/features.npz"
     saved = np.load(tmp_path / "features.npz")
-    assert saved["train_features"].shape == (5, 96) and saved["test_features"].shape == (6, 96)
+    squares = 10 * torch.arange(12, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 4, 4)
+    squares[..., 2:] = 255
+    x = frozen_features(network, squares, 4).numpy()
+    assert np.allclose(saved["train_features"], x[[0, 2, 3, 4, 5]], atol=1e-5)
+    assert np.allclose(saved["test_features"], x[6:], atol=1e-5)
     assert saved["train_names"].tolist() == [f"train/{x}.png" for x in ("a/0", "a/2", "b/0", "b/1", "b/2")]
     assert saved["train_labels"].tolist() == [0, 0, 1, 1, 1] and saved["classes"].tolist() == ["a", "b"]
-    capsys.readouterr()
     assert main([*save, str(labelled / "test/a")]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f"features of 3 training and 1 test images saved: {tmp_path}/features.npz"
     saved = np.load(tmp_path / "features.npz")
+    assert np.allclose(saved["train_features"], x[6:9], atol=1e-5)
+    assert np.allclose(saved["test_features"], x[6:7], atol=1e-5)
     assert saved["train_names"].tolist() == ["0.png", "1.png", "2.png"] and "train_labels" not in saved
+
+
+def test_a_class_without_training_images_is_left_out(labelled, capsys):
+    """Only class a is left of training, so nothing can be wrong."""
+    for i in range(3):
+        (labelled / f"train/b/{i}.png").write_text("broken")
+    assert main(f"--weights pixels --data {labelled} --size 4 --k 1 --linear logistic".split()) == 0
+    *_, left_out, chance, knn, logistic = capsys.readouterr().out.splitlines()
+    assert left_out == "3 of 6 test images are of classes without training images, and are left out"
+    assert chance.split()[1] == knn.split()[4] == logistic.split()[1] == "100.00%"
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -194,7 +215,7 @@ def test_features_are_saved_for_numpy(tmp_path, labelled, capsys, monkeypatch, s
     ("--weights pixels --data shapes --linear parts", "--linear parts needs a network and --data shapes"),
     ("--weights random --data cifar10 --linear parts", "--linear parts needs a network and --data shapes"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),
-    ("--weights pixels --data LABELLED/test/a", "test/a does not have labels in both splits"),
+    ("--weights pixels --data LABELLED/test/a --save LABELLED/x.npz --k 1", "test/a does not have labels in both"),
     ("--weights pixels --data LABELLED", "is too large for --weights pixels"),
 ])  # fmt: skip
 def test_a_wrong_flag_or_dataset_is_one_line_and_status_2(capsys, argv, words, labelled, monkeypatch):

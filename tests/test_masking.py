@@ -1,7 +1,4 @@
-"""Block-wise masks: counts that never vary, even coverage, blocks rather than dots, and the smallest grids.
-
-    pytest tests/test_masking.py
-"""
+"""Block-wise masks: fixed counts, even coverage, blocks rather than dots.  `pytest tests/test_masking.py`"""
 
 from itertools import product
 

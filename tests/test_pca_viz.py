@@ -1,5 +1,7 @@
 """Patch features as colours: components by hand, the choice of sides, drawn scenes.  `pytest tests/test_pca_viz.py`"""
 
+from pathlib import Path
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -199,32 +201,43 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-COMMON = ["--weights", "vit.pt", "--size", "16", "--device", "cpu", "--out", "out.png"]
+COMMON = ["--weights", "vit.pt", "--device", "cpu", "--out", "out.png"]  # the size is the network's, 16 pixels
 
 
 @pytest.mark.parametrize("flags, words", [
-    ("a.png b.png c.png ./a.png ./b.png", "5 images, "),
+    ("a.png b.png c.png ./a.png ./b.png broken.png", "5 images, "),
     ("a.png --threshold 1", "1 images, 0% of the patches in the foreground"),
+    ("b.png", "1 images, 44%"), ("b.png --invert", "1 images, 56%"), ("b.png --keep-aspect", "1 images, 55%"),
     ("a.png b.png --attention --keep-aspect", "2 images, the mean of 3 heads of the last block, and each head"),
     ("--matches a.png ./a.png --threshold 0", "2 images, 94% of the patches in the foreground, 15 mutual matches, "),
     (".", "3 images, "),
 ])  # fmt: skip
-def test_the_program_draws(place, capsys, flags, words):
+def test_the_program_draws(place, capsys, flags, words, monkeypatch):
+    """It reads no more images than it draws."""
+    monkeypatch.setattr(pca_viz, "MOST", 5)
     assert main([*COMMON, *flags.split()]) == 0
     out, err = capsys.readouterr()
     last = out.splitlines()[-1]
     assert last.startswith(words) and last.endswith(": out.png")
-    assert ("skipped ./broken.png: not an image in a format that Pillow reads" in err) == flags.startswith(".")
+    assert ("only the first 5 of 6 images, up to ./b.png; " in err) == words.startswith("5")
+    assert ("broken.png: not an image in a format that Pillow reads" in err) == flags.startswith(".")
     height, width, _ = matplotlib.image.imread("out.png").shape
     assert min(height, width) > 100 and (not words.startswith("5") or height > width / 5)  # two rows
 
 
-def test_flags_change_the_picture(place):
-    pictures = set()
-    for flags in ([], ["--invert"], ["--keep-aspect"]):
-        assert main([*COMMON, "b.png", *flags]) == 0
-        pictures.add((place / "out.png").read_bytes())
-    assert len(pictures) == 3
+@pytest.mark.parametrize("page", ["README.md", "docs/weights.md"])
+def test_the_python_lines_of_the_docs(place, page):
+    """As they stand there: from a folder of images to features and a picture."""
+    text = (Path(pca_viz.__file__).parent / page).read_text().split("## Features in Python")[1]
+    lines = text.split("```python\n")[1].split("```")[0]
+    for folder in ("runs/shapes", "runs/mine", "photos"):
+        (place / folder).mkdir(parents=True)
+        torch.save(vit_nano(patch_size=8, img_size=64).state_dict(), place / folder / "vit.pt")
+    for name in "abc":
+        Image.open(f"{name}.png").save(f"photos/{name}.jpg")
+    exec(lines, names := {})
+    features = names["features"]["x_norm_clstoken"].numpy()
+    assert len(features) == len(names["images"]) and (page != "README.md" or Path("pca.png").exists())
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -1,7 +1,4 @@
-"""The Vision Transformer against a slow one, packing, positions, stochastic depth, official keys.
-
-    pytest tests/test_vit.py
-"""
+"""The ViT against a slow one, packing, positions, stochastic depth, official keys.  `pytest tests/test_vit.py`"""
 
 import copy
 import math
@@ -129,11 +126,6 @@ def test_it_runs_in_half_precision(dtype, n_registers):
     out = network.train().forward_features(images.to(dtype), some_masks(4, 12))["x_norm_patchtokens"]
     out.float().square().mean().backward()
     assert out.dtype == dtype and network.blocks[0].mlp.fc1.weight.grad.isfinite().all()
-
-
-def test_it_exports():
-    network, images = toy(n_registers=4), pictures(2, 8, 24)
-    assert_close(torch.export.export(network, (images,)).module()(images), network(images))
 
 
 def train_on(network, seed):
