@@ -11,6 +11,7 @@ import io
 import itertools
 import logging
 import os
+import re
 import sys
 import warnings
 from dataclasses import dataclass, field, replace
@@ -282,14 +283,33 @@ def picture(raw, size, scale=None):
     return image.convert("RGB")
 
 
+BITS = {  # of a colour in the file, for the formats that can have more than 8; Pillow's mode does not tell
+    "AVIF": lambda image, raw: 10 if raw[raw.index(b"av1C") + 6] & 64 else 8,  # or 12
+    "DDS": lambda image, raw: 16 if "BC6H" in str(image.tile) else 8,
+    "ICO": lambda image, raw: 16 if re.search(rb"(?s)IHDR.{8}\x10", raw) else 8,  # one of its PNGs
+    "JPEG2000": lambda image, raw: raw[raw.index(b"\xff\x4f\xff\x51") + 42] % 128 + 1,
+    "PNG": lambda image, raw: raw[raw.index(b"IHDR") + 12],
+    "PPM": lambda image, raw: 16 if type(image.tile[0][3]) is tuple and image.tile[0][3][1] > 255 else 8,
+    "SGI": lambda image, raw: 8 * raw[3],
+    "TIFF": lambda image, raw: max(image.tag_v2.get(258, (1,)))}
+BITS["ICNS"] = BITS["ICO"]
+
+
 def open_image(raw):
-    """The bytes of an image file -> Pillow's image, not decoded yet."""
+    """The bytes of an image file -> Pillow's image, not decoded yet; ValueError if Pillow would change its values."""
     image = Image.open(io.BytesIO(raw), formats=FORMATS)
+    bits = BITS[image.format](image, raw) if image.format in BITS else 8
     if image.format == "TIFF":  # Pillow would drop channels that are neither colour nor alpha, such as near-infrared
-        photometric, channels, extra = (image.tag_v2.get(tag) for tag in (262, 277, 338))
+        photometric, channels, extra, sign = (image.tag_v2.get(tag) for tag in (262, 277, 338, 339))
         colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(photometric, 1)  # RGB, CMYK, YCbCr, Lab; otherwise grey or a palette
         if (channels or 1) > colours + sum(kind in (1, 2) for kind in extra or ()):  # 1, 2: alpha
             raise ValueError(f"{channels} channels, but {colours} are colours; write the three to be seen as RGB")
+        if photometric == 0 and bits > 8 or (bits, sign) in ((8, (2,)), (32, (1,)), (32, None)):
+            raise ValueError("Pillow misreads signed bytes, unsigned 32 bits and white zeros; convert it to 16 bits")
+    if bits > 8 and image.mode[0] not in "IF":
+        raise ValueError(f"{bits} bits a colour, and Pillow reads 8; convert it to 8 bits a colour")
+    if image.format == "FITS":
+        raise ValueError("Pillow ignores the zero, the scale and the planes of a FITS file; convert it to TIFF")
     return image
 
 

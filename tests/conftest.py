@@ -83,11 +83,11 @@ def labelled(tmp_path):
     return tmp_path / "set"
 
 
-def png_that_claims(width, height):
+def png_that_claims(width, height, bits=8):
     """The start of a PNG of that size: enough for the guard, which looks before it decodes."""
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) \
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)) \
         + chunk(b"IDAT", b"")
 
 
