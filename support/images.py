@@ -274,6 +274,8 @@ def picture(raw, size, scale=None):
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode[0] in "IF":  # integers or floats, grey
         x = np.asarray(image).astype(np.float64)  # (H, W)
+        if not scale:
+            say_once("grey images deeper than 8 bits, none in the sample: each has its own range (--scale LOW HIGH)")
         low, high = scale or intensity_range(x)
         x = np.nan_to_num((x - low) / (high - low) * 255, nan=GREY, posinf=GREY, neginf=GREY)
         image = Image.fromarray(np.rint(x.clip(0, 255)).astype(np.uint8))
@@ -286,13 +288,12 @@ def picture(raw, size, scale=None):
 BITS = {  # of a colour in the file, for the formats that can have more than 8; Pillow's mode does not tell
     "AVIF": lambda image, raw: 10 if raw[raw.index(b"av1C") + 6] & 64 else 8,  # or 12
     "DDS": lambda image, raw: 16 if "BC6H" in str(image.tile) else 8,
-    "ICO": lambda image, raw: 16 if re.search(rb"(?s)IHDR.{8}\x10", raw) else 8,  # one of its PNGs
+    **dict.fromkeys(("ICNS", "ICO"), lambda image, raw: 16 if re.search(rb"(?s)IHDR.{8}\x10", raw) else 8),  # a PNG
     "JPEG2000": lambda image, raw: raw[raw.index(b"\xff\x4f\xff\x51") + 42] % 128 + 1,
     "PNG": lambda image, raw: raw[raw.index(b"IHDR") + 12],
     "PPM": lambda image, raw: 16 if type(image.tile[0][3]) is tuple and image.tile[0][3][1] > 255 else 8,
     "SGI": lambda image, raw: 8 * raw[3],
     "TIFF": lambda image, raw: max(image.tag_v2.get(258, (1,)))}
-BITS["ICNS"] = BITS["ICO"]
 
 
 def open_image(raw):

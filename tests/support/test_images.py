@@ -105,14 +105,16 @@ def test_colour_of_8_bits_is_read(kind):
     assert data.BITS["AVIF"](None, b"av1C\x81\0\x4c") > 8  # the bit that is set for 10 and 12
 
 
-def test_an_intensity_range_is_estimated():
+def test_an_intensity_range_is_estimated(capsys):
     """0 to 1000: the percentiles 0.1 and 99.9 are 1 and 999.  One value alone is black, and no value leaves 0 to 1."""
     assert data.intensity_range(np.append(np.arange(1001.0), (np.nan, np.inf))) == pytest.approx((1, 999))
     assert data.intensity_range(np.array([5.5])) == (5.5, 6.5) and data.intensity_range(np.array([np.nan])) == (0, 1)
     # of -10, 0 and 30 the percentiles are -9.98 and 29.94; (0 + 9.98) / 39.92 · 255 = 63.75
+    data.say_once.cache_clear()
     for missing in (np.nan, np.inf, -np.inf):
         x = np.array([[-10, 30], [0, missing]], np.float32)
         assert decoded(Image.fromarray(x), size=2, format="TIFF")[0].tolist() == [[0, 255], [64, GREY]]
+    assert capsys.readouterr().err.count("none in the sample: each has its own range (--scale") == 1
     half = Image.fromarray(np.repeat(np.array([0, 1000], np.uint16), 2**17).reshape(512, 512))  # all over the image
     assert data.estimate_scale(["a"], lambda name: encoded(half)) == (0, 1000)
 
@@ -162,7 +164,6 @@ def test_broken_files_are_skipped_with_a_reason(tmp_path, monkeypatch):
     assert grey_levels(found.pixels) == [10, *range(150), 20] and found.names[::151] == ["b.png", "y.jpg"]
     assert list(found.skipped) == list(broken) and "truncated" in found.skipped["d_cut.jpg"].lower()
     assert "exceeds limit of 178956970 pixels" in found.skipped["e_bomb.png"]
-    assert found.skipped["c_text.jpg"] == "not an image in a format that Pillow reads"
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -252,7 +253,6 @@ def test_only_streamed_training_draws_squares_and_new_ones_in_each_epoch(tmp_pat
 def test_a_sample_of_a_streamed_split_is_drawn_once(labelled, monkeypatch):
     """Three of six, with their labels, at the size asked for; broken ones are left out."""
     whole = load_images(labelled, size=8)
-    assert data.in_memory(whole, 3, 4) is whole
     monkeypatch.setattr(data, "MEMORY_LIMIT", 5 * 3 * 4 * 4)
     images = load_images(labelled, size=8)
     sample = data.in_memory(images, 3, 4)
