@@ -16,8 +16,7 @@
 
 0.6 and 0.45 are for the copy-detection embedding of Pizzi et al. (2022).  Here e is the [CLS] token of your ViT, for
 which they are too low: raise --self-threshold, for example to 0.8.  Other differences from the paper: docs/curation.md.
-
-Hashes and features are kept in the folder OUT.work, so a run that was killed reads no image twice.
+The folder OUT.work keeps hashes and features, so a run that was killed does not compute them again.
 """
 
 import sys
@@ -38,12 +37,13 @@ import distributed
 from curation import pca_hash
 from curation.addresses import image_addresses
 from curation.neighbours import nearest
-from curation.results import write_reasons, write_text
+from curation.results import write_reasons, write_table, write_text
 from curation.sources import embed, find_images, thumbnails
+from curation.work_files import read_array
 from distributed import print_first
-from support.cli import Parser, add_device, add_scale, check_scale, number, positive, report_errors, side
+from support.cli import Parser, add_device, add_scale, number, positive, report_errors, side
 from support.device import choose_threads, find_device
-from support.files import UserError, check_out
+from support.files import UserError, check_out, lock_folder, make_folder
 from support.find import read_file
 from support.images import estimate_scale, whole_patches
 from support.weights import load_vit
@@ -58,25 +58,31 @@ PCA_IMAGES = 10_000  # ours: the PCA of the hash is computed on at most twice as
 
 
 def deduplicate(embeddings, threshold=0.6, k=64):
-    """(N, D) float32, rows of length 1 -> sorted indices of the rows that stay: the first of each component.
-
-    The graph has an edge from each row to those of its k nearest others with a cosine above threshold.
-    """
-    label = component_of(len(embeddings), edges_above(embeddings, threshold, k))
-    return np.unique(label, return_index=True)[1]
+    """(N, D) float32, rows of length 1 -> sorted indices of the rows that stay: the first of each component."""
+    return np.flatnonzero(copies_of(embeddings, threshold, k) < 0)
 
 
 def remove_near(embeddings, reference, threshold=0.45, k=64):
-    """(N, D), (R, D) -> sorted indices of the rows whose component holds no reference.
+    """(N, D), (R, D) -> sorted indices of the rows whose component holds no reference."""
+    return np.flatnonzero(copies_of(embeddings, threshold, k, reference) < 0)
 
-    The graph is that of deduplicate, plus an edge from each row to its nearest reference if that is above threshold.
+
+def copies_of(embeddings, threshold, k=64, reference=None):
+    """(N, D) -> (N,) the first row of each row's component, or with reference (R, D) a reference of it; −1: it stays.
+
+    The graph has an edge from each row to those of its k nearest others with a cosine above threshold, and to its
+    nearest reference if that is.
     """
-    n = len(embeddings)
+    n, edges = len(embeddings), edges_above(embeddings, threshold, k)
+    if reference is None:
+        first = first_of_component(n, edges)
+        return np.where(first < np.arange(n), first, -1)
     cosines, ids = nearest(embeddings, reference, 1)
-    near = np.flatnonzero(cosines[:, 0] > threshold)
-    edges = np.concatenate([edges_above(embeddings, threshold, k), np.stack([near, n + ids[near, 0]], axis=1)])
-    label = component_of(n + len(reference), edges)
-    return np.flatnonzero(~np.isin(label[:n], label[n:]))
+    near, r = np.flatnonzero(cosines[:, 0] > threshold), len(reference)
+    edges = np.concatenate([r + edges, np.stack([r + near, ids[near, 0]], axis=1)])  # the first R nodes: references
+    first = first_of_component(r + n, edges)[r:]
+    first[near] = ids[near, 0]  # rather than another reference of the component
+    return np.where(first < r, first, -1)
 
 
 def edges_above(x, threshold, k):
@@ -86,10 +92,11 @@ def edges_above(x, threshold, k):
     return np.stack([row, ids[row, place]], axis=1)
 
 
-def component_of(n, edges):
-    """n nodes and (E, 2) edges -> (n,) the number of each node's connected component."""
+def first_of_component(n, edges):
+    """n nodes and (E, 2) edges -> (n,) the first node of each node's connected component."""
     graph = coo_array((np.ones(len(edges), dtype=bool), tuple(edges.T)), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
+    label = connected_components(graph, directed=False)[1]
+    return np.unique(label, return_index=True)[1][label]
 
 
 def retrieve_samples(curated, pool, k=4):
@@ -102,7 +109,7 @@ def retrieve_clusters(curated, pool, n_clusters, per_cluster, min_hits=MIN_HITS,
     """(C, D), (N, D) -> sorted indices of the pool's rows, drawn from the clusters that curated rows fall into.
 
     Spherical k-means of the pool.  From each cluster with more than min_hits curated rows, draw per_cluster rows or all
-    it has; from those draw max_total.  (The paper does not say which images of a cluster: random ones are ours.)
+    it has; from those draw max_total.
     """
     n_clusters = min(n_clusters, len(pool))
     k_means = faiss.Kmeans(pool.shape[1], n_clusters, seed=seed, spherical=True, min_points_per_centroid=1)
@@ -123,70 +130,88 @@ def retrieve_clusters(curated, pool, n_clusters, per_cluster, min_hits=MIN_HITS,
 # ---------------------------------------------------------------------------- the program
 
 
-def unique_images(files):
-    """Files of THUMBNAILs -> sorted indices: of each group of copies the image with most pixels, none unreadable."""
-    thumbs = np.concatenate([np.load(file) for file in files])  # (N,)
-    readable = np.flatnonzero(thumbs["pixels"] > 0)
-    if len(readable) == 0:
+def hash_copies(files):
+    """Files of THUMBNAILs -> (N,) the copy with most pixels, −1 if that is the image itself, −2 if it is not readable;
+    and (N, W) hashes."""
+    thumbs = np.concatenate([read_array(file) for file in files])  # (N,)
+    order = np.argsort(-thumbs["pixels"], kind="stable")[: np.count_nonzero(thumbs["pixels"])]  # most pixels first
+    if len(order) == 0:
         raise UserError("none of the images of --uncurated can be read")
-    grey, pixels = thumbs["grey"][readable], thumbs["pixels"][readable]
-    V = pca_hash.principal_components(grey[:: max(1, len(grey) // PCA_IMAGES), 0])
-    label = component_of(len(grey), pca_hash.copies(pca_hash.hashes(grey, V), HASH_BITS))
-    order = np.argsort(-pixels, kind="stable")  # most pixels first
-    return np.sort(readable[order[np.unique(label[order], return_index=True)[1]]])
+    V = pca_hash.principal_components(thumbs["grey"][order[:: max(1, len(order) // PCA_IMAGES)], 0])
+    h = pca_hash.hashes(thumbs["grey"], V)
+    first = order[first_of_component(len(order), pca_hash.copies(h[order], HASH_BITS))]
+    kept = np.full(len(h), -2)
+    kept[order] = np.where(first == order, -1, first)
+    return kept, h
 
 
-def curate(args):
+def curate(args, work):
     """Run all stages and write the selection."""
-    work = args.out.with_name(args.out.name + ".work")
-    places = {"uncurated": args.uncurated, "curated": args.curated, "exclude": args.exclude}
-    found = {flag: find_images(place) for flag, place in places.items() if place}
+    flags = ("uncurated", "curated", "exclude")
+    found = {flag: find_images(getattr(args, flag)) for flag in flags if getattr(args, flag)}
     pool = found["uncurated"]
-    vit = load_vit(args.weights, args.device)
+    vit = load_vit(args.weights, args.device) if args.weights else None
     scale = estimate_scale(sum(found.values(), []), read_file, args.scale)
-    work.mkdir(exist_ok=True)
 
     files = thumbnails(pool, scale, work)
-    rows = distributed.from_first_rank(lambda: unique_images(files))
-    print_first(f"PCA hash: {len(pool)} images in, {len(rows)} out")
-    found["uncurated"] = [pool[i] for i in rows]
-    e = embed(vit, sum(found.values(), []), whole_patches(args.size, vit.patch_size), scale, work)
+    kept, h = distributed.from_first_rank(lambda: hash_copies(files))
+    copies = []
+    paths = drop(copies, "PCA hash", pool, kept, pool, lambda i, j: pca_hash.bits_apart(h[i], h[j]))
+    if vit:
+        paths = select_by_features(args, found | {"uncurated": paths}, vit, scale, work, copies)
+    table = args.out.with_suffix(".copies.csv")
+    if distributed.rank() == 0:
+        write_table(table, ["path", "kept", "stage", "bits_or_cosine"], copies)
+        write_text(args.out, "".join(f"{path}\n" for path in paths))
+    print_first(f"{len(paths)} of {len(pool)} images selected: {args.out}; {len(copies)} copies left out: {table}")
+
+
+def select_by_features(args, found, vit, scale, work, copies):
+    """{flag: paths} -> the selected paths; adds to the table of copies."""
     features = {}
     for flag, paths in found.items():
-        rows = np.flatnonzero(e[: len(paths)].any(axis=1))  # 0: not readable
+        e = embed(vit, paths, whole_patches(args.size, vit.patch_size), scale, work)
+        rows = np.flatnonzero(e.any(axis=1))  # 0: not readable
         if len(rows) == 0:
             raise UserError(f"none of the images of --{flag} can be read")
-        features[flag] = keep(f"embed {flag}", paths, e[: len(paths)], rows)
-        e = e[len(paths) :]
+        features[flag] = [paths[i] for i in rows], e[rows]
 
     paths, e = features["uncurated"]
-    paths, e = keep("self-de-duplication", paths, e, deduplicate(e, args.self_threshold))
+    kept = copies_of(e, args.self_threshold)
+    paths, e = drop(copies, "self-de-duplication", paths, kept, paths, lambda i, j: e[i] @ e[j]), e[kept < 0]
     if args.exclude:
-        rows = remove_near(e, features["exclude"][1], args.reference_threshold)
-        if len(rows) == 0:
+        near, e_near = features["exclude"]
+        kept = copies_of(e, args.reference_threshold, reference=e_near)
+        paths = drop(copies, "relative de-duplication", paths, kept, near, lambda i, j: e[i] @ e_near[j])
+        e = e[kept < 0]
+        if not paths:
             raise UserError("every image is in a component of an excluded one; raise --reference-threshold")
-        paths, e = keep("relative de-duplication", paths, e, rows)
     if args.curated:
         curated, e_curated = features["curated"]
         mode = args.mode or ("clusters" if len(curated) < SMALL else "samples")
         if mode == "samples":
             rows = retrieve_samples(e_curated, e, args.per_image)
         else:
-            n_clusters = min(CLUSTERS, max(1, len(e) // CLUSTER_SIZE))
-            rows = retrieve_clusters(e_curated, e, n_clusters, PER_CLUSTER, seed=args.seed)
+            rows = retrieve_clusters(e_curated, e, min(CLUSTERS, max(1, len(e) // CLUSTER_SIZE)), PER_CLUSTER)
         if len(rows) == 0:
             raise UserError(f"no cluster holds more than {MIN_HITS} curated images; use --mode samples")
-        paths, e = keep(f"retrieval, {mode}", paths, e, rows)
-        write_reasons(args.out, paths, e, curated, e_curated, mode, scale)
-    if distributed.rank() == 0:
-        write_text(args.out, "".join(f"{path}\n" for path in paths))
-    print_first(f"{len(paths)} of {len(pool)} images selected: {args.out}")
+        print_first(f"retrieval, {mode}: {len(rows)} of {len(paths)} images")
+        paths = [paths[i] for i in rows]
+        write_reasons(args.out, paths, e[rows], curated, e_curated, mode, scale)
+    return paths
 
 
-def keep(stage, paths, e, rows):
-    """The images and features of some rows; prints how many."""
-    print_first(f"{stage}: {len(paths)} images in, {len(rows)} out")
-    return [paths[i] for i in rows], e[rows]
+def drop(copies, stage, paths, kept, others, compare):
+    """The paths without copies.  Adds a row to the table for each copy, and prints their share.
+
+    kept (N,): number of the path in `others` that is kept instead, −1 for what stays.  compare(i, j): bits or cosine.
+    """
+    rows, n = np.flatnonzero(kept >= 0), np.sum(kept > -2)
+    print_first(f"{stage}: {len(rows)} of {n} images are copies ({len(rows) / n:.0%})")
+    if len(rows) > n / 2:
+        print_first("WARNING: over half.  Look at pairs in the .copies.csv; raise the threshold if they are not alike")
+    copies += [(paths[i], others[kept[i]], stage, f"{compare(i, kept[i]):.6g}") for i in rows]
+    return [path for path, other in zip(paths, kept) if other == -1]
 
 
 @report_errors("curate.py")
@@ -195,23 +220,20 @@ def main(argv=None):
     parser = Parser(prog="curate.py", description="Select images like the curated ones, without copies.")
     add, default = parser.add_argument, " (default: %(default)s)"
     add("--uncurated", help="folder, archive or list of images to choose from")
-    add("--curated", help="images to look for (without them, only copies are left out)")
+    add("--curated", help="images to look for (default: none, find copies and stop)")
     add("--exclude", help="evaluation images: what is like them is left out")
-    add("--weights", help="vit.pt, checkpoint.pt, an official name or file")
+    add("--weights", help="vit.pt, checkpoint.pt, an official name or file (default: none, only the PCA hash is used)")
     add("--out", type=Path, default=Path("selected.txt"), help="the list" + default)
-    add("--html", metavar="PAGES", help="a saved page, or a folder of them: write the addresses of their images to "
-        "addresses.txt beside --out, and stop")  # fmt: skip
-    add("--self-threshold", type=number(-1, 1), default=0.6, help="cosine above which two images are copies" + default)
+    add("--html", metavar="PAGES", help="list image addresses of saved pages in addresses.txt beside --out, and stop")
+    add("--self-threshold", type=number(-1, 1), default=0.6, help="cosine above which two images are copies; 0.6 and "
+        "0.45 are for the paper's copy-detection embedding, and too low for a [CLS] token: try 0.8" + default)
     add("--reference-threshold", type=number(-1, 1), default=0.45, help="the same, to an excluded image" + default)
-    add("--mode", choices=("samples", "clusters"),
-        help=f"way of retrieval (default: clusters for fewer than {SMALL} curated images)")  # fmt: skip
+    add("--mode", choices=("samples", "clusters"), help=f"(default: clusters for fewer than {SMALL} curated images)")
     add("--per-image", type=positive, default=4, help="samples: images for each curated one" + default)
     add("--size", type=side, default=224, help="side of an embedded image, rounded to whole patches" + default)
-    add("--seed", type=number(0, 2**31 - 1, int), default=0, help="of k-means and the random draws" + default)
     add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)
-    check_scale(args.scale)
     check_out(args.out)
     if args.out.suffix in (".csv", ".png"):
         raise UserError(f"--out {args.out}: {args.out.suffix} is written beside the list; give the list another ending")
@@ -220,13 +242,16 @@ def main(argv=None):
         write_text(path, "".join(f"{address}\n" for address in addresses))
         print(f"{len(addresses)} addresses of images: {path}; download them with img2dataset (docs/curation.md)")
         return 0
-    if not (args.uncurated and args.weights):
-        raise UserError("give --uncurated and --weights, or --html")
+    if not args.uncurated or (args.curated or args.exclude) and not args.weights:
+        raise UserError("give --uncurated, and --weights if you give --curated or --exclude; or give --html")
     args.device, threads = find_device(args.device), choose_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     args.device = distributed.start(args.device, patience=24)
     print_first(f"on {args.device}, {threads}")
-    curate(args)
+    work = args.out.with_name(args.out.name + ".work")
+    make_folder(work)
+    with lock_folder(work):
+        curate(args, work)
     distributed.stop()
     return 0
 

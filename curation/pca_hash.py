@@ -32,14 +32,9 @@ def windows(image):
     return np.stack([np.asarray(grey.resize((S, S), Image.Resampling.BILINEAR, box)).ravel() for box in boxes])
 
 
-def centred(x):
-    """(N, S²) grey levels -> float32 of mean 0 in each row."""
-    return x - x.mean(1, keepdims=True, dtype=np.float32)
-
-
 def principal_components(x):
     """(N, S²) grey levels -> V (64, S²), by falling variance."""
-    x = centred(x).astype(np.float64)
+    x = x - x.mean(1, keepdims=True, dtype=np.float64)
     places = np.stack(np.divmod(np.arange(S * S), S), axis=1)  # (S², 2)
     distance = np.abs(places[:, None] - places).sum(-1)  # (S², S²)
     centring = np.eye(S * S) - 1 / S**2
@@ -50,8 +45,15 @@ def principal_components(x):
 
 def hashes(x, V):
     """(N, W, S²) grey levels and (64, S²) -> (N, W) uint64, the whole image first."""
-    bits = [centred(x[:, w]) @ V.T.astype(np.float32) > 0 for w in range(len(WINDOWS))]  # W of (N, 64)
-    return np.packbits(np.stack(bits, axis=1), axis=2).view(np.uint64)[..., 0]
+    bits = np.empty((len(x), len(WINDOWS), 64), dtype=bool)
+    for w in range(len(WINDOWS)):
+        bits[:, w] = (x[:, w] - x[:, w].mean(1, keepdims=True)) @ V.T.astype(np.float32) > 0
+    return np.packbits(bits, axis=2).view(np.uint64)[..., 0]
+
+
+def bits_apart(g, h):
+    """(W,), (W,) hashes of two images -> fewest bits between the whole of one and a window of the other."""
+    return int(np.bitwise_count(np.concatenate([g[0] ^ h, h[0] ^ g])).min())
 
 
 def copies(h, n_bits):

@@ -22,6 +22,13 @@ def write_text(path, text):
     write_safely(path, lambda new: new.write_text(text, encoding="utf-8", errors="surrogateescape", newline=""))
 
 
+def write_table(path, header, rows):
+    """A .csv file."""
+    table = io.StringIO()
+    csv.writer(table).writerows([header, *rows])
+    write_text(path, table.getvalue())
+
+
 def write_reasons(out, paths, e, curated, e_curated, mode, scale):
     """Why each image was selected: the nearest curated image in OUT.csv, and a picture of some in OUT.png.
 
@@ -31,18 +38,11 @@ def write_reasons(out, paths, e, curated, e_curated, mode, scale):
     shown = np.linspace(0, len(curated) - 1, min(len(curated), ROWS)).astype(int)
     found = nearest(e_curated[shown], e, COLUMNS)[1]  # (rows, COLUMNS)
     if distributed.rank() == 0:
-        table = io.StringIO()
-        csv.writer(table).writerow(["path", "stage", "nearest_curated", "cosine"])
-        csv.writer(table).writerows(
-            (path, mode, curated[i], f"{c:.6f}") for path, [i], [c] in zip(paths, closest, cosines))
-        write_text(out.with_suffix(".csv"), table.getvalue())
-        picture = draw_selected([[curated[c], *(paths[i] for i in ids)] for c, ids in zip(shown, found)], scale)
+        rows = [(path, mode, curated[i], f"{c:.6f}") for path, [i], [c] in zip(paths, closest, cosines)]
+        write_table(out.with_suffix(".csv"), ["path", "stage", "nearest_curated", "cosine"], rows)
+        white = np.full((3, SIZE, SIZE), 255, dtype=np.uint8)  # for images that are gone
+        drawn = [[curated[c], *(paths[i] for i in ids)] for c, ids in zip(shown, found)]
+        images = [[read_or_skip(path, lambda raw: decode(raw, SIZE, 0.5, scale), white) for path in row]
+                  for row in drawn]  # fmt: skip
+        picture = Image.fromarray(rearrange(np.array(images), "y x c h w -> (y h) (x w) c"))
         write_safely(out.with_suffix(".png"), lambda new: picture.save(new, format="png"))
-
-
-def draw_selected(rows, scale):
-    """Rows of paths -> a picture of their images, unreadable ones white."""
-    white = np.full((3, SIZE, SIZE), 255, dtype=np.uint8)
-    images = [[read_or_skip(path, lambda raw: decode(raw, SIZE, 0.5, scale), white) for path in row]
-              for row in rows]  # fmt: skip
-    return Image.fromarray(rearrange(np.array(images), "y x c h w -> (y h) (x w) c"))

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from augment import normalize
 from curation.pca_hash import WINDOWS, S, T, windows
-from curation.work_files import in_blocks
+from curation.work_files import in_blocks, read_array
 from support.device import autocast
-from support.files import UserError, reason_of
+from support.files import UserError, printable, reason_of
 from support.find import find_files, read_file
 from support.images import decode, open_image, picture, skipped_line
 
@@ -24,9 +24,8 @@ def find_images(place):
     """A folder, archive or list -> absolute paths of its images; one may lead into an archive, as /a/b.tar/c.jpg."""
     place = os.path.expanduser(place)
     paths = [os.path.abspath(os.path.join(place, name)) for name in find_files(place)[0]]
-    paths = [path for path in paths if "\n" not in path and "\r" not in path]  # a list cannot hold other names
-    if not paths:
-        raise UserError(f"no images in {place}")
+    if wrong := next((path for path in paths if "\n" in path or "\r" in path), None):
+        raise UserError(f"{printable(wrong)}: a list cannot hold a name with a line break; rename it")
     return paths
 
 
@@ -66,4 +65,4 @@ def embed(vit, paths, size, scale, folder):
         return F.normalize(cls.float(), dim=1).cpu().numpy() * readable
 
     files = in_blocks(folder, "embed", paths, [scale, size, weights], compute)
-    return np.concatenate([np.load(file) for file in files])
+    return np.concatenate([read_array(file) for file in files])

@@ -5,7 +5,9 @@ folder after you change images and keep their names.  All ranks read the same fi
 """
 
 import hashlib
+import io
 import json
+import sys
 
 import numpy as np
 from tqdm import tqdm
@@ -17,8 +19,22 @@ ROWS = 64  # ours: images of one block, which is computed and written at once
 
 
 def write_array(path, array):
-    """Write a .npy file, whole or not at all."""
-    write_safely(path, lambda new: np.save(open(new, "wb"), array), shared=True)
+    """Write a .npz file, whole or not at all.  It is a .zip, with a checksum; the array in it has the file's name."""
+    file = io.BytesIO()
+    np.savez(file, **{path.stem: array})
+    write_safely(path, lambda new: new.write_bytes(file.getvalue()), shared=True)
+
+
+def read_array(path):
+    """The array of a file; None if there is no file, or a damaged one, which is then named."""
+    try:
+        with np.load(path) as file:
+            return file[path.stem]
+    except FileNotFoundError:
+        return None
+    except Exception:  # damage makes NumPy and zipfile raise almost anything
+        tqdm.write(f"{path} is damaged; it is computed again", file=sys.stderr)
+        return None
 
 
 def in_blocks(folder, name, paths, settings, compute):
@@ -28,10 +44,10 @@ def in_blocks(folder, name, paths, settings, compute):
     """
     blocks = [paths[start : start + ROWS] for start in range(0, len(paths), ROWS)]
     digests = [hashlib.sha256(json.dumps([name, block, settings]).encode()).hexdigest()[:16] for block in blocks]
-    files = [folder / f"{name.replace(' ', '-')}-{digest}.npy" for digest in digests]
+    files = [folder / f"{name.replace(' ', '-')}-{digest}.npz" for digest in digests]
     mine = list(zip(files, blocks))[distributed.rank() :: distributed.world_size()]
     for path, block in tqdm(mine, name, leave=False, disable=distributed.rank() > 0):
-        if not path.exists():
+        if read_array(path) is None:
             write_array(path, compute(block))
     distributed.gather(None)  # wait until all files are there
     return files

@@ -8,7 +8,6 @@ import os
 import runpy
 import shutil
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from conftest import in_ranks
 from PIL import Image
 
 import curate
-from curate import deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
+from curate import copies_of, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
 from curation import work_files
 from support.images import load_images
 from support.weights import save_vit
@@ -36,6 +35,7 @@ def at(*degrees):
 
 def test_a_chain_is_one_component():
     """0°, 50°, 100°: the ends are 100° apart, but each is within 53° of the middle. 180° is 80° from the last."""
+    assert copies_of(at(0, 180, 100, 50), 0.6).tolist() == [-1, -1, 0, 0]
     assert deduplicate(at(0, 180, 100, 50)).tolist() == [0, 1]
     assert deduplicate(at(0, 180, 100, 50), threshold=0.7).tolist() == [0, 1, 2, 3]  # 45.6°
     assert deduplicate(at(7)).tolist() == [0]
@@ -52,6 +52,8 @@ def test_a_component_goes_whole():
     """References at 0°. 60° is within 63.3° of it; 120° is so of 60°, and goes too. 200° is 80° from 120°."""
     assert remove_near(at(200, 60, 120), at(0)).tolist() == [0]
     assert remove_near(at(200, 60, 120), at(0), threshold=0.55).tolist() == [0, 1, 2]  # 56.6°
+    # 1° and 61° are one component, and each is a copy of its own reference; 124° is near 61° alone
+    assert copies_of(at(61, 1, 200, 124), 0.45, reference=at(0, 60)).tolist() == [1, 0, -1, 0]
     # two references 20° apart join what is near either: nothing else is near them
     assert remove_near(at(90, 100), at(180, 200)).tolist() == [0, 1]
 
@@ -115,7 +117,14 @@ def run(*argv):
 
 
 def outputs(out):
-    return [path.read_bytes() for path in (out, out.with_suffix(".csv"), out.with_suffix(".png"))]
+    return [path.read_bytes() for path in (out, *map(out.with_suffix, (".copies.csv", ".csv", ".png")))]
+
+
+def copies(out):
+    with open(out.with_suffix(".copies.csv")) as file:
+        header, *rows = csv.reader(file)
+    assert header == ["path", "kept", "stage", "bits_or_cosine"]
+    return rows
 
 
 def names(out):
@@ -131,7 +140,9 @@ def test_from_folders_to_a_list_that_train_reads(place, tmp_path, capsys):
         f"skipped {place}/{name}/0.png: not an image in a format that Pillow reads"
         for name in ("pool", "curated")]  # fmt: skip
     paths = out.read_text().splitlines()
-    assert "PCA hash: 51 images in, 40 out\n" in text.out
+    assert "PCA hash: 10 of 50 images are copies (20%)\n" in text.out and "WARNING" not in text.out
+    assert {(Path(path).name, Path(kept).name, stage) for path, kept, stage, bits in copies(out) if int(bits) <= 2} == {
+        (f"copy{i:02}.jpg", f"{i:02}.png", "PCA hash") for i in range(10)}
     assert text.out.splitlines()[-1].startswith(f"{len(paths)} of 51 images selected")
     assert paths and all(Path(path).suffix == ".png" for path in paths)  # the larger of each pair of copies
     with open(tmp_path / "selected.csv") as file:
@@ -175,8 +186,27 @@ def test_clusters_exclusion_and_no_retrieval(place, tmp_path, monkeypatch, capsy
     (tmp_path / "list.txt").write_text(f"{place}/pool/{names(alone)[1]}\n")
     assert run(*common, "--out", apart, "--exclude", tmp_path / "list.txt", "--reference-threshold", 0.99999) == 0
     assert names(apart) == [name for name in names(alone) if name != names(alone)[1]]
+    path = alone.read_text().splitlines()[1]
+    assert copies(apart) == [*copies(alone), [path, path, "relative de-duplication", "1"]] and len(copies(alone)) == 10
     assert run(*common, "--out", out, "--curated", place / "curated") == 0  # the default mode
     assert "retrieval, clusters" in capsys.readouterr().out and names(out) == names(alone)
+
+
+def test_copies_alone(place, tmp_path, monkeypatch, capsys):
+    """Without --weights by the hash only.  At 0.6 one image of each tint stays, and a warning.  A lock is respected."""
+    out = tmp_path / "unique.txt"
+
+    def locked(*_):
+        raise BlockingIOError
+
+    assert run("--uncurated", place / "pool", "--out", out) == 0
+    assert names(out) == [f"{i:02}.png" for i in range(40)] and len(copies(out)) == 10
+    assert run("--uncurated", out, "--out", out, "--weights", place / "vit.pt", "--size", 32) == 0
+    assert names(out) == [f"{i:02}.png" for i in range(4)] and "WARNING: over half" in capsys.readouterr().out
+    assert all(row[1] == f"{place}/pool/{int(Path(row[0]).stem) % 4:02}.png" for row in copies(out))
+    monkeypatch.setattr("fcntl.lockf", locked)
+    assert run("--uncurated", place / "pool", "--out", out) == 2
+    assert f"another process writes into {out}.work" in capsys.readouterr().err
 
 
 def test_names_that_a_list_can_hold(place, tmp_path):
@@ -191,23 +221,13 @@ def test_names_that_a_list_can_hold(place, tmp_path):
     assert not images.skipped and {os.fsencode(Path(name).name) for name in images.names} == set(files)
 
 
-class Death(BaseException):
-    """No handler of the program catches this."""
-
-
-@pytest.fixture(scope="module")
-def whole(place, tmp_path_factory):
-    """What an uninterrupted run selects, and its further flags."""
-    more = ("--exclude", place / "curated", "--reference-threshold", 0.99999)  # one of the pool
-    out = tmp_path_factory.mktemp("whole") / "selected.txt"
-    assert run(*flags(place, out, *more)) == 0
-    return outputs(out), more
-
-
 @pytest.mark.parametrize("stage", ["PCA-hash", "embed"])
-def test_killed_in_a_stage_and_started_again(place, whole, tmp_path, monkeypatch, stage):
-    """The process dies before the second block of a stage is renamed; the first is not computed again."""
-    (expected, more), killed = whole, tmp_path / "selected.txt"
+def test_killed_in_a_stage_and_started_again(place, tmp_path, monkeypatch, stage):
+    """The process ends before the second block of a stage is renamed.  Runs of other settings use the same folder.
+    Then it goes on, and its result is that of an uninterrupted run."""
+    more = ("--exclude", place / "curated", "--reference-threshold", 0.99999)  # one of the pool
+    fresh, killed = tmp_path / "fresh.txt", tmp_path / "killed.txt"
+    assert run(*flags(place, fresh, *more)) == 0
     monkeypatch.setattr(work_files, "ROWS", 3)
     write, seen = work_files.write_safely, []
 
@@ -216,37 +236,23 @@ def test_killed_in_a_stage_and_started_again(place, whole, tmp_path, monkeypatch
             seen.append(path)
             if len(seen) == 2:
                 save(path.with_name(f".{path.name}.tmp"))  # written, not renamed
-                raise Death
+                raise KeyboardInterrupt
         write(path, save, shared)
 
     monkeypatch.setattr(work_files, "write_safely", dying)
-    with pytest.raises(Death):
-        run(*flags(place, killed, *more))
-    assert not killed.exists() and seen
+    assert run(*flags(place, killed, *more)) == 130 and not killed.exists()
     monkeypatch.setattr(work_files, "write_safely", write)
-    assert run(*flags(place, killed, *more)) == 0
-    assert outputs(killed) == expected
-
-
-@pytest.mark.parametrize("other", [
-    ("--self-threshold", 0.99), ("--reference-threshold", 1), ("--weights", "other.pt"), ("--size", 24),
-    ("--per-image", 1), ("--exclude", "exclude"), ("--curated", "exclude"), ("--mode", "clusters"),
-], ids=lambda other: other[0])  # fmt: skip
-def test_results_of_other_settings_are_not_mixed(place, whole, tmp_path, monkeypatch, other):
-    """After a run with other settings in the same folder, the result is that of a fresh folder."""
-    (expected, more), out = whole, tmp_path / "selected.txt"
-    monkeypatch.chdir(place)
     torch.manual_seed(1)
-    save_vit(vit_nano(patch_size=8, img_size=32, layer_scale=1.0), place / "other.pt")
-    assert run(*flags(place, out, *more), *other) == run(*flags(place, out, *more)) == 0
-    assert outputs(out) == expected
+    save_vit(vit_nano(patch_size=8, img_size=32, layer_scale=1.0), tmp_path / "other.pt")
+    for other in (("--size", 24), ("--weights", tmp_path / "other.pt"), ()):
+        assert run(*flags(place, killed, *more), *other) == 0
+    assert outputs(killed) == outputs(fresh)
 
 
-def work(rank, folder, argv):
-    """One of several processes; what it prints goes to a file."""
+def work(rank, argv):
+    """One of several processes."""
     curate.CLUSTER_SIZE = 20
-    with open(folder / f"printed-{rank}", "w") as file, redirect_stdout(file):
-        assert run(*argv) == 0
+    assert run(*argv) == 0
 
 
 def test_three_ranks_select_the_same(place, tmp_path, monkeypatch):
@@ -254,10 +260,8 @@ def test_three_ranks_select_the_same(place, tmp_path, monkeypatch):
     more = ("--exclude", place / "exclude", "--reference-threshold", 0.99999, "--mode", "clusters")
     alone, ranks = tmp_path / "a.txt", tmp_path / "b.txt"
     assert run(*flags(place, alone, *more)) == 0
-    in_ranks(work, 3, tmp_path, flags(place, ranks, *more))
+    in_ranks(work, 3, flags(place, ranks, *more))
     assert outputs(ranks) == outputs(alone)
-    printed = "".join((tmp_path / f"printed-{rank}").read_text() for rank in range(3))
-    assert printed.count("images selected") == 1
 
 
 @pytest.mark.parametrize("more, words", [
@@ -265,11 +269,8 @@ def test_three_ranks_select_the_same(place, tmp_path, monkeypatch):
     (("--uncurated", "junk"), "none of the images of --uncurated can be read"),
     (("--curated", "junk"), "none of the images of --curated can be read"),
     (("--weights", "junk/a.png"), "junk/a.png"),
-    (("--weights", ""), "give --uncurated and --weights, or --html"),
-    (("--per-image", 0), "argument --per-image: '0' is not a whole number"),
+    (("--weights", ""), "give --uncurated, and --weights if you give --curated or --exclude"),
     (("--mode", "clusters", "--curated", "one"), "no cluster holds more than 3"),
-    (("--out", "no/where/selected.txt"), "there is no folder no/where"),
-    (("--scale", 2, 1), "--scale"),
     (("--out", "selected.csv"), "--out selected.csv: .csv is written beside the list"),
     (("--html", "nowhere"), "no <img> tag"),
 ])  # fmt: skip

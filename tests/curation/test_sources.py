@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import save
 
-from curation.sources import embed, find_images, thumbnails
+from curation.sources import embed, find_images
 from support.files import UserError
 from vit import vit_pico
 
@@ -24,25 +24,17 @@ def some(tmp_path):
 
 
 def test_paths_are_those_that_a_list_holds(some, monkeypatch):
-    """Absolute, and leading into archives.  A name with a line break is left out."""
+    """Absolute, and leading into archives.  A name with a line break is refused."""
     with zipfile.ZipFile(some.parent / "more.zip", "w") as file:
         file.write(some / "a.png", "x/d.png")
-    (some / "two\nlines.png").write_bytes(b"")
     monkeypatch.chdir(some.parent)
     assert find_images("some") == [str(some / name) for name in ("a.png", "b.png", "c.png")]
     assert find_images("more.zip") == [str(some.parent / "more.zip/x/d.png")]
     (some.parent / "empty").mkdir()
-    with pytest.raises(UserError, match="empty"):
-        find_images("empty")
-
-
-def test_an_unreadable_image_has_no_pixels_and_is_named(some, capsys):
-    [file] = thumbnails(find_images(some), HOW, some.parent)
-    found = np.load(file)
-    assert found["pixels"].tolist() == [200, 0, 256] and found["grey"].shape == (3, 5, 256)
-    assert (found["grey"][0] == 10).all() and (found["grey"][2] == 200).all()
-    lines = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
-    assert len(lines) == 1 and f"{some}/b.png: not an image" in lines[0]
+    (some / "two\nlines.png").write_bytes(b"")
+    for place, words in (("empty", "empty"), ("some", r"two\\nlines.png: a list cannot hold")):
+        with pytest.raises(UserError, match=words):
+            find_images(place)
 
 
 def test_features_are_the_networks_cls_with_length_one(some):
