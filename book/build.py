@@ -13,27 +13,16 @@ from pathlib import Path
 
 from book.drawing import svg
 from book.exercises import EXERCISES, line_number
-from book.pages import (
-    code_html,
-    columns,
-    docstring,
-    highlighted,
-    markdown_table,
-    page,
-    read_rows,
-    row_html,
-    stylesheet,
-    table_html,
-)
+from book.pages import code_html, columns, docstring, highlighted, page, read_rows, row_html, stylesheet, table_html
 from book.plates import PLATES
 from book.typeset import inline, text_html
 
 ROOT = Path(__file__).parents[1]
 PAPER = "https://arxiv.org/abs/2304.07193"
-BY_HAND = ("_by_hand", "_on_paper")  # ends of the names of tests that work an answer out
 INTRO = f"""<h1>The annotated DINOv2</h1>
 <p>A page for each file of <a href="{PAPER}">the paper</a>: text and equations beside the code.  The worked examples are
-tests, and the pictures were drawn, while this book was built, by the functions that they show.</p>"""
+tests, and the pictures were drawn, while this book was built, by the functions that they show.</p>
+<h2>The paper, file by file</h2>"""
 
 
 def build(out, made):
@@ -52,8 +41,11 @@ def build(out, made):
 
 
 def places_in_paper():
-    """The README's table, and {top-level module: its places in the paper} in the table's order."""
-    table = markdown_table((ROOT / "README.md").read_text(encoding="utf-8"), "The paper, file by file")
+    """The README's table [[cell, ...], ...], and {top-level module: its places in the paper} in the table's order."""
+    below = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## The paper, file by file\n")[1]
+    lines = re.search(r"(?m)^\|.*\n(\|.*\n)+", below).group().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    del table[1]  # the line below the header
     places = {}
     for row in table[1:]:
         for name in re.findall(r"`(\w+)\.py`", " ".join(row)):
@@ -63,18 +55,13 @@ def places_in_paper():
 
 
 def contents(table, modules, up):
-    """The first page: the README's table with links to the pages, and the differences from the official code."""
+    """The first page: the README's table with links to the pages."""
 
     def linked(cell):
         text = re.sub(r"<code>((\w+/)+\w+\.py)</code>", rf'<a href="{up}/\1"><code>\1</code></a>', inline(cell))
         return re.sub(rf"<code>({'|'.join(modules)})\.py</code>", r'<a href="\1.html"><code>\1.py</code></a>', text)
 
-    body = INTRO
-    official = (ROOT / "docs/official.md").read_text(encoding="utf-8")
-    title = "Paper, official code, ours"
-    for heading, rows in (("The paper, file by file", table), (title, markdown_table(official, title))):
-        body += f"<h2>{heading}</h2>{table_html([[linked(cell) for cell in row] for row in rows])}"
-    return body
+    return INTRO + table_html([[linked(cell) for cell in row] for row in table])
 
 
 def file_page(module, places, made, up):
@@ -83,17 +70,16 @@ def file_page(module, places, made, up):
     first, *rows = read_rows(source)
     head = f"""<h1>{module}.py</h1><p class="facts">{", ".join(map(inline, places))} ·
         <a href="{PAPER}">arXiv 2304.07193</a> · <a href="{path}">{source.count(chr(10))} lines</a></p>"""
-    body = row_html(first, path, pictures(module, made)) + "".join(row_html(row, path) for row in rows)
+    body = row_html(first, path, plate(module, made)) + "".join(row_html(row, path) for row in rows)
     return head + body + examples(module, up) + exercises(module, source, up)
 
 
-def pictures(module, made):
-    """The pictures of a page, drawn now."""
-    out = ""
-    for draw in PLATES.get(module, ()):
-        picture, words = svg(lambda draw=draw: draw(importlib.import_module(module), made), f"{module}-{draw.__name__}")
-        out += f"<figure>{picture}<figcaption>{inline(f'{draw.__doc__} {words}')}</figcaption></figure>"
-    return out
+def plate(module, made):
+    """The picture of a page, drawn now."""
+    if module not in PLATES:
+        return ""
+    picture, words = svg(lambda: PLATES[module](importlib.import_module(module), made))
+    return f"<figure>{picture}<figcaption>{inline(f'{PLATES[module].__doc__} {words}')}</figcaption></figure>"
 
 
 def examples(module, up):
@@ -102,12 +88,10 @@ def examples(module, up):
     source = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).exists() else ""
     code = list(enumerate(highlighted(source), start=1))
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name.endswith(BY_HAND):
-            title = node.name.removeprefix("test_").replace("_", " ")
-            said = bool(ast.get_docstring(node))
-            text = text_html(docstring(node)) if said else ""
-            lines = code[node.body[said].lineno - 1 : node.end_lineno]
-            out += columns(f"<h3>{title}</h3>{text}", code_html(lines, f"{up}/{file}"))
+        if isinstance(node, ast.FunctionDef) and node.name.endswith(("_by_hand", "_on_paper")):
+            title, text = node.name.removeprefix("test_").replace("_", " "), docstring(node)
+            lines = code[node.body[bool(text)].lineno - 1 : node.end_lineno]
+            out += columns(f"<h3>{title}</h3>{text_html(text)}", code_html(lines, f"{up}/{file}"))
     return f'<h2>Worked examples</h2><p>Run them: <code>pytest {file} -k by_hand</code></p>{out}' if out else ""
 
 

@@ -1,7 +1,6 @@
 """Break it yourself: one-line changes to the equations and the step, what they do, and the test that then fails.
 
-tests/book/test_book.py makes each change on a copy and checks that its test fails.  A line stands here without its
-indent and trailing comment, and occurs once in its file.
+A line stands here without its indent and trailing comment, and occurs once in its file.
 """
 
 EXERCISES = {  # file: [(line, new line, what happens, test), ...]

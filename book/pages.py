@@ -55,8 +55,8 @@ def read_rows(source):
 
 def docstring(node):
     """The docstring of a module, function or class, without the spaces that its place in the code adds to each line."""
-    text, column = ast.get_docstring(node, clean=False), node.body[0].col_offset
-    return re.sub(rf"(?m)^ {{{column}}}", "", text)
+    text = ast.get_docstring(node, clean=False) or ""
+    return re.sub(rf"(?m)^ {{{node.body[0].col_offset}}}", "", text)
 
 
 def highlighted(text):
@@ -101,17 +101,6 @@ def stylesheet(css):
     """The book's stylesheet with Pygments' colours for light and dark screens."""
     light, dark = (HtmlFormatter(style=style).get_style_defs(".code") for style in ("friendly", "github-dark"))
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{css}"  # the book's own rules win
-
-
-# ---------------------------------------------------------------------------- Markdown tables
-
-
-def markdown_table(text, heading):
-    """The first table below a heading of a Markdown text -> [[cell, ...], ...], the header first."""
-    below = text.split(f"\n## {heading}\n")[1]
-    lines = re.search(r"(?m)^\|.*\n(\|.*\n)+", below).group().splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines
-            if not re.fullmatch(r"[-:| ]+", line)]  # fmt: skip
 
 
 def table_html(rows):

@@ -14,29 +14,22 @@ from matplotlib.patches import Circle
 from torch.nn import functional as F
 
 from augment import normalize
-from book.drawing import BLUE, GREY, ORANGE, RED, WIDTH, as_pixels, bare, matrix, panels, seeded, show, things
+from book.drawing import BLUE, GREY, ORANGE, RED, WIDTH, bare, matrix, panels, seeded, show, things
 from centering import SoftmaxCentering
 from recipes import RECIPES
 from sinkhorn import sinkhorn_knopp
-
-# ---------------------------------------------------------------------------- losses
+from train import schedules_at
 
 
 def pairs_of_views(m, made):
     """`dino_loss` of each pair of views alone, for one image and K = 8.  A view never meets its own teacher."""
     V, G = 5, 2
     z, p = torch.randn(V, 1, 8, generator=seeded()) / 10, torch.randn(G, 1, 8, generator=seeded(1)).mul(2).softmax(-1)
-    figure, [[axes]] = panels(1, 1, 1.7)
-    loss = torch.full((G, V), math.nan)
-    for t in range(G):
-        axes.text(t, t, "none", ha="center", va="center", color=GREY)
-        for s in set(range(V)) - {t}:
-            loss[t, s] = m.dino_loss(z[[s, s]], p[[t]])
-            axes.text(s, t, f"{loss[t, s]:.2f}", ha="center", va="center", color="#10233a")
-    axes.imshow(loss, cmap="Blues", vmin=0, vmax=2 * float(loss.nan_to_num().max()), aspect="auto")
-    bare(axes)
+    pairs = [[m.dino_loss(z[[s, s]], p[[t]]) if s != t else math.nan for s in range(V)] for t in range(G)]
+    figure, [[axes]], loss = *panels(1, 1, 1.7), torch.tensor(pairs)
+    matrix(axes, loss, "student's view", "{:.2f}", vmax=2 * loss.nan_to_num().max())
     axes.set(xticks=range(V), xticklabels=[f"global {i + 1}" if i < G else f"local {i - 1}" for i in range(V)],
-             yticks=range(G), yticklabels=["teacher 1", "teacher 2"], title="student's view")  # fmt: skip
+             yticks=range(G), yticklabels=["teacher 1", "teacher 2"])  # fmt: skip
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     return figure, f"Their mean is {loss.nanmean():.4f}; `dino_loss` of all views at once is {m.dino_loss(z, p):.4f}."
@@ -63,9 +56,6 @@ def spread_on_the_circle(m, made):
         bare(ax, title)
         words.append(f"{m.koleo_loss(x):.2f} with a smallest distance of {gaps.min():.3f}")
     return figure, f"The loss was {words[0]}, then {words[1]}."
-
-
-# ---------------------------------------------------------------------------- centering
 
 
 def half_iterations(m, made):
@@ -110,9 +100,6 @@ def on_lopsided_logits(m, made):
     return figure, f"Prototype 1 gets {shares}; an equal share is 0.125."
 
 
-# ---------------------------------------------------------------------------- masks, schedules, the step
-
-
 def twelve_masks(m, made):
     """The twelve masks that `sample_masks` draws for 24 views of 16×16 patches, by the number of masked patches."""
     masks = m.sample_masks(24, 16, 16, generator=seeded(1))
@@ -126,20 +113,13 @@ def twelve_masks(m, made):
 
 
 def four_schedules(m, made):
-    """The schedules of the recipe `vitl14` before its high-resolution phase, drawn with `cosine_schedule`."""
-    r, total = RECIPES["vitl14"], 625_000
-    curves = {  # start, end, warmup, warmup_start
-        "learning rate": (r.lr * math.sqrt(r.batch / 1024), r.lr_end, round(total * r.lr_warmup), 0.0),
-        "weight decay": (r.weight_decay, r.weight_decay_end, 0, 0.0),
-        "momentum of the teacher": (r.momentum, r.momentum_end, 0, 0.0),
-        "teacher temperature": (r.teacher_temp, r.teacher_temp, round(total * r.teacher_temp_warmup),
-                                r.teacher_temp_start),
-    }  # fmt: skip
+    """The schedules of the recipe `vitl14` before its high-resolution phase, each a `cosine_schedule`."""
+    steps = range(0, 625_000, 2500)
+    rows = [schedules_at(step, RECIPES["vitl14"]) for step in steps]
     figure, axes = panels(2, 2, 3.2)
-    steps = range(0, total, 2500)
-    for ax, (title, curve) in zip(axes.flatten(), curves.items()):
-        ax.plot([s / 1000 for s in steps], [m.cosine_schedule(s, total, *curve) for s in steps], color=BLUE)
-        ax.set(title=title, xlabel="thousand steps")
+    for ax, name in zip(axes.flatten(), ("lr", "weight_decay", "momentum", "teacher_temp")):
+        ax.plot([step / 1000 for step in steps], [row[name] for row in rows], color=BLUE)
+        ax.set(title=name, xlabel="thousand steps")
     return figure, ""
 
 
@@ -157,28 +137,27 @@ def a_minute_of_training(m, made):
     return figure, ""
 
 
-# ---------------------------------------------------------------------------- views, features
-
-
 def ten_crops(m, made):
     """One picture, and its two global and eight local views from one call of `MultiCrop`."""
-    [picture] = things(1, 160, ["giraffe"])
-    views, local = m.MultiCrop(96, 42, 8, blur_sigma=(0.1, 1.0))(picture[None], 3)
+    giraffe = things(4, 160)[3]
+    mean, std = (torch.tensor(x)[:, None, None] for x in (m.MEAN, m.STD))
+    views = m.MultiCrop(96, 42, 8, blur_sigma=(0.1, 1.0))(giraffe[None], 3)
+    globals_, locals_ = ((x * std + mean).clamp(0, 1) for x in views)
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     names = [["p", "g0", "g1"], ["l0", "l1", "l2", "l3"], ["l4", "l5", "l6", "l7"]]
     wide = [[name for name in row for _ in range(12 // len(row))] for row in names]  # 12 columns
     axes = figure.subplot_mosaic(wide, height_ratios=[1.25, 1, 1])
-    show(axes["p"], picture, "picture")
-    for i, view in enumerate(as_pixels(views)):
+    show(axes["p"], giraffe, "picture")
+    for i, view in enumerate(globals_):
         show(axes[f"g{i}"], view, f"global view {i + 1}")
-    for i, view in enumerate(as_pixels(local)):
+    for i, view in enumerate(locals_):
         show(axes[f"l{i}"], view, "" if i else "local views")
     return figure, ""
 
 
 def colours_of_features(m, made):
-    """Six pictures that training did not see, and the colours that `pca_rgb` gives to their patches.  The network is
-    the one that this book trained, or `--weights`.
+    """Six pictures that training did not see, and the colours that `pca_rgb` gives to their patches, with the network
+    that was trained for this book.
     """
     tokens = m.fine_tokens(made.vit, made.images, made.images.shape[-1])  # (I, N, D)
     rgb, _ = m.pca_rgb(tokens)
@@ -205,8 +184,7 @@ def where_cls_looks(m, made):
 
 
 PLATES = {
-    "dino_loss": [pairs_of_views], "koleo": [spread_on_the_circle], "sinkhorn": [half_iterations],
-    "centering": [on_lopsided_logits], "masking": [twelve_masks], "schedule": [four_schedules],
-    "train": [a_minute_of_training], "augment": [ten_crops], "pca_viz": [colours_of_features],
-    "attention": [where_cls_looks],
+    "dino_loss": pairs_of_views, "koleo": spread_on_the_circle, "sinkhorn": half_iterations,
+    "centering": on_lopsided_logits, "masking": twelve_masks, "schedule": four_schedules,
+    "train": a_minute_of_training, "augment": ten_crops, "pca_viz": colours_of_features, "attention": where_cls_looks,
 }  # fmt: skip
