@@ -148,8 +148,8 @@ JITTER = (brightness, contrast, saturation, hue)
 def normalize(images, check=True):
     """(..., 3, H, W) uint8, or float in [0, 1] -> float32 with ImageNet's mean and deviation taken out."""
     if not isinstance(images, torch.Tensor):
-        raise TypeError(f"normalize needs a tensor (..., 3, H, W), not {type(images).__name__}; of an RGB image "
-                        "torch.from_numpy(numpy.array(image)).permute(2, 0, 1) makes one")  # fmt: skip
+        raise TypeError(f"normalize needs a tensor (..., 3, H, W), not {type(images).__name__}; convert RGB images "
+                        "with torch.from_numpy(numpy.array(image)).permute(2, 0, 1)")  # fmt: skip
     whole = images.dtype == torch.uint8
     if check and not whole and not (images.is_floating_point() and images.min() >= 0 and images.max() <= 1):
         raise ValueError("normalize needs uint8 from 0 to 255, or floats from 0 to 1: divide by 255, or clamp")

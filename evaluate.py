@@ -59,13 +59,6 @@ def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256):
     return torch.cat(features)  # (N, D) or (N, P, D)
 
 
-def pixel_features(train_pixels, test_pixels):
-    """(N, 3, S, S) and (M, 3, S, S) uint8 -> (N, 3·S²) and (M, 3·S²) float32: pixels minus the mean training image."""
-    train = train_pixels.flatten(1).float() / 255  # (N, D)
-    test = test_pixels.flatten(1).float() / 255  # (M, D)
-    return train - train.mean(0), test - train.mean(0)
-
-
 def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=KS, temp=0.07):
     """Accuracy of the weighted k-NN vote for each k in ks: fractions in [0, 1].
 
@@ -149,7 +142,7 @@ def evaluate(args):
         key = probe_tokens if grid else "x_norm_clstoken"
         features = [frozen_features(vit, images, size, key) for images in splits]
     else:
-        features = pixel_features(*(images.pixels for images in splits))
+        features = [images.pixels.flatten(1).float() / 255 for images in splits]
     readable = [images.readable() for images in splits]  # a streamed split finds broken files only while it is read
     features = [x[good] for x, good in zip(features, readable)]
     features[0] = features[0].to(args.device)
@@ -168,9 +161,10 @@ def evaluate(args):
     if not known.all():
         print(f"{(~known).sum()} of {len(known)} test images are of classes without training images, and are left out")
         test, test_x, test_y = {name: z[known] for name, z in test.items()}, test_x[known], test_y[known]
-    print_row("chance", f"{1 / len(y.unique()):.2%}")
+    print_row("chance", f"{1 / len(y.unique()):.2%}")  # a guess names any class of training
     ks = allowed_ks(args.k or KS, len(x))
-    for k, accuracy in zip(ks, knn_accuracies(x, y, test_x, test_y, ks)):
+    centre = 0 if vit else x.mean(0)  # raw pixels are all positive, so their cosines are all near 1
+    for k, accuracy in zip(ks, knn_accuracies(x - centre, y, test_x - centre, test_y, ks)):
         print_row(f"k-NN (k = {k})", f"{accuracy:.2%}")
     if "grid" in kinds:
         accuracy, name, rate = linear_probe(train, y, test, test_y)

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import MeanColour, split_of
+from conftest import MeanColour, save, split_of
 
 import evaluate
 import linear_probe
 from augment import normalize
-from evaluate import frozen_features, knn_accuracies, knn_accuracy, main, measure_knn, pixel_features
+from evaluate import frozen_features, knn_accuracies, knn_accuracy, main, measure_knn
 from linear_probe import linear_accuracy
 from support import images as image_module
 from support import shapes
@@ -120,11 +120,14 @@ def test_the_network_is_in_eval_mode():
     assert torch.equal(frozen_features(network, pixels, 8), frozen_features(network, pixels, 8, batch=8))
 
 
-def test_pixels_lose_the_mean_training_image():
-    """Train 0 and 102: the mean is 51 = 0.2·255, which leaves −0.2 and 0.2; the test image 153 leaves 0.4."""
-    train = torch.tensor([0, 102], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 2, 2)
-    x, test_x = pixel_features(train, torch.full((1, 3, 2, 2), 153, dtype=torch.uint8))
-    torch.testing.assert_close(torch.cat([x, test_x]), torch.tensor([-0.2, 0.2, 0.6 - 0.2])[:, None].expand(3, 12))
+def test_pixels_are_compared_without_the_mean_training_image(tmp_path, capsys):
+    """Train 51, 153 and 102, the mean; test 76 is below and 128 above, though all cosines of pixels are 1."""
+    for path, grey in {"train/a": 51, "train/b": 153, "train/c": 102, "test/a": 76, "test/b": 128}.items():
+        save(tmp_path / path / "0.png", grey)
+    flags = f"--weights pixels --data {tmp_path} --size 4 --k 1 --linear logistic --save {tmp_path}/x.npz"
+    assert main(flags.split()) == 0
+    assert "chance            33.33%\nk-NN (k = 1)     100.00%\n" in capsys.readouterr().out
+    assert np.allclose(np.load(tmp_path / "x.npz")["test_features"][:, 0], [76 / 255, 128 / 255])
 
 
 @pytest.fixture
@@ -170,16 +173,14 @@ def test_the_table_of_a_network(few_shapes, capsys, monkeypatch):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_features_are_saved_for_numpy(tmp_path, labelled, capsys, monkeypatch, streamed):
-    """A broken image has no row.  Without --k and --linear nothing is measured, and no labels are needed.
-
-    Features depend on the picture and the weights alone: they are those of its centre square, in any split and set.
-    """
+    """They are those of the centre square, in any split and set.  A broken image has no row.  Without --k and --linear
+    nothing is measured, and no labels are needed."""
     monkeypatch.setattr(image_module, "MEMORY_LIMIT", 0 if streamed else 2**20)
     network = vit_pico(patch_size=4, img_size=4).eval()
     torch.save(network.state_dict(), tmp_path / "vit.pt")
     (labelled / "train/a/1.png").write_text("broken")
-    save = f"--weights {tmp_path}/vit.pt --device cpu --save {tmp_path}/features.npz --data".split()
-    assert main([*save, str(labelled)]) == 0
+    flags = f"--weights {tmp_path}/vit.pt --device cpu --save {tmp_path}/features.npz --data".split()
+    assert main([*flags, str(labelled)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"features of 5 training and 6 test images saved: {tmp_path}/features.npz"
     saved = np.load(tmp_path / "features.npz")
@@ -190,7 +191,7 @@ def test_features_are_saved_for_numpy(tmp_path, labelled, capsys, monkeypatch, s
     assert np.allclose(saved["test_features"], x[6:], atol=1e-5)
     assert saved["train_names"].tolist() == [f"train/{x}.png" for x in ("a/0", "a/2", "b/0", "b/1", "b/2")]
     assert saved["train_labels"].tolist() == [0, 0, 1, 1, 1] and saved["classes"].tolist() == ["a", "b"]
-    assert main([*save, str(labelled / "test/a")]) == 0
+    assert main([*flags, str(labelled / "test/a")]) == 0
     saved = np.load(tmp_path / "features.npz")
     assert np.allclose(saved["train_features"], x[6:9], atol=1e-5)
     assert np.allclose(saved["test_features"], x[6:7], atol=1e-5)
@@ -212,7 +213,6 @@ def test_a_class_without_training_images_is_left_out(labelled, capsys):
     ("--weights pixels --data shapes --k 0", "'0' is not a whole number"),
     ("--weights pixels --data shapes --scale 3 2", "--scale: LOW must be below HIGH; got 3.0 2.0"),
     ("--weights pixels --data shapes --save nowhere/a.npz", "there is no folder nowhere"),
-    ("--weights pixels --data shapes --linear parts", "--linear parts needs a network and --data shapes"),
     ("--weights random --data cifar10 --linear parts", "--linear parts needs a network and --data shapes"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),
     ("--weights pixels --data LABELLED/test/a --save LABELLED/x.npz --k 1", "test/a does not have labels in both"),
@@ -222,5 +222,5 @@ def test_a_wrong_flag_or_dataset_is_one_line_and_status_2(capsys, argv, words, l
     if words.startswith("is too large"):
         monkeypatch.setattr(image_module, "MEMORY_LIMIT", 0)
     assert main(argv.replace("LABELLED", str(labelled)).split()) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("evaluate.py: error: ") and words in error and error.count("\n") == 1
+    *_, error = capsys.readouterr().err.splitlines()  # after what is said of the dataset
+    assert error.startswith("evaluate.py: error: ") and words in error
