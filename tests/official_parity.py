@@ -16,9 +16,11 @@ Small objects stand in for xFormers, fvcore, CUDA and the images, and FSDP is le
 import math
 import random
 import sys
+import warnings
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace as Names
 from unittest.mock import MagicMock, patch
@@ -225,6 +227,7 @@ def compare_masks(official):
 
 def main(path):
     """Print the table; returns the exit status."""
+    warnings.simplefilter("ignore")  # the official code calls what PyTorch has renamed since
     torch.set_num_threads(1)
     random.seed(0)
     official, wrong = load_official(path), 0
@@ -241,4 +244,6 @@ def main(path):
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    if len(sys.argv) != 2 or not Path(sys.argv[1], "dinov2", "train").is_dir() or not find_spec("omegaconf"):
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1]))
