@@ -6,8 +6,8 @@ Archive members are read in place and never extracted, so no name can write outs
 import contextlib
 import csv
 import functools
-import io
 import os
+import posixpath
 import re
 import shutil
 import sys
@@ -27,11 +27,13 @@ FORMATS = [name for name in ["JPEG", "PNG", *Image.ID] if name not in UNSAFE]  #
 EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
 EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # skipped with a reason where this Pillow cannot read them
 PATH_AND_CLASS = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))})|.*)(?:\s+(.+))?", re.IGNORECASE)
-SAMPLE = re.compile(r"(.*/)?[^./]*")  # the files of one WebDataset sample share their name up to the first dot
+HIDDEN = re.compile(r"(?i)\.|(__MACOSX|[@#](eaDir|recycle|snapshot)|\$RECYCLE.BIN|System Volume \w+|lost.found)$")
+OWN_PICTURES = {"pca.png", "curves.png", "ablation.png"}  # of a run whose --out lies in --data
+SAMPLE = re.compile(r"(.*/)?[^./]*")  # WebDataset: 1.cls holds the class of 1.jpg; names agree up to the first dot
 
 
 def find_files(data):
-    """A path -> (sorted image names, function from a name to the file's bytes, {name: (split, class)}).
+    """A path -> (image names, function from a name to the file's bytes, {name: (split, class)}).
 
     The dict holds what a list or `.cls` files say, None where they do not; it is empty for folders.  Raises UserError.
     """
@@ -58,8 +60,7 @@ def read_file(name, folder=""):
     with contextlib.suppress(NotADirectoryError, FileNotFoundError):  # the second on Windows
         return read_bytes(path)
     archive = next((parent for parent in path.parents if parent.is_file()), path)
-    members, _ = list_archive(archive, archive.stat().st_mtime_ns)
-    archive, info, size = members[path.relative_to(archive).as_posix()]
+    archive, info, size = list_archive(archive, archive.stat().st_mtime_ns)[0][path.relative_to(archive).as_posix()]
     if size > MAX_BYTES:
         raise ValueError(f"larger than the limit of {MAX_BYTES // 2**20} MiB")
     if isinstance(info, zipfile.ZipInfo):
@@ -77,41 +78,52 @@ def open_zip(path, pid):
 def tidy(name, extensions=EXTENSIONS):
     """A name as "a/b/c.jpg"; None for a hidden name, another extension, or a name with ".."."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
+    hidden = any(map(HIDDEN.match, parts))
     return "/".join(parts) if os.path.splitext(name)[1].lower() in extensions and not hidden else None
 
 
 def find_in_folder(folder):
     """A folder of images or of shards -> image names, the folder that they start from, {name: (None, class)}."""
-    files, seen = [], set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(here) in seen:  # a link back to a parent folder
+    files, seen, skipped, errors = [], set(), [], []
+    for here, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
+        if os.path.realpath(here) in seen:  # a link to a folder that is read already
+            skipped.append(here)
             folders.clear()
             continue
         seen.add(os.path.realpath(here))
-        folders.sort()
-        files += [f"{Path(here).relative_to(folder).as_posix()}/{name}" for name in names]
+        folders[:] = sorted(name for name in folders if not HIDDEN.match(name))
+        own = OWN_PICTURES | {Path(name[:-5]).with_suffix(".png").name for name in folders if name.endswith(".work")}
+        files += [f"{Path(here).relative_to(folder).as_posix()}/{name}" for name in names if name not in own]
+        skipped += [os.path.join(here, name) for name in names if name in own or not (
+            tidy(name) or HIDDEN.match(name) or os.path.exists(os.path.join(here, name)))]
+    if errors:
+        raise errors[0]
+    if skipped:
+        say_once(f"{folder}: skipped {len(skipped)} pictures that train.py or curate.py drew, links to nothing, or "
+                 f"links to folders that are read already, for example {skipped[0]}")
     names, shards = (list(filter(None, (tidy(name, ends) for name in files))) for ends in (EXTENSIONS, {".tar"}))
     if shards and not names:
         return find_in_shards(folder, sorted(shards))
     if shards:
-        say_once(f"{folder}: {len(shards)} .tar files are skipped, because there are images beside them")
+        say_once(f"{folder}: skipped {len(shards)} .tar files, because there are images beside them")
     return names, folder, {}
 
 
 def find_in_list(path):
     """A list of images or of shards -> absolute names, "", {name: (split, class)}; relative names start at it."""
-    check_regular(path)
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # file names may be any bytes
+    lines = read_bytes(path).decode("utf-8-sig", "surrogateescape").split("\n")  # file names may be any bytes
     if path.suffix.lower() == ".txt":
-        rows = [(*PATH_AND_CLASS.fullmatch(line.strip()).groups(), None) for line in text.split("\n")]
+        rows = [(*PATH_AND_CLASS.fullmatch(line.strip()).groups(), None) for line in lines]
     else:
-        header = text.split("\n", 1)[0]
-        table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
-        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
-        if "path" not in table.fieldnames:
-            raise ValueError(f"its header is {', '.join(table.fieldnames) or 'empty'}; it must have the column path")
-        rows = [[(row.get(key) or "").strip() for key in ("path", "label", "split")] for row in table]
+        delimiter = max(",;\t", key=lines[0].count)
+        first, *table = [next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), []) for line in lines]
+        header = [name.strip().lower() for name in first]
+        if "path" not in header:
+            raise ValueError(f"its header is {', '.join(header) or 'empty'}; it must have the column path")
+        for number, (line, row) in enumerate(zip(lines[1:], table), 2):
+            if line.count('"') % 2 or any(row[len(header):]):
+                raise ValueError(f"line {number} has a quote that is not closed, or more values than the header")
+        rows = [[dict(zip(header, row)).get(key, "").strip() for key in ("path", "label", "split")] for row in table]
     listed = {Path(os.path.abspath(path.parent / name)).as_posix(): (split or None, label or None)
               for name, label, split in reversed(rows) if name}  # the first line of a name counts
     if listed and all(name.lower().endswith(".tar") for name in listed):
@@ -126,11 +138,10 @@ def find_in_shards(folder, shards):
         path = Path(folder, shard)
         try:
             members, kinds = list_archive(path, path.stat().st_mtime_ns)
+            names += [f"{shard}/{name}" for name in members]
+            classes |= {f"{shard}/{name}": pair for name, pair in kinds.items()}
         except Exception as error:  # tarfile raises almost anything
             say_once(skipped_line(path, reason_of(error)))
-            continue
-        names += [f"{shard}/{name}" for name in members]
-        classes |= {f"{shard}/{name}": pair for name, pair in kinds.items()}
     return names, folder, classes
 
 
@@ -141,34 +152,49 @@ def skipped_line(name, reason):
 
 @functools.lru_cache(maxsize=2**14)  # listing takes seconds, and each image that is read needs it
 def list_archive(path, modified):
-    """A .zip or .tar -> {image name: (path, ZipInfo or TarInfo, size)}, {image name: (None, class)}.
-
-    In WebDataset the class of 1.jpg is the content of 1.cls.  Links are skipped.
-    """
+    """A .zip or .tar -> {image name: (path, ZipInfo or TarInfo, size)}, {image name: (None, class of a .cls file)}."""
     check_regular(path)
     with open(path, "rb") as f:
         head = f.read(3)
     if head == b"PK\3":
         with zipfile.ZipFile(path) as archive:  # some programs on Windows write backslashes
             names = {info: tidy(info.filename.replace("\\", "/")) for info in archive.infolist()}
+            end = zipfile._EndRecData(archive.fp)  # its item 4 is the number of members, modulo 2¹⁶ in old programs
+            if (end[4] - len(names)) % 2**16 or min((info.header_offset for info in names), default=0):
+                raise zipfile.BadZipFile("its directory does not list all of its files")
         return {name: (path, info, info.file_size) for info, name in names.items() if name}, {}
     if head in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z"):  # .gz, .bz2, .xz
-        path = unpacked(path)
-    members, classes = {}, {}
+        plain = unpacked(path)
+        try:
+            return list_archive(plain, modified)
+        except Exception:
+            plain.unlink(missing_ok=True)  # damaged; the next call unpacks it again
+            raise
+    found, members, classes, lost = {}, {}, {}, []
     with tarfile.open(path, "r:") as tar:
-        for member in filter(tarfile.TarInfo.isreg, tar):
+        for member in tar:
             if member.size < 0:  # older versions of Python would hang
                 raise tarfile.ReadError(f"{printable(member.name)} has a negative size")
-            if name := tidy(member.name):
+            if member.isreg() or member.issym() or member.islnk():
+                start = posixpath.dirname(member.name) if member.issym() else ""
+                target = posixpath.normpath(posixpath.join(start, member.linkname))
+                found[posixpath.normpath(member.name)] = member if member.isreg() else target
+        for _ in range(8):  # follow links, and links to links
+            found = {name: found.get(to) if isinstance(to, str) else to for name, to in found.items()}
+        for path_in_tar, member in found.items():
+            if not isinstance(member, tarfile.TarInfo):
+                lost.append(path_in_tar)
+            elif name := tidy(path_in_tar):
                 members[name] = (path, member, member.size)
-            elif name := tidy(member.name, {".cls"}):
+            elif name := tidy(path_in_tar, {".cls"}):
                 classes[SAMPLE.match(name)[0]] = tar.extractfile(member).read(100).decode().strip()
         tar.fileobj.seek(tar.offset)
         end = tar.fileobj.read(2**15)  # zeros; tarfile takes a damaged header for the end
         if len(end) < 512 or end.strip(b"\0"):
             raise tarfile.ReadError(f"damaged, cut short or joined at byte {tar.offset}")
-    samples = {name: SAMPLE.match(name)[0] for name in members}
-    return members, {name: (None, classes[sample]) for name, sample in samples.items() if sample in classes}
+    if lost:
+        say_once(f"{path}: skipped {len(lost)} links to no file in it, like {lost[0]}; pack with tar --dereference")
+    return members, {name: (None, classes[key]) for name in members if (key := SAMPLE.match(name)[0]) in classes}
 
 
 def unpacked(path):

@@ -13,10 +13,10 @@ TRAIN, HELD_OUT = ("train", "training"), ("test", "testing", "val", "valid", "va
 TEST_EVERY = 10  # ours: without a test split, one image in ten is held out
 
 
-def choose_splits(names, given, data):
+def choose_splits(names, given, data, labels="auto"):
     """Sorted names -> {"train": [(name, class or None)], "test": the same}, class names.
 
-    given: {name: (split or None, class or None)} of a list or `.cls` files.  Raises UserError, which names `data`.
+    given: {name: (split or None, class or None)} of a list or `.cls` files.  labels: "none" for no classes.
     """
     parts = unwrapped([[part for part in name.split("/") if not part.lower().endswith(".tar")] for name in names])
     has_split, has_class = (any(pair[i] for pair in given.values()) for i in (0, 1))
@@ -33,12 +33,17 @@ def choose_splits(names, given, data):
         side = sides.get(p[0].lower())
         below = p[1:] if sides else p
         kind = given.get(name, (None, None))[1] if has_class else below[0] if len(below) > 1 else None
+        kind = None if labels == "none" else kind
         (rows if side or not sides else neither).append((name, side, kind))
     if neither:
         say_once(f"{data}: {len(neither)} images are in neither split, for example {neither[0][0]}")
     counts = Counter(kind for _, side, kind in rows if side != "test")
     classes = sorted(counts) if None not in counts and len(counts) > 1 else []
-    if None in counts and len(counts) > 2:
+    if classes:
+        classes += sorted({kind for _, side, kind in rows if side == "test"} - {None, *classes})
+        where, hint = ("labels", "") if has_class else ("folders", "; if they are no classes, use --labels none")
+        say_once(f"{data}: {len(classes)} classes from its {where}, the first are {', '.join(classes[:3])}{hint}")
+    if None in counts and len(counts) > 1:
         say_once(f"{data}: no labels, because {counts[None]} of {counts.total()} images have no class")
     splits, seen = {"train": [], "test": []}, Counter()
     for name, side, kind in rows:
@@ -50,6 +55,10 @@ def choose_splits(names, given, data):
             if held_out and not classes:  # trained on as well
                 splits["train"].append((name, None))
         splits[side].append((name, kind))
+    for side, pairs in splits.items():
+        absent = [kind for kind in classes if kind not in {kind for _, kind in pairs}]
+        if absent and absent != classes:
+            say_once(f"{data}: {len(absent)} classes have no {side} images, for example {absent[0]}")
     return splits, classes
 
 

@@ -12,9 +12,9 @@ from support.files import UserError
 from support.splits import choose_splits
 
 
-def split_of(names, given=None):
+def split_of(names, given=None, labels="auto"):
     """[(name, class)] of train, the same of test, and the class names."""
-    splits, classes = choose_splits(sorted(names), given or {}, "set")
+    splits, classes = choose_splits(sorted(names), given or {}, "set", labels)
     return splits["train"], splits["test"], classes
 
 
@@ -26,9 +26,12 @@ def test_split_folders(train, held_out):
     assert second == [(f"{held_out}/{kind}/deep/1.png", kind) for kind in "ab"]
 
 
-def test_a_class_missing_from_one_split_keeps_the_numbers_equal():
-    _, test, classes = split_of(["train/a/1.png", "train/b/1.png", "test/b/1.png", "test/c/1.png"])
-    assert classes == ["a", "b"] and test == [("test/b/1.png", "b"), ("test/c/1.png", "c")]  # c is not in training
+def test_a_class_missing_from_one_split_keeps_the_numbers_equal(capsys):
+    _, test, classes = split_of(["train/b/1.png", "train/c/1.png", "test/c/1.png", "test/a/1.png"])
+    assert classes == ["b", "c", "a"] and test == [("test/a/1.png", "a"), ("test/c/1.png", "c")]  # a is not in training
+    assert capsys.readouterr().err.splitlines() == [
+        "set: 3 classes from its folders, the first are b, c, a; if they are no classes, use --labels none",
+        "set: 1 classes have no train images, for example a", "set: 1 classes have no test images, for example b"]
 
 
 def test_every_tenth_image_of_each_class_is_held_out():
@@ -43,14 +46,18 @@ def test_every_tenth_image_of_each_class_is_held_out():
 def test_without_classes_all_images_are_trained_on(folder, more):
     names = [f"{folder}{i:02}.png" for i in range(12)] + more
     assert split_of(names) == ([(name, None) for name in names], [(names[0], None), (names[10], None)], [])
+    assert split_of(names, {name: (None, name) for name in names}, labels="none") == split_of(names)
+    assert len(split_of([f"{name[-5]}/{name}" for name in names], labels="none")[0]) == len(names)
 
 
-def test_of_two_test_folders_the_first_with_classes_counts(capsys):
-    """ImageNet's layout: test/ has no classes; its images are left out with a note."""
+def test_what_is_left_out_is_reported(capsys):
+    """ImageNet's test/ has no classes; the first held-out folder with classes counts."""
     names = ["test/1.png", "test/2.png", "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"]
     splits, classes = choose_splits(names, {}, "set")
     assert [name for name, _ in splits["test"]] == ["val/a/1.png", "val/b/1.png"] and classes == ["a", "b"]
-    assert capsys.readouterr().err == "set: 2 images are in neither split, for example test/1.png\n"
+    assert "set: 2 images are in neither split, for example test/1.png\n" in capsys.readouterr().err
+    assert choose_splits(["1.png", "2.png"], {"1.png": (None, "a")}, "set")[1] == []
+    assert capsys.readouterr().err == "set: no labels, because 1 of 2 images have no class\n"
 
 
 @pytest.mark.parametrize("given, train, test", [
@@ -66,12 +73,6 @@ def test_of_two_test_folders_the_first_with_classes_counts(capsys):
 ])  # fmt: skip
 def test_splits_and_classes_of_a_list(given, train, test):
     assert split_of(given, given) == (list(train.items()), list(test.items()), ["a", "b"])
-
-
-def test_images_without_a_class_are_reported(capsys):
-    given = {"1.png": (None, "a"), "2.png": (None, "b")}  # as `.cls` files name them
-    assert choose_splits(["1.png", "2.png", "3.png"], given, "set")[1] == []
-    assert capsys.readouterr().err == "set: no labels, because 1 of 3 images have no class\n"
 
 
 @pytest.mark.parametrize("names, column, words", [
