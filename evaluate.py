@@ -129,7 +129,7 @@ def load_network(args):
 def evaluate(args):
     """Save the features, or print a line per classifier with its score and hyper-parameters, or both."""
     vit, size = load_network(args)
-    splits = load_splits(args.data, size, 0, args.scale)
+    splits = load_splits(args.data, size, 0, args.scale, args.labels)
     measured = not args.save or args.k or args.linear is not None
     if measured and any(images.labels is None for images in splits):
         raise UserError(f"{args.data} does not have labels in both splits: put the images of each class into a folder, "
@@ -207,6 +207,7 @@ def main(argv=None):
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file; or a "
                         "baseline: 'random' for an untrained network, 'pixels' for raw pixels")
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
+    parser.add_argument("--labels", choices=CHOICES["labels"], default="auto", help="none: --data names no classes")
     parser.add_argument("--size", type=side, help="side of the images in pixels (default: the network's own, at most "
                         f"{EVAL_SIZE}; {PIXEL_SIZE} for a baseline)")
     parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")

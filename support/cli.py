@@ -23,6 +23,7 @@ CHOICES = {
     "arch": ("vit_pico", "vit_mini", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
     "centering": ("sinkhorn", "softmax"),
+    "labels": ("auto", "none"),
 }
 # the fields that --help lists
 IN_HELP = ("data", "arch", "batch", "steps", "lr", "eval_every", "init", "teacher", "micro_batch", "seed")

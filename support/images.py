@@ -84,7 +84,7 @@ class Images:
         return torch.from_numpy(np.stack(squares)), skipped
 
 
-def load_images(data, split="train", size=64, seed=0, scale=None, skipped=None):
+def load_images(data, split="train", size=64, seed=0, scale=None, skipped=None, labels="auto"):
     """One split of `data`, which is a path, "cifar10", or "shapes" drawn from `seed`; S = size.  Raises UserError."""
     if not data:
         raise UserError("there is no --data: give a folder, an archive or a list of images, or one of: cifar10, shapes")
@@ -98,7 +98,7 @@ def load_images(data, split="train", size=64, seed=0, scale=None, skipped=None):
             pixels = torch.from_numpy(np.stack([resize(square, size, size) for square in squares]))
         return Images(pixels, labels, classes)
     found, read, given = find_files(data)
-    splits, classes = choose_splits(found, given, data)
+    splits, classes = choose_splits(found, given, data, labels)
     if not splits[split]:
         raise UserError(f"{data}: none of the {len(found)} images is in the {split} split")
     scale = estimate_scale(found, read, scale)
@@ -145,11 +145,11 @@ def in_memory(images, n, size):
 
 
 @functools.lru_cache(maxsize=1)
-def load_splits(data, size, seed, scale=None):
+def load_splits(data, size, seed, scale=None, labels="auto"):
     """The training and the test images at one size; prints what they are."""
-    train = load_images(data, "train", size, seed, scale)
+    train = load_images(data, "train", size, seed, scale, None, labels)
     try:
-        test = load_images(data, "test", size, seed, scale, train.skipped)
+        test = load_images(data, "test", size, seed, scale, train.skipped, labels)
     except UserError as error:  # none, or all of them broken
         say_once(f"{data}: no test images ({error}); training images stand in for them, without labels")
         test = replace(train, labels=None)

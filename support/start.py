@@ -80,7 +80,7 @@ def prepare_run(options, recipe, changes):
 
 def load_splits_of(r, image_size):
     """The training and the test images of a recipe, decoded to squares of image_size pixels."""
-    return load_splits(r.data, image_size, r.seed, r.scale if any(r.scale) else None)
+    return load_splits(r.data, image_size, r.seed, r.scale if any(r.scale) else None, r.labels)
 
 
 def make_crop(r, size):
