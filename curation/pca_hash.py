@@ -1,13 +1,13 @@
 """PCA hash: 64 bits that copies of an image share. (§3, "Data sources")
 
-    h_w(x) = sign(V · (x_w − mean(x_w)))                copies:  |h_0(x) ⊕ h_w(y)| ≤ b  for some window w
+    h_w(x) = [V · (x_w − mean(x_w)) > ε]                copies:  |h_0(x) ⊕ h_w(y)| ≤ b  for some window w
 
     x  (W, S²)   grey levels of an image in W windows, each squeezed to S×S: the whole image, and 95 % of it four times
     V  (64, S²)  the 64 leading principal components of many whole images
-    h  (W,)      64 bits, one for each sign
-    b  ()        bits in which copies may differ
+    h  (W,)      64 bits, one for each component
+    b, ε  ()     bits in which copies may differ, and what a component must reach
 
-The paper names the hash and gives no details, so all constants are ours.  Small changes of an image keep most signs,
+The paper names the hash and gives no details, so all constants are ours.  Small changes of an image keep most bits,
 but a crop flips several.  So each image is hashed five times: a cropped copy matches the window nearest to its frame.
 The mean of each image is subtracted, so flat images are copies of each other.  The mean over images is not subtracted.
 """
@@ -21,6 +21,7 @@ S = 16  # side of a window
 CUT = 0.05  # share of a side that a crop may remove
 NEAR, FAR = CUT / 4, 3 * CUT / 4  # where a window starts: a quarter of the cut on one side and the rest on the other
 WINDOWS = [(0, 0, 1, 1)] + [(x, y, x + 1 - CUT, y + 1 - CUT) for x in (NEAR, FAR) for y in (NEAR, FAR)]
+EPSILON = 4  # 0.25 grey levels in each cell: below it, noise decides the sign, also in copies
 PRIOR = 100  # weight, in images, of a smooth random field, so that a few images have 64 components too
 CONTRAST, CORRELATION = 50, 0.9  # of that field: deviation in grey levels, and correlation of neighbours
 
@@ -47,7 +48,7 @@ def hashes(x, V):
     """(N, W, S²) grey levels and (64, S²) -> (N, W) uint64, the whole image first."""
     bits = np.empty((len(x), len(WINDOWS), 64), dtype=bool)
     for w in range(len(WINDOWS)):
-        bits[:, w] = (x[:, w] - x[:, w].mean(1, keepdims=True)) @ V.T.astype(np.float32) > 0
+        bits[:, w] = (x[:, w] - x[:, w].mean(1, keepdims=True)) @ V.T.astype(np.float32) > EPSILON
     return np.packbits(bits, axis=2).view(np.uint64)[..., 0]
 
 

