@@ -1,13 +1,11 @@
 """Which component does what: the paper's ablations in miniature (§6.1 and Table 1; §6.4 and Table 3; §6.6).
 
-    python ablate.py                                   12 arms, three seeds each, the built-in images
-    python ablate.py --arms dino whole --seeds 2       two arms, two seeds
-    python ablate.py --recipe cifar10 --steps 1000     any flag of train.py applies to all arms
+    python ablate.py                                              12 arms, three seeds each, the built-in images
+    python ablate.py --arms dino whole --seeds 2 --steps 1000     any flag of train.py applies to all arms
 
-The first arms add one component after another, from DINO alone to the whole recipe; the paper starts at iBOT.  The
-others remove one component from the whole.  train.py trains each arm, in a process and a folder of its own, and the
-same command continues after Ctrl-C or a crash.  All arms are measured at the resolution of the recipe's end: k-NN and
-a linear classifier on [CLS], and if the parts of the images are known, foreground IoU and part agreement of patches.
+The first arms add one component after another, from DINO alone to the whole recipe.  The others remove one.  train.py
+trains each arm in a process and a folder of its own, and the same command continues after Ctrl-C or a crash.  All arms
+are measured at the recipe's last resolution: k-NN, a linear classifier, and with known parts foreground and agreement.
 """
 
 import json
@@ -17,8 +15,6 @@ import time
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-
-from matplotlib.figure import Figure
 
 from evaluate import frozen_features, measure_knn
 from linear_probe import linear_accuracy
@@ -64,30 +60,22 @@ def train_arm(flags, out):
 def measure(folder, splits, size, device):
     """Scores of a trained arm on the training and the test split, at size² pixels, and its arithmetic: a dict."""
     network = load_vit(folder / "vit.pt", device)
-    scores = measure_knn(network, *splits, size)
-    if scores:
+    if scores := measure_knn(network, *splits, size):  # empty without labels
         train, test = (frozen_features(network, images, size) for images in splits)
         scores["linear"] = linear_accuracy(train.to(device), splits[0].labels, test, splits[1].labels)
-    scores |= draw_split(network, splits[1], size, folder / "pca.png")
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return {**scores, "tflop": last["training_flops"] / 1e12}
+    return scores | draw_split(network, splits[1], size, folder / "pca.png") | {"tflop": last["training_flops"] / 1e12}
 
 
 def write_results(rows, out):
-    """Write ablation.md, means over seeds and their range, and ablation.png, a dot for each seed; return the table."""
-    rows = sorted(rows, key=lambda row: list(ARMS).index(row["arm"]))
+    """Write ablation.md, means over seeds and their range; return the table."""
     names = [name for name in ("knn_20", "linear", "iou", "agreement", "tflop") if name in rows[0]]
     table = f"| arm | seeds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}\n"
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for arm in sorted({row["arm"] for row in rows}, key=list(ARMS).index):
         columns = [[row[name] for row in rows if row["arm"] == arm] for name in names]
         cells = [f"{fmean(x):.3g} ({min(x):.3g} to {max(x):.3g})" for x in columns]
         table += f"| {arm} | {len(columns[0])} | {' | '.join(cells)} |\n"
     write_safely(out / "ablation.md", lambda new: new.write_text(table))
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
-        axes.plot([row[name] for row in reversed(rows)], [row["arm"] for row in reversed(rows)], "o", alpha=0.5)
-        axes.set_title(name)
-    write_safely(out / "ablation.png", lambda new: figure.savefig(new, format="png"))
     return table
 
 
@@ -95,8 +83,7 @@ def write_results(rows, out):
 def main(argv=None):
     """Run the program and return its exit status."""
     parser = Parser(prog="ablate.py", description="The paper's ablation.  Any flag of train.py applies to all arms.")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
-                        help=f"{', '.join(ARMS)} (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each arm (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the runs and results (default: runs/ablation_RECIPE)")
     args, flags = parser.parse_known_args(argv)
@@ -107,7 +94,7 @@ def main(argv=None):
     choose_threads()
     image_size, size = (schedules_at(r.steps - 1, r)[name] for name in ("image_size", "global_size"))
     splits = [in_memory(images, r.eval_images, size) for images in load_splits_of(r, image_size)]
-    make_folder(out, "ablation.jsonl", "ablation.md", "ablation.png")
+    make_folder(out, "ablation.jsonl", "ablation.md")
     with lock_folder(out):
         path, failed = out / "ablation.jsonl", []
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

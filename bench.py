@@ -5,7 +5,6 @@
 
     share_of_peak = FLOP/s of a step / FLOP/s of a large matrix product, measured in the same run
     mfu           = FLOP/s of a step / FLOP/s in the GPU's data sheet
-    state_gib     = memory of weights and moments, a part of peak_gib
 
 FLOPs are those of matrix products and attention; recomputed ones (--checkpointing) count again.  The host has launched
 a step after host_seconds, and the device has finished it after `seconds`.
@@ -36,21 +35,17 @@ DATA_SHEET = {  # dense bf16 TFLOP/s in NVIDIA's data sheets, by torch.cuda.get_
 }
 
 
-def clock(device):
-    """Seconds now, after the device has finished all its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
-
-
 def time_calls(call, device, repeats):
     """Time call(), `repeats` times: seconds until each returns, and seconds until the device is done."""
     host, total = [], []
+    synchronize = (lambda: None) if device.type == "cpu" else lambda: torch.accelerator.synchronize(device)
     for _ in range(WARMUP + repeats):
-        start = clock(device)
+        synchronize()
+        start = time.perf_counter()
         call()
         host.append(time.perf_counter() - start)
-        total.append(clock(device) - start)
+        synchronize()
+        total.append(time.perf_counter() - start)
     return host[WARMUP:], total[WARMUP:]
 
 
@@ -77,9 +72,6 @@ def bench_step(r, steps, device):
         "mfu": speed / DATA_SHEET[name] if name in DATA_SHEET and r.amp else None,
         "gflop_per_image": flops / r.batch / 1e9,
     }  # fmt: skip
-
-
-# ---------------------------------------------------------------------------- memory without a device
 
 
 class MemoryCounter(TorchDispatchMode):
@@ -163,8 +155,7 @@ def main(argv=None):
         state, peak = count_memory(r, args.memory)
         result |= {"device": args.memory, "state_gib": state / 2**30, "peak_gib": peak / 2**30}
     else:
-        result["threads"] = choose_threads()
-        result |= bench_step(r, args.steps, find_device(options.device))
+        result |= {"threads": choose_threads()} | bench_step(r, args.steps, find_device(options.device))
     lines = (f"{name:32} {f'{x:.4g}' if isinstance(x, float) else x}" for name, x in result.items())
     print(json.dumps(result) if args.json else "\n".join(lines))
     return 0

@@ -1,8 +1,6 @@
 """Load and save the weights of a ViT: official, of other libraries, and our own.  No code in a file is executed.
 
-    python -m support.weights IN OUT.pth            official keys, which are those of `ViT`: for torch.hub
-    python -m support.weights IN OUT                a folder for AutoModel.from_pretrained (Hugging Face)
-    python -m support.weights IN OUT.safetensors    timm's vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2
+    python -m support.weights IN OUT    OUT.pth: official; OUT.safetensors: timm; a folder: Hugging Face
 """
 
 import json
@@ -16,10 +14,9 @@ import torch
 
 from support.checkpoint import read_tensors
 from support.cli import Parser, report_errors
-from support.files import UserError, check_out, check_regular, make_folder, reason_of, write_safely
+from support.files import UserError, check_regular, reason_of, write_safely
 from vit import ViT
 
-MODEL = "model.safetensors"  # in a Hugging Face folder
 HUGGING_FACE = (  # official name, transformers' name
     ("cls_token", "embeddings.cls_token"), ("mask_token", "embeddings.mask_token"),
     ("register_tokens", "embeddings.register_tokens"), ("pos_embed", "embeddings.position_embeddings"),
@@ -45,11 +42,9 @@ def load_vit(name_or_path, device="cpu"):
     """
     contents = read_file(str(name_or_path))
     try:
-        vit = build_vit(to_official(find_backbone(contents)))
         config = Path(name_or_path, "config.json")  # of a Hugging Face folder
-        heads = json.loads(config.read_text()).get("num_attention_heads") if config.exists() else None
-        if heads not in (None, vit.num_heads):
-            raise ValueError(f"config.json asks for other heads than {vit.num_heads}, which are 64 channels wide")
+        n_heads = json.loads(config.read_text())["num_attention_heads"] if config.exists() else None
+        vit = build_vit(to_official(find_backbone(contents)), n_heads)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{name_or_path} does not hold a DINOv2 ViT ({reason_of(error)[:200]})") from None
     return vit.float().eval().requires_grad_(False).to(device)
@@ -57,7 +52,7 @@ def load_vit(name_or_path, device="cpu"):
 
 def read_file(name):
     """The contents of a file, of a Hugging Face folder, or of the file of an official name."""
-    path = Path(name, MODEL) if Path(name, MODEL).exists() else Path(name)
+    path = Path(name, "model.safetensors") if Path(name, "model.safetensors").exists() else Path(name)
     if re.fullmatch(r"dinov2_vit[sblg]14(_reg)?", name):
         path = download_official(name)
     try:
@@ -87,14 +82,12 @@ def download_official(name):
 
 def find_backbone(contents):
     """The named tensors of one ViT, in any library's names, from a file's contents; a teacher's if there is one."""
-    parts = {name: part for name, part in contents.items() if isinstance(part, dict)}
-    nested = {f"{name}.{key}": x for name, part in parts.items() for key, x in part.items()}
-    inserted = r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|module)\."  # by PyTorch, anywhere
+    nested = {f"{name}.{k}": x for name, part in contents.items() if isinstance(part, dict) for k, x in part.items()}
+    inserted = r"(_\w+_wrapped_module|_orig_mod|module)\.|(?<=blocks\.)\d+\.(?=\d+\.)"  # by PyTorch; official chunks
     state = {re.sub(inserted, "", key): x for key, x in (contents | nested).items()}
     found = [match[1] for key in state if (match := re.fullmatch(r"(|.*\.)(embeddings\.)?cls_token", key))]
     prefix = min(found, key=lambda prefix: ("teacher" not in prefix, len(prefix)), default="")
-    state = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
-    return {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", key): x for key, x in state.items()}  # official chunks
+    return {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
 
 
 def to_official(state):
@@ -113,17 +106,15 @@ def to_official(state):
     return state
 
 
-def build_vit(state):
+def build_vit(state, n_heads=None):
     """The ViT of a state dict in official keys; its sizes are those of the tensors."""
-    if "cls_token" not in state or "pos_embed" not in state:
-        raise LookupError("it needs a cls_token and a pos_embed; DINOv3, which has RoPE, is not supported")
     dim, grid = state["cls_token"].shape[-1], math.isqrt(state["pos_embed"].shape[1] - 1)
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     convs = sum(bool(re.fullmatch(r"patch_embed\.stem\.\d+\.conv\.weight", key)) for key in state)
     patch_size = 2 ** (convs - 1) if convs else state["patch_embed.proj.weight"].shape[-1]
     n_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     ffn = "swiglu" if "blocks.0.mlp.w12.weight" in state else "mlp"
-    n_heads = math.ceil(dim / 64)  # a head has 64 channels, or fewer where 64 does not divide the width (vit_pico: 48)
+    n_heads = n_heads or math.ceil(dim / 64)  # a head has 64 channels, or fewer where 64 does not divide the width
     if not (depth and grid and patch_size and n_heads) or dim % n_heads:
         raise ValueError(f"{depth} blocks of width {dim} with {n_heads} heads, grid {grid}, patch {patch_size}")
     with torch.device("meta"):  # allocates nothing: the file's tensors take these places
@@ -142,30 +133,18 @@ def save_vit(vit, out):
     """Write a ViT as the kind of file that the name `out` stands for."""
     out, state = Path(out), vit.state_dict()
     if out.suffix in (".pth", ".pt"):
-        write_safely(out, lambda path: torch.save(state, path))
-    elif vit.stem:
+        return write_safely(out, lambda path: torch.save(state, path))
+    if out.suffix not in ("", ".safetensors"):
+        raise UserError(f"{out}: OUT must end in .pth, .pt or .safetensors, or be a folder")
+    if vit.stem:
         raise UserError(f"{out}: timm and Hugging Face have no ViT with a convolutional stem; write a .pth")
-    elif out.suffix == ".safetensors":
+    if out.suffix:
         del state["mask_token"]  # timm has none; with registers, it adds [CLS]'s position to [CLS]
         if vit.n_registers:
-            positions = state["pos_embed"]
-            state |= {"cls_token": state["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
-        save_tensors(rename(state, TIMM), out)
-    elif out.suffix:
-        raise UserError(f"{out}: OUT must end in .pth, .pt or .safetensors, or be a folder")
-    else:
-        save_hugging_face(vit, state, out)
-
-
-def save_tensors(state, out):
-    """Write a .safetensors file that PyTorch programs read."""
-    state = {key: x.clone(memory_format=torch.contiguous_format) for key, x in state.items()}  # no views
-    write_safely(out, lambda path: safetensors.torch.save_file(state, path, {"format": "pt"}))
-
-
-def save_hugging_face(vit, state, out):
-    """Write a folder for transformers' Dinov2Model or Dinov2WithRegistersModel."""
-    config = {
+            state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
+            state["pos_embed"] = state["pos_embed"][:, 1:]
+        return save_tensors(rename(state, TIMM), out)
+    config = {  # of transformers' Dinov2Model or Dinov2WithRegistersModel
         "model_type": "dinov2_with_registers" if vit.n_registers else "dinov2", "num_register_tokens": vit.n_registers,
         "hidden_size": vit.embed_dim, "num_hidden_layers": vit.n_blocks, "num_attention_heads": vit.num_heads,
         "use_swiglu_ffn": hasattr(vit.blocks[0].mlp, "w12"), "patch_size": vit.patch_size,
@@ -174,9 +153,15 @@ def save_hugging_face(vit, state, out):
     for key in [key for key in state if ".attn.qkv." in key]:
         for part, value in zip(QKV, state.pop(key).chunk(3)):
             state[key.replace("attn.qkv", f"attention.attention.{part}")] = value
-    make_folder(out)
-    save_tensors(rename(state, HUGGING_FACE), out / MODEL)
+    out.mkdir(parents=True, exist_ok=True)
+    save_tensors(rename(state, HUGGING_FACE), out / "model.safetensors")
     write_safely(out / "config.json", lambda path: path.write_text(json.dumps(config)))
+
+
+def save_tensors(state, out):
+    """Write a .safetensors file that PyTorch programs read."""
+    state = {key: x.clone(memory_format=torch.contiguous_format) for key, x in state.items()}  # no views
+    write_safely(out, lambda path: safetensors.torch.save_file(state, path, {"format": "pt"}))
 
 
 @report_errors("support.weights")
@@ -186,8 +171,6 @@ def main(argv=None):
     parser.add_argument("input", metavar="IN", help="an official name, a file or a folder of weights")
     parser.add_argument("output", type=Path, metavar="OUT", help=".pth: official; .safetensors: timm; else a folder")
     options = parser.parse_args(argv)
-    if options.output.suffix:
-        check_out(options.output)
     save_vit(load_vit(options.input), options.output)
     print(options.output)
     return 0
