@@ -209,7 +209,7 @@ def drop(copies, stage, paths, kept, others, compare):
     rows, n = np.flatnonzero(kept >= 0), np.sum(kept > -2)
     print_first(f"{stage}: {len(rows)} of {n} images are copies ({len(rows) / n:.0%})")
     if len(rows) > n / 2:
-        print_first("WARNING: over half.  If pairs in the .copies.csv are not alike, the threshold of this stage is wrong")
+        print_first("WARNING: over half.  If pairs in the .copies.csv are not alike, this stage's threshold is wrong")
     copies += [(paths[i], others[kept[i]], stage, f"{compare(i, kept[i]):.6g}") for i in rows]
     return [path for path, other in zip(paths, kept) if other == -1]
 
