@@ -27,6 +27,8 @@ CHOICES = {
 }
 # the fields that --help lists
 IN_HELP = ("data", "arch", "batch", "steps", "lr", "eval_every", "init", "teacher", "micro_batch", "seed")
+NO_MEMORY = ("out of memory|can('t|not) allocate memory|could not create a (primitive|memory)|bad_alloc|start new"
+             " thread|failed to map|Resource temporarily unavailable|ALLOC_FAILED|DataLoader worker .* (killed|exited)")
 OTHER_FLAGS = ("Every field of Recipe in recipes.py is a flag too, for example --koleo_weight 0.2, --mask_ratio 0.1 "
                "0.4, --no-amp.  recipes.py explains each one and lists its value in every recipe.")  # fmt: skip
 
@@ -87,21 +89,45 @@ def add_scale(parser):
                         help="black and white in grey images deeper than 8 bits (default: estimated from the files)")
 
 
+class Terminal:
+    """A text stream that escapes control characters, and what its encoding lacks: no name may steer a terminal."""
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w")  # None: it was closed before the program started
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        if text.strip("\n\x1b[A"):  # not only tqdm's moves of the cursor; its bars begin with \r
+            text = re.sub(r"(?!^\r)[^\n]", lambda character: printable(character[0]), text)
+        encoding = self.stream.encoding or "utf-8"
+        try:
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self.stream.flush()
+        except OSError:  # a closed pipe or a full disk; Python must not try again when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            raise
+
+
 def report_errors(program, *kinds):
     """Decorate main(argv): print an expected error (UserError, or one of `kinds`) in one line, return its status."""
 
     def decorate(main):
         @functools.wraps(main)
         def wrapped(argv=None):
-            try:
-                return main(argv)
-            except KeyboardInterrupt:
-                print(f"{program}: stopped", file=sys.stderr)
-                return 130  # a shell expects this after Ctrl-C
-            except Exception as error:
-                line, status = describe_error(error, kinds)
-                print(f"{program}: error: {printable(' '.join(line.split()))}", file=sys.stderr)
-                return status
+            with contextlib.redirect_stdout(Terminal(sys.stdout)), contextlib.redirect_stderr(Terminal(sys.stderr)):
+                try:
+                    if {"RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys() and not dist.is_torchelastic_launched():
+                        raise UserError("RANK or LOCAL_WORLD_SIZE is set without torchrun; unset both, or use torchrun")
+                    return main(argv)
+                except KeyboardInterrupt:
+                    print(f"{program}: stopped", file=sys.stderr)
+                    return 130  # a shell expects this after Ctrl-C
+                except Exception as error:
+                    line, status = describe_error(error, kinds)
+                    print(f"{program}: error: {' '.join(line.split())}", file=sys.stderr)
+                    return status
 
         return wrapped
 
@@ -113,12 +139,12 @@ def describe_error(error, kinds=()):
     text = str(error)
     if isinstance(error, (UserError, *kinds)):
         return text, 2
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
-        return "out of memory; with train.py use --micro_batch, --checkpointing or a smaller --batch", 1
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search(NO_MEMORY, text, re.I):
+        return "out of memory; with train.py use --micro_batch, --checkpointing, a smaller --batch or --workers 1", 1
     if "RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in text):
         return f"rank {os.environ['RANK']} lost another rank; start all again, train.py with --resume", 1
     if isinstance(error, OSError):
-        status = 1 if error.errno == errno.ENOSPC else 2
+        status = 1 if error.errno in (errno.ENOSPC, errno.EPIPE) else 2
         return f"{error.filename}: {error.strerror}" if error.filename else text, status
     if "PytorchStreamWriter" in text or "unexpected pos" in text:  # torch.save on a full disk
         return "a file could not be written; free some disk space", 1

@@ -57,7 +57,9 @@ def write_safely(path, write, shared=False):
     shared: several processes may write this file at once, so each has a temporary name of its own.
     """
     path = Path(path)
+    check_out(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # it may be a link to another file
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -68,23 +70,20 @@ def write_safely(path, write, shared=False):
 
 
 def make_folder(path, *files):
-    """Make the folder; UserError if that fails, or if `files` cannot be written in it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    """Make the folder; UserError if `files` cannot be written in it."""
+    path.mkdir(parents=True, exist_ok=True)
     for name in files:
         check_out(path / name)
 
 
-def check_out(path, flag="--out"):
-    """UserError unless a file can be written at `path`; called before the long work, not after it."""
+def check_out(path):
+    """UserError unless a file can be written at `path`; called before the long work, too, not only after it."""
     if not path.parent.is_dir():
-        raise UserError(f"{flag}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise UserError(f"{flag}: {path} is a folder; a file of that name will be written")
+        raise UserError(f"there is no folder {path.parent}; make it first")
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise UserError(f"{path} is a folder, a link or a device; choose the name of a file")
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{flag}: cannot write into {path.parent}; choose another folder")
+        raise UserError(f"cannot write into {path.parent}; choose another folder")
 
 
 @contextlib.contextmanager
@@ -95,7 +94,8 @@ def lock_folder(folder):
         return
     import fcntl  # not on Windows
 
-    with open(folder / ".lock", "w") as file:
+    check_out(folder / ".lock")
+    with open(folder / ".lock", "a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -60,7 +60,7 @@ def two_cores(monkeypatch):
 
 
 def test_one_half_and_all_are_timed_and_the_fastest_wins(two_cores, monkeypatch):
-    """Of one, four and seven threads, only four do not sleep.  The machine may be busy."""
+    """Of one, four and seven threads, only four do not sleep."""
     asked, gelu = set(), device.F.gelu
 
     def slow(x):
@@ -70,9 +70,8 @@ def test_one_half_and_all_are_timed_and_the_fastest_wins(two_cores, monkeypatch)
 
     monkeypatch.setattr(device.F, "gelu", slow)
     torch.set_num_threads(7)
-    start = time.perf_counter()
     assert choose_threads() == "4 threads" and torch.get_num_threads() == 4
-    assert asked == {1, 4, 7} and time.perf_counter() - start < 4
+    assert asked == {1, 4, 7}
 
 
 def test_the_variable_comes_before_the_resumed_run(two_cores, monkeypatch):
