@@ -131,8 +131,7 @@ def retrieve_clusters(curated, pool, n_clusters, per_cluster, min_hits=MIN_HITS,
 
 
 def hash_copies(files):
-    """Files of THUMBNAILs -> (N,) the copy with most pixels, −1 if that is the image itself, −2 if it is not readable;
-    and (N, W) hashes."""
+    """Files of THUMBNAILs -> (N,) the copy with most pixels, −1: itself, −2: not readable; and (N, W) hashes."""
     thumbs = np.concatenate([read_array(file) for file in files])  # (N,)
     order = np.argsort(-thumbs["pixels"], kind="stable")[: np.count_nonzero(thumbs["pixels"])]  # most pixels first
     if len(order) == 0:

@@ -30,10 +30,9 @@ def read_array(path):
     try:
         with np.load(path) as file:
             return file[path.stem]
-    except FileNotFoundError:
-        return None
     except Exception:  # damage makes NumPy and zipfile raise almost anything
-        tqdm.write(f"{path} is damaged; it is computed again", file=sys.stderr)
+        if path.exists():
+            tqdm.write(f"{path} is damaged; it is computed again", file=sys.stderr)
         return None
 
 
