@@ -12,7 +12,6 @@ WEIGHT = (0.0, 1e6)
 POSITIVE = (1e-9, 1e6)
 COUNT = (1, 10**9)
 SIDE = (1, 4096)  # pixels
-WIDTH = (1, 10**5)
 
 
 def _f(default, help, range=None):
@@ -46,9 +45,9 @@ class Recipe:
     layer_scale: float = _f(1e-5, "LayerScale at the start", WEIGHT)  # yaml
     drop_path: float = _f(0.0, "stochastic depth rate", SHARE)
     n_prototypes: int = _f(65536, "K, the prototypes of each head", (2, 10**7))  # yaml
-    head_hidden: int = _f(2048, "hidden width of the heads", WIDTH)  # yaml
-    dino_bottleneck: int = _f(256, "bottleneck width of the image head", WIDTH)  # yaml
-    ibot_bottleneck: int = _f(256, "bottleneck width of the patch head", WIDTH)  # yaml
+    head_hidden: int = _f(2048, "hidden width of the heads", COUNT)  # yaml
+    dino_bottleneck: int = _f(256, "bottleneck width of the image head", COUNT)  # yaml
+    ibot_bottleneck: int = _f(256, "bottleneck width of the patch head", COUNT)  # yaml
     tied_heads: bool = _f(False, "one head for both losses, as in iBOT")  # §4: untied heads do better at scale
     # losses
     centering: str = _f("sinkhorn", "sinkhorn or softmax")  # §4

@@ -42,7 +42,7 @@ from support.device import autocast, keep_pages
 from support.files import lock_folder, make_folder, write_safely
 from support.images import batches, in_memory
 from support.log import RunLog, catch_signals, check_health
-from support.start import load_splits_of, make_crop, prepare_run
+from support.start import check_images, load_splits_of, make_crop, prepare_run
 
 # ---------------------------------------------------------------------------- schedules
 
@@ -169,7 +169,7 @@ def train(run, log):
         while run.step < r.steps and not stop:
             values = schedules_at(run.step, r)
             if values["hires"] != hires:  # a phase begins, or a resumed run enters it
-                hires, splits = values["hires"], load_splits_of(r, values["image_size"])
+                hires, splits = values["hires"], check_images(run, load_splits_of(r, values["image_size"]))
                 stream = batches(splits[0], r.batch // world, r.seed, run.step, run.device, r.workers or None,
                                  (distributed.rank(), world))  # fmt: skip
                 crop = make_crop(r, values["global_size"])
@@ -217,7 +217,7 @@ def main(argv=None):
     with lock_folder(options.out):
         run = prepare_run(options, recipe, changes)
         r = run.recipe
-        load_splits_of(r, schedules_at(min(run.step, r.steps - 1), r)["image_size"])  # cached; a wrong --data ends here
+        check_images(run, load_splits_of(r, schedules_at(min(run.step, r.steps - 1), r)["image_size"]))  # early
         log = RunLog(run)
         stopped = train(run, log)
         if stopped:

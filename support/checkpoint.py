@@ -23,6 +23,7 @@ def save_checkpoint(run):
         "recipe": asdict(run.recipe),
         "step": run.step,
         "training_flops": run.training_flops,
+        "images": run.images,
         "threads": torch.get_num_threads(),  # another number changes the order of sums
         "student": dcp.get_model_state_dict(run.student, options=whole),
         "teacher": dcp.get_model_state_dict(run.ema, options=whole),  # in distillation, too, the EMA
@@ -69,6 +70,7 @@ def restore(run, saved):
     whole = dcp.StateDictOptions(full_state_dict=True)
     try:
         run.step, run.training_flops, moments = saved["step"], saved["training_flops"], saved["optimizer"]["state"]
+        run.images = saved["images"]
         if not 0 < run.step <= run.recipe.steps or not moments:
             raise ValueError(f"step {run.step} of {run.recipe.steps}, with {len(moments)} moments")
         dcp.set_model_state_dict(run.student, saved["student"], options=whole)
@@ -82,4 +84,4 @@ def restore(run, saved):
         for p in unused.values():
             run.optimizer.state.pop(p, None)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"the checkpoint does not fit its recipe ({reason_of(error)[:200]}); start a new run") from None
+        raise UserError(f"{run.out}/checkpoint.pt does not fit ({reason_of(error)[:200]}); give it to --init") from None

@@ -7,6 +7,7 @@ the views on the device.  A dataset above MEMORY_LIMIT is streamed: training the
 
 import contextlib
 import functools
+import hashlib
 import io
 import itertools
 import logging
@@ -28,7 +29,7 @@ from support import shapes
 from support.cifar10 import read_cifar10
 from support.files import UserError, reason_of, say_once
 from support.find import FORMATS, find_files, read_file, skipped_line
-from support.splits import choose_splits
+from support.splits import choose_splits, unwrapped
 
 MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels in memory; a larger dataset is streamed
 SAMPLED_FILES, SAMPLED_VALUES = 64, 2**16  # ours: of a dataset and of each file, to estimate the intensity range
@@ -52,6 +53,7 @@ class Images:
     seed: object = None         # of the random squares of streamed training; None: the centre
     scale: tuple = None         # intensity range, see `picture`
     skipped: dict = field(default_factory=dict)  # {name: reason} of broken files, of both splits; grows while streaming
+    digest: str = ""            # of the names, wherever the set lies, and their classes; "" for built-in datasets
     sample: object = None       # the result of `in_memory`
 
     def __len__(self):
@@ -109,7 +111,9 @@ def load_images(data, split="train", size=64, seed=0, scale=None, skipped=None, 
         labels = None
     names = [name for name, _ in splits[split]]
     skipped = {} if skipped is None else skipped  # of the other split
-    images = Images(None, labels, classes, None, names, read, size, None, scale, skipped)
+    kinds, places = [kind for _, kind in splits[split]], unwrapped([name.split("/") for name in names])
+    digest = hashlib.sha256(repr((kinds, places)).encode()).hexdigest()
+    images = Images(None, labels, classes, None, names, read, size, None, scale, skipped, digest)
     if len(images) * 3 * size * size <= MEMORY_LIMIT:
         return decode_rows(images, range(len(images)))
     next(in_order(images, 1, workers=0))  # raises UserError if no image is readable

@@ -12,6 +12,7 @@ Two entropies of the teacher's targets p_t, as shares of ln K, tell them apart:
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -28,10 +29,20 @@ from support.files import write_safely
 
 @contextlib.contextmanager
 def catch_signals():
-    """Yield a list that receives the first Ctrl-C or SIGTERM; a second one has its usual effect."""
-    caught, usual = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Yield a list that receives the first Ctrl-C, SIGTERM or SIGHUP; a second one has its usual effect."""
+    terminal = os.isatty(1) or os.isatty(2)
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+    caught, usual = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, hangup)}
+
+    def catch(number, _):
+        caught.append(number)
+        signal.signal(number, usual[number])
+        if number == hangup and terminal:  # it is closed, and printing would raise an error before the run is saved
+            sys.stdout = sys.stderr = open(os.devnull, "w")
+
     for number in usual:
-        signal.signal(number, lambda n, _: (caught.append(n), signal.signal(n, usual[n])))
+        if (number, usual[number]) != (hangup, signal.SIG_IGN):  # nohup ignores it
+            signal.signal(number, catch)
     try:
         yield caught
     finally:
@@ -43,7 +54,6 @@ class RunLog:
     """The log of a run: rows of metrics.jsonl, progress bar, health.  Every rank has one; the first rank writes."""
 
     def __init__(self, run):
-        r = run.recipe
         self.run, self.path, self.first = run, run.out / "metrics.jsonl", distributed.rank() == 0
         self.rows = read_metrics(self.path, run.step)  # a resumed run repeats the later ones
         if self.first:
@@ -51,8 +61,8 @@ class RunLog:
         self.began = time.perf_counter() - (self.rows[-1].get("seconds", 0.0) if self.rows else 0.0)
         self.healthy = torch.ones((), dtype=torch.bool, device=run.device)
         self.flops = {}  # of each kind of step
-        self.bar = tqdm(total=r.steps * r.batch, initial=run.step * r.batch, unit="img", disable=not self.first,
-                        mininterval=1)  # fmt: skip
+        self.bar = tqdm(total=run.recipe.steps * run.recipe.batch, initial=run.step * run.recipe.batch, unit="img",
+                        disable=not self.first, mininterval=1)  # fmt: skip
         self.last = time.perf_counter(), run.step  # images/s are measured from here on
 
     @contextlib.contextmanager
@@ -170,8 +180,7 @@ def check_health(healthy, run):
 def draw_curves(rows, recipe, path):
     """curves.png: losses beside ln K, the collapse meter, and k-NN, over steps."""
     knn = sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
-    panels = {"losses": ("dino", "ibot"), "collapse meter": ("entropy_image", "entropy_mean", "cosine"),
-              "k-NN accuracy of the teacher": knn}  # fmt: skip
+    panels = {"losses": ("dino", "ibot"), "collapse meter": ("entropy_image", "entropy_mean", "cosine"), "k-NN": knn}
     figure = Figure(figsize=(15, 4), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for name in names:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from support.files import UserError
 from support.images import load_splits
 from support.weights import load_vit
 
+# --resume may change these.  amp and compile change rounding, micro_batch the draws of a step, the others no result.
+FREE = "data workers micro_batch checkpointing compile amp log_every save_every eval_every eval_images".split()
+NEW_RUN = "or go on from its weights: the run's flags with --init {}/checkpoint.pt --out NEW"
 HEAD_FIELDS = ("n_prototypes", "head_hidden", "dino_bottleneck", "ibot_bottleneck", "tied_heads")
 
 
@@ -39,6 +43,7 @@ class Run:
     step: int = 0
     training_flops: int = 0  # of the steps so far, on all ranks
     out: Path = Path()  # the folder of its files
+    images: str = ""  # a digest of the names of its images, their classes and splits
 
 
 def start_run(r, device, weights=None):
@@ -83,6 +88,15 @@ def load_splits_of(r, image_size):
     return load_splits(r.data, image_size, r.seed, r.scale if any(r.scale) else None, r.labels)
 
 
+def check_images(run, splits):
+    """Return the splits; UserError if the run began with others: with other names, classes or numbers of images."""
+    digest = "".join(images.digest for images in splits) or run.recipe.data
+    if run.images not in ("", digest):
+        raise UserError(f"{run.recipe.data}: other images than the run began with; undo it, {NEW_RUN.format(run.out)}")
+    run.images = digest
+    return splits
+
+
 def make_crop(r, size):
     """The multi-crop of a recipe, with global views of `size` pixels."""
     return MultiCrop(size, r.local_size, r.n_local, r.global_scale, r.local_scale, r.blur_sigma, r.jitter)
@@ -111,25 +125,31 @@ def check_start(r, device):
 def find_checkpoint(options, recipe, changes):
     """train.py's command line -> (the run's recipe, its checkpoint if it resumes, else None)."""
     path = options.out / "checkpoint.pt"
+    for name in changes.keys() & {"data", "teacher"}:  # existing paths become absolute: --resume works in every folder
+        place = os.path.abspath(os.path.expanduser(changes[name]))
+        if changes[name] not in ("", "shapes", "cifar10") and os.path.exists(place):
+            changes[name] = place
     if not path.exists():
-        return recipe, None
+        return replace(recipe, **changes), None
     if not options.resume:
         raise UserError(f"{options.out} already holds a run; continue it with --resume, or choose another --out")
     saved = read_checkpoint(path)
     recipe = recipe_of(saved, path)
     stored = asdict(recipe) | {"recipe": recipe.name}
-    asked = changes | ({"recipe": options.recipe} if options.recipe else {})
-    for flag, value in asked.items():
-        if stored[flag] != value:
-            raise UserError(f"the run in {options.out} has --{flag} {as_flag(stored[flag])}, not {as_flag(value)}")
+    for flag, value in {**changes, "recipe": options.recipe or recipe.name}.items():
+        if flag not in FREE and stored[flag] != value:
+            raise UserError(f"the run in {options.out} has --{flag} {as_flag(stored[flag])}, not {as_flag(value)}; "
+                            f"leave --{flag} out, {NEW_RUN.format(options.out)}")  # fmt: skip
+    recipe = replace(recipe, **{name: value for name, value in changes.items() if name in FREE})
+    if os.path.isabs(recipe.data) and not os.path.exists(recipe.data):
+        raise UserError(f"{recipe.data}: the images of this run are gone; if they moved, add --data NEW")
     return recipe, saved
 
 
 def recipe_of(saved, path):
     """The Recipe stored in a checkpoint; UserError if it is of another version."""
     stored, default = saved["recipe"], asdict(Recipe())
-    different = [name for name in {**default, **stored} if type(stored.get(name)) is not type(default.get(name))]
-    if different:
+    if different := [name for name in {**default, **stored} if type(stored.get(name)) is not type(default.get(name))]:
         raise UserError(f"{path} was written by another version ({different[0]!r} in its recipe); "
                         f"start a new run from its weights with --init {path}")  # fmt: skip
     return Recipe(**stored)

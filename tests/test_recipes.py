@@ -52,15 +52,3 @@ def test_the_papers_values(name):
     assert (r.data, r.teacher, r.drop_path, r.batch) == ("", "?" * distilled, 0.0 if distilled else 0.4, batch)
     assert (r.n_prototypes, r.patch_size) == (131_072, 14)  # a student has those of its teacher
     assert name != "vitg14" or replace(r, name="vitl14", arch="vit_large") == RECIPES["vitl14"]
-
-
-def test_high_resolution_compresses_every_schedule():
-    """B.2: 20 steps of which the last quarter, 5, are at high resolution; each schedule runs through in them."""
-    r = get_recipe("shapes", steps=20, hires_share=0.25, lr_warmup=0.2, hires_lr=1e-3, batch=1024)
-    at = [schedules_at(step, r) for step in range(20)]
-    assert [v["hires"] for v in at] == [False] * 15 + [True] * 5
-    for phase in (at[:15], at[15:]):
-        for name in ("weight_decay", "momentum"):
-            assert (phase[0][name], phase[-1][name]) == pytest.approx((getattr(r, name), getattr(r, f"{name}_end")))
-        assert phase[0]["lr"] == 0 and phase[-1]["lr"] == pytest.approx(r.lr_end)
-    assert at[16]["lr"] == 1e-3  # the one warm-up step is over: hires_lr · √(1024/1024)

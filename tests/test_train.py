@@ -22,6 +22,7 @@ import pca_viz
 import train
 from recipes import get_recipe
 from support import log
+from support.images import load_splits
 from support.start import make_crop, start_run
 from support.weights import load_vit
 from train import main
@@ -158,13 +159,11 @@ def test_ctrl_c_saves_and_stops(folder, whole, tmp_path, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGINT)
         return step(run, *rest)
 
-    usual = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_step", interrupted)
         assert main(flags(folder, tmp_path)) == 130
     assert saved(tmp_path)["step"] == 5
     assert "--resume" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGINT) is usual
     assert main([*flags(folder, tmp_path), "--resume"]) == 0
     assert rows(tmp_path) == rows(whole)
     seconds = [json.loads(line)["seconds"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -335,7 +334,7 @@ def test_gradients_are_clipped_part_by_part(tied, parts):
     (f"--teacher {__file__}", "not a weights file"),
     ("--recipe vitl16_short", "needs your images; give a folder or an archive with --data"),
     ("--recipe vits14_distilled --data shapes", "needs a teacher; give the checkpoint.pt of a run with --teacher"),
-    ("--out /dev/null/x", "cannot make the folder"),
+    ("--out /dev/null/x", "/dev/null/x: Not a directory"),
     ("--batch 1000000000", "GiB, and there are"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, capsys):
@@ -356,15 +355,9 @@ def test_several_processes(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_another_process_holds_the_folder(folder, tmp_path, capsys):
-    script = f"""if True:
-        import time, pathlib
-        from support.files import lock_folder
-        with lock_folder(pathlib.Path({str(tmp_path)!r})):
-            print(flush=True)
-            time.sleep(60)
-    """
-    place = Path(train.__file__).parent
-    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=place)
+    script = ("import time; from pathlib import Path; from support.files import lock_folder\n"
+              f"with lock_folder(Path({str(tmp_path)!r})): print(flush=True); time.sleep(60)")  # fmt: skip
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(train.__file__).parent)
     assert other.stdout.readline()
     assert main(flags(folder, tmp_path)) == 2
     assert f"another process writes into {tmp_path}" in capsys.readouterr().err
@@ -373,14 +366,23 @@ def test_another_process_holds_the_folder(folder, tmp_path, capsys):
     assert main(flags(folder, tmp_path, steps=1, hires_share=0)) == 0  # free as soon as that process has ended
 
 
-def test_a_run_is_not_overwritten_and_not_mixed_up(whole, folder, capsys):
-    before = (whole / "checkpoint.pt").read_bytes()
-    assert main(flags(folder, whole)) == 2
-    assert main([*flags(folder, whole, batch=4), "--resume"]) == 2
-    assert "--batch 6" in capsys.readouterr().err
-    assert main(["--recipe", "vitl14", "--out", str(whole), "--resume"]) == 2
-    assert "has --recipe shapes, not vitl14" in capsys.readouterr().err
-    assert (whole / "checkpoint.pt").read_bytes() == before
+def test_what_a_resumed_run_may_change(folder, tmp_path, monkeypatch, capsys):
+    """Its folder of images may move, also behind a link; their names and the flags that decide its result may not."""
+    monkeypatch.chdir(tmp_path)
+    assert main(flags(shutil.copytree(folder, "set"), "run", steps=1, hires_share=0)) == 0
+    whole, new = rows("run"), Path("set").rename("new")
+    Path("link").symlink_to(new)
+    for copy, name in (("renamed", "dark/x.png"), ("moved", "light/x.png")):
+        Path(shutil.copytree(new, copy), "dark/3.png").rename(Path(copy, name))
+    for words, says in (("--data new --workers 1 --eval_every 2 --no-amp", ""), ("--data link", ""),
+                        ("", f"{tmp_path}/set: the images of this run are gone; if they moved, add --data NEW"),
+                        ("--steps 2", "has --steps 1, not 2; leave --steps out"), ("--recipe vitl14", "has --recipe"),
+                        *((f"--data {data}", "other images") for data in ("renamed", "moved", "shapes"))):  # fmt: skip
+        load_splits.cache_clear()  # as in a new process
+        status, err = main(f"--resume --device cpu --out run {words}".split()), capsys.readouterr().err
+        assert status == (2 if says else 0) and says in err and rows("run") == whole, words
+        assert ("--init run/checkpoint.pt --out NEW" in err) == (says != "" and words != "")
+    assert main(["--out", "run"]) == 2 and "already holds a run" in capsys.readouterr().err
 
 
 def test_broken_images_without_classes_are_named_once(folder, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -88,10 +89,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_the_next_row(tmp_path):
         take_step(run_log)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_caught_and_the_second_has_its_usual_effect(number):
-    heard, usual = [], signal.getsignal(number)
-    signal.signal(number, lambda n, _: heard.append(n))
+    heard = []
+    usual = signal.signal(number, lambda n, _: heard.append(n))
     mine = signal.getsignal(number)
     try:
         with pytest.raises(ZeroDivisionError), catch_signals() as caught:
@@ -103,6 +104,20 @@ def test_the_first_signal_is_caught_and_the_second_has_its_usual_effect(number):
         assert signal.getsignal(number) is mine
     finally:
         signal.signal(number, usual)
+
+
+def test_a_closed_terminal_and_nohup(monkeypatch):
+    """After the SIGHUP of its terminal a run prints nothing; a SIGHUP that is ignored stays ignored."""
+    monkeypatch.setattr(log.os, "isatty", lambda _: True)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # restored at the end
+    usual, caught = signal.getsignal(signal.SIGHUP), []
+    for handler in (signal.SIG_IGN, usual):
+        signal.signal(signal.SIGHUP, handler)
+        with catch_signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        caught.append((len(signals), sys.stdout.name == sys.stderr.name == os.devnull))
+    assert caught == [(0, False), (1, True)]
 
 
 def test_collapse_meter_by_hand():

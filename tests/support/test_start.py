@@ -112,7 +112,9 @@ def test_phases_by_hand():
     assert [v["frozen_backbone"] for v in at] == [True] * 20 + [False] * 80
     assert [v["hires"] for v in at] == [False] * 70 + [True] * 30
     assert [max(v["lr"] for v in part) for part in (at[:20], at[20:70], at[70:])] == [1.0, 0.1, 0.01]
-    assert at[20]["momentum"] == at[0]["momentum"] < at[19]["momentum"]  # each phase has its schedules from the start
+    for first, last in ((at[0], at[19]), (at[20], at[69]), (at[70], at[99])):  # B.2: each phase has all schedules whole
+        names = ("lr", "momentum", "weight_decay")
+        assert [v[name] for v in (first, last) for name in names] == pytest.approx([0, 0.95, 0.04, 1e-6, 1, 0.2])
     assert at[0]["frozen_prototypes"] and not at[20]["frozen_prototypes"] and not at[70]["frozen_prototypes"]
     halves = train.phases(get_recipe("shapes", steps=7, init="x", head_warmup=0.5, hires_share=0.5))
     assert [(first, end) for _, first, end, _ in halves] == [(0, 3), (3, 3), (3, 7)]  # rounding takes no step twice
