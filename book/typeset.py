@@ -32,10 +32,11 @@ def text_html(text):
 
 
 def table(lines):
-    """An indented block as a table.  Two spaces part cells; cells that begin in one column of the text share one."""
+    """An indented block as a table.  Two spaces part cells, but not after a full stop; cells that begin in one column
+    of the text share one."""
     rows = []
     for line in lines:
-        found = [(m.start(), m.group()) for m in re.finditer(r"\S+(?: \S+)*", line)]
+        found = [(m.start(), m.group()) for m in re.finditer(r"\S+(?:(?: |(?<=\.)  )\S+)*", line)]
         if rows and len(found) == 1 and len(rows[-1]) > 1 and found[0][0] == rows[-1][-1][0]:  # the last cell goes on
             rows[-1][-1] = (found[0][0], f"{rows[-1][-1][1]} {found[0][1]}")
         else:

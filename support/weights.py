@@ -161,7 +161,8 @@ def save_vit(vit, out):
 def save_tensors(state, out):
     """Write a .safetensors file that PyTorch programs read."""
     state = {key: x.clone(memory_format=torch.contiguous_format) for key, x in state.items()}  # no views
-    write_safely(out, lambda path: safetensors.torch.save_file(state, path, {"format": "pt"}))
+    contents = safetensors.torch.save(state, {"format": "pt"})  # its save_file has errors of its own on a full disk
+    write_safely(out, lambda path: path.write_bytes(contents))
 
 
 @report_errors("support.weights")

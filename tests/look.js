@@ -21,6 +21,11 @@ function layout(d, width) {
     const limit = column.getBoundingClientRect();
     if (r.right > limit.right + 1 || r.left < limit.left - 1) found.push(`${named(e)} leaves its column by ${Math.round(r.right - limit.right)}`);
   }
+  for (const e of d.querySelectorAll(".at")) {
+    const range = d.createRange();
+    range.selectNodeContents(e);
+    if (range.getClientRects().length > 1) found.push(`the number ${e.textContent} is broken in two`);
+  }
   boxes.forEach(([a, r], i) => {
     for (let j = i + 1; j < boxes.length && boxes[j][1].top < r.bottom - 2; j++) {
       const [b, s] = boxes[j];

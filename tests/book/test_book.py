@@ -52,7 +52,7 @@ def test_formulas_by_hand():
         "Σ_b'² p_ti,k / Σ_b q": "msubsup(∑ mrow(b ′) mrow(2)) mspace() msub(p mrow(t i , k)) mspace() / mspace() "
                                 "munder(∑ mrow(b)) mspace() q",
         "√(v̂)·0.9ⁱ < L_DINO": "msqrt(mover(v ^)) · msup(0.9 mrow(i)) < msub(L mrow(DINO))",
-        "patch_embed_lr^(n − 1) ≥ 1e-8": "msup(patch_embed_lr mrow(n − 1)) ≥ 1e−8",
+        "in_dim^(n − 1) ≥ 1e-8": "msubsup(in mrow(dim) mrow(n − 1)) ≥ 1e−8",
     }.items():  # fmt: skip
         assert children_of(ElementTree.fromstring(mathml.mathml(formula))) == f"math({expected})"
     pieces = mathml.mathml("teacher ← −m · teacher + (1 − m) · student, if m").split("<wbr>")
@@ -63,10 +63,10 @@ def test_formulas_by_hand():
 def test_text_with_blocks():
     """In a sentence only backticks mark code.  A second line's only cell continues the last cell of the first."""
     assert typeset.inline("`x < 1` and p_t of K") == "<code>x &lt; 1</code> and p_t of K"
-    shown = typeset.text_html("One\nline.\n\n    x  (B, D)  one\n               two\n    y          three\n\n>>> 1\n1")
+    shown = typeset.text_html("One\nline.\n\n    x  (B, D)  one.  One\n               two\n    y          three\n\n>>> 1\n1")
     assert shown.startswith("<p>One line.</p><table") and shown.endswith('<pre class="code">&gt;&gt;&gt; 1\n1</pre>')
     assert re.findall('<td colspan="(.)">', shown) == ["1", "1", "1", "2", "1"]
-    assert [text_of(cell) for cell in re.findall("<td.*?</td>", shown)] == ["x", "(B,D)", "one two", "y", "three"]
+    assert [text_of(cell) for cell in re.findall("<td.*?</td>", shown)] == ["x", "(B,D)", "one.  One two", "y", "three"]
     for text in ("Q_bk ← Q_bk / Σ_b Q_bk", "(V, B, K)", "for s < w", "aspect: height h = √(s·r), width w = √(s/r)"):
         assert typeset.cell(text).startswith("<math"), text
     for text in ("rows sum to 1; K prototypes", "ref = 0: brightness; mean grey: contrast; and the hue"):
@@ -86,6 +86,7 @@ def test_each_page_has_every_line_its_pictures_examples_exercises_and_links(fold
         pictures = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
         assert pictures.count("<svg") == (module in PLATES) and not re.search(r"\bnan\b", pictures), module
         assert text.count("<del>") == len(EXERCISES.get(module, ())), module
+        assert "_" not in "".join(map(text_of, re.findall("<math.*?</math>", text))), module
     assert '<h2>one step</h2><div class="row"><div class="left"><p>' in pages["train"]
     examples = text_of(pages["dino_loss"]).split("Worked examples")[1]
     assert "The sum is log(2 · 3 · 4/3 · 3/2) = log 12" in examples and "pytest.approx(math.log(12) / 4)" in examples

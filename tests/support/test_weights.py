@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import resource
 import urllib.error
 
 import pytest
@@ -41,9 +42,16 @@ def in_blocks(state, pattern):
             for k, v in state.items()}  # fmt: skip
 
 
+def of_dino(state):
+    """DINO's networks have no mask token and no LayerScale: x + branch(x) is x + 1 · branch(x)."""
+    for key in [key for key in state if ".ls" in key or key == "mask_token"]:
+        state.pop(key).fill_(key != "mask_token")
+    return state
+
+
 HEAD = {"dino_head.prototypes": zeros(5, 2)}
 WRAPPED = {  # what people have, and how it wraps the tensors `s` of the network that is meant
-    "vit.pt": lambda s: s,
+    "DINO's network": of_dino,
     "checkpoint.pt": lambda s: {"teacher": prefixed(s, "backbone.") | HEAD, "student": prefixed(s, "", 1), "step": 3},
     "official training": lambda s: {
         "model": prefixed(s, "student.backbone.", 1)
@@ -89,16 +97,6 @@ def test_the_architecture_is_that_of_the_tensors(tmp_path, build, options, heads
     for name in ("embed_dim", "patch_size", "n_registers", "n_blocks", "num_heads", "stem"):
         assert getattr(loaded, name) == getattr(network, name)
     assert torch.equal(loaded(pictures(1, 16, 24)), network(pictures(1, 16, 24)))
-
-
-def test_dinos_first_networks_have_no_layer_scale(tmp_path):
-    """Nor a mask token: x + branch(x) is x + 1 · branch(x)."""
-    network = toy()
-    state = network.state_dict()
-    for key in [key for key in state if ".ls" in key or key == "mask_token"]:
-        state.pop(key).fill_(key != "mask_token")
-    torch.save(state, tmp_path / "d.pth")
-    assert_same_network(load_vit(tmp_path / "d.pth"), network)
 
 
 def test_official_names(monkeypatch, tmp_path):
@@ -178,6 +176,20 @@ def test_the_program(tmp_path, capsys):
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 3'))
     assert load_vit(folder).num_heads == 3
+
+
+@pytest.mark.parametrize("out", ["out.safetensors", "out"])
+def test_a_file_that_cannot_be_written_whole_is_one_line(tmp_path, capsys, out):
+    """Here its size is limited; on a full disk, too, safetensors raises an error of its own."""
+    torch.save(toy().state_dict(), tmp_path / "vit.pt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert main([str(tmp_path / "vit.pt"), str(tmp_path / out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capsys.readouterr().err == "support.weights: error: [Errno 27] File too large\n"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["vit.pt"]
 
 
 @pytest.mark.parametrize(("words", "line"), [
