@@ -15,10 +15,7 @@ import torch.distributed as dist
 
 
 def start(device, patience=None):
-    """Join the process group of torchrun, if there is one; returns this rank's device.
-
-    patience: hours to wait for another rank before giving up (default: PyTorch's minutes).
-    """
+    """Join torchrun's processes, if there are any, and wait `patience` hours for them; returns this rank's device."""
     device, timeout = torch.device(device), timedelta(hours=patience) if patience else None
     if "RANK" not in os.environ or dist.is_initialized():
         return device

@@ -25,8 +25,7 @@ CHOICES = {
     "centering": ("sinkhorn", "softmax"),
     "labels": ("auto", "none"),
 }
-# the fields that --help lists
-IN_HELP = ("data", "arch", "batch", "steps", "lr", "eval_every", "init", "teacher", "micro_batch", "seed")
+IN_HELP = ("data", "arch", "batch", "steps", "lr", "eval_every", "init", "teacher", "micro_batch", "seed")  # --help's
 NO_MEMORY = ("out of memory|can('t|not) allocate memory|could not create a (primitive|memory)|bad_alloc|start new"
              " thread|failed to map|Resource temporarily unavailable|ALLOC_FAILED|DataLoader worker .* (killed|exited)")
 OTHER_FLAGS = ("Every field of Recipe in recipes.py is a flag too, for example --koleo_weight 0.2, --mask_ratio 0.1 "
@@ -38,6 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
+        self.color = False  # Python 3.14 has escapes for its own --help
         self._negative_number_matcher = re.compile(r"-\d*\.?\d+(e[-+]?\d+)?$")  # argparse takes -1e-05 for a flag
 
     def error(self, message):
