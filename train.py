@@ -2,7 +2,7 @@
 
     python train.py                                    the built-in images, minutes on a laptop
     python train.py --data DIR --out runs/mine         your own images; any field of recipes.py is a flag
-    python train.py --resume                           continue after Ctrl-C, a crash, or kill -9
+    python train.py --resume                           continue after Ctrl-C, a closed terminal, a crash or kill -9
     python train.py --init runs/mine/checkpoint.pt     start from a finished run, or from released weights
     torchrun --nproc-per-node 8 train.py ...           eight GPUs (distributed.py)
 
@@ -163,7 +163,7 @@ def update_teacher(student, ema, momentum):
 
 
 def train(run, log):
-    """Run the steps that are left; returns whether Ctrl-C or SIGTERM stopped the run, after a checkpoint."""
+    """Run the steps that are left; returns whether a signal stopped the run, after a checkpoint."""
     r, world, hires, stop = run.recipe, distributed.world_size(), None, False
     with catch_signals() as signals, log.bar:
         while run.step < r.steps and not stop:
@@ -217,7 +217,7 @@ def main(argv=None):
     with lock_folder(options.out):
         run = prepare_run(options, recipe, changes)
         r = run.recipe
-        check_images(run, load_splits_of(r, schedules_at(min(run.step, r.steps - 1), r)["image_size"]))  # early
+        check_images(run, load_splits_of(r, schedules_at(min(run.step, r.steps - 1), r)["image_size"]))  # fails early
         log = RunLog(run)
         stopped = train(run, log)
         if stopped:

@@ -31,7 +31,7 @@ HEAD_FIELDS = ("n_prototypes", "head_hidden", "dino_bottleneck", "ibot_bottlenec
 
 @dataclass
 class Run:
-    """What a step needs and changes."""
+    """What a step needs and changes, and where it is saved."""
 
     recipe: Recipe
     device: torch.device
@@ -123,7 +123,7 @@ def check_start(r, device):
 
 
 def find_checkpoint(options, recipe, changes):
-    """train.py's command line -> (the run's recipe, its checkpoint if it resumes, else None)."""
+    """train.py's command line -> (the run's recipe, its checkpoint or None); --resume may change the fields in FREE."""
     path = options.out / "checkpoint.pt"
     for name in changes.keys() & {"data", "teacher"}:  # existing paths become absolute: --resume works in every folder
         place = os.path.abspath(os.path.expanduser(changes[name]))
@@ -147,7 +147,7 @@ def find_checkpoint(options, recipe, changes):
 
 
 def recipe_of(saved, path):
-    """The Recipe stored in a checkpoint; UserError if it is of another version."""
+    """The Recipe stored in a checkpoint; UserError if its fields or their types are those of another version."""
     stored, default = saved["recipe"], asdict(Recipe())
     if different := [name for name in {**default, **stored} if type(stored.get(name)) is not type(default.get(name))]:
         raise UserError(f"{path} was written by another version ({different[0]!r} in its recipe); "
