@@ -147,5 +147,5 @@ def test_a_name_does_not_steer_the_terminal():
     assert raw.getvalue() == b"\r bar\\r" b"\n\x1b[A" b"\\u03bb\\x1b[31m\\udce9\n"
     Terminal(None).write("nobody reads it")
     os.close(end)
-    with pytest.raises(BrokenPipeError), open(pipe, "w") as stream:  # closing it is no second error
-        Terminal(stream).write("x")
+    with open(pipe, "w") as stream, pytest.raises(BrokenPipeError):
+        Terminal(stream).write("x")  # and no second error when the stream is closed
