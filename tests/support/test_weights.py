@@ -16,7 +16,7 @@ from torch import zeros
 
 from support.files import UserError
 from support.weights import load_vit, main, save_vit
-from vit import vit_nano, vit_pico, vit_tiny
+from vit import vit_nano, vit_pico
 
 
 def assert_same_network(loaded, network):
@@ -57,9 +57,8 @@ WRAPPED = {  # what people have, and how it wraps the tensors `s` of the network
         "model": prefixed(s, "student.backbone.", 1)
         | prefixed(in_blocks(s, "blocks.{chunk}.{i}."), "teacher.backbone.")  # the official code's chunks of blocks
         | {"teacher.dino_head.last_layer.weight": zeros(3), "dino_loss.center": zeros(1, 5)}, "iteration": 7},
-    "FSDP": lambda s: {"model": prefixed(in_blocks(s, "blocks.{i}._fsdp_wrapped_module."),
-                                         "teacher.backbone._fsdp_wrapped_module.")},
-    "compiled blocks": lambda s: {"state_dict": prefixed(in_blocks(s, "blocks.{i}._orig_mod."), "student.backbone.")},
+    "FSDP and compile": lambda s: {"model": prefixed(in_blocks(s, "blocks.{i}._fsdp_wrapped_module._orig_mod."),
+                                                     "teacher.backbone._fsdp_wrapped_module.")},
     "DINO's checkpoint": lambda s: {"student": prefixed(s, "module.backbone.", 1), "teacher": prefixed(s, "backbone."),
                                     "epoch": 1, "args": argparse.Namespace(arch="vit_small", lr=5e-4)},
 }  # fmt: skip
@@ -87,8 +86,7 @@ def test_out_and_in_again(tmp_path, ffn, n_registers, name):
 
 
 @pytest.mark.parametrize("build, options, heads", [
-    (vit_pico, {"stem": True, "patch_size": 4}, 2), (vit_nano, {"n_registers": 2}, 3), (vit_tiny, {}, 3),
-])  # fmt: skip
+    (vit_pico, {"stem": True, "patch_size": 4}, 2), (vit_nano, {"n_registers": 2}, 3)])  # fmt: skip
 def test_the_architecture_is_that_of_the_tensors(tmp_path, build, options, heads):
     """The heads too, though no tensor tells their number: vit_pico has two of 48 channels, the others have 64."""
     network = build(**{"patch_size": 8, "img_size": 16, "layer_scale": 1.0} | options).eval()
@@ -120,17 +118,15 @@ def test_official_names(monkeypatch, tmp_path):
 
 
 FLAWS = [  # tensors to add to a good file, or None to remove one, and words of the error
-    ({"cls_token": None}, "cls_token"), ({"norm.weight": None}, "norm.weight"), ({"extra": zeros(3)}, "extra"),
-    ({"blocks.0.ls2.gamma": None}, "gamma"), ({"blocks.x": zeros(3)}, "Missing"), ({"norm.weight": "text"}, "str"),
-    ({"norm.weight": zeros(97)}, "norm.weight"), ({"cls_token": 5}, "int"), ({"cls_token": zeros(1, 1, 0)}, "width 0"),
+    ({"cls_token": None}, "cls_token"), ({"extra": zeros(3)}, "extra"), ({"blocks.0.ls2.gamma": None}, "gamma"),
+    ({"norm.weight": "text"}, "str"), ({"cls_token": 5}, "int"), ({"cls_token": zeros(1, 1, 0)}, "width 0"),
     ({"pos_embed": zeros(3)}, "range"), ({"pos_embed": zeros(1, 12, 96)}, "pos_embed"),
     ({"pos_embed": zeros(1, 1, 96)}, "grid 0"), ({"patch_embed.proj.weight": zeros(96, 3, 0, 0)}, "patch 0"),
     *[({"norm.weight": x}, "norm.weight holds NaN, infinity or no real numbers")
       for x in (torch.arange(96) / torch.arange(96), zeros(96, dtype=torch.complex64), zeros(1).expand(96))],
     ({"pos_embed": None, "rope_embed.periods": zeros(16), "bias_mask": torch.full((3,), torch.nan)}, "pos_embed"),
 ]  # fmt: skip
-OTHER = [{"weight": zeros(3)}, {}, zeros(3), [zeros(3)], {0: zeros(3)}, {"teacher": {"head.weight": zeros(3)}},
-         {"embeddings.cls_token": zeros(1, 1, 64)}, {"cls_token": zeros(1, 1, 64), "reg_token": zeros(1, 4, 64)}]
+OTHER = [{}, zeros(3), {0: zeros(3)}, {"teacher": {"head.weight": zeros(3)}}, {"embeddings.cls_token": zeros(1, 1, 64)}]
 
 
 @pytest.mark.parametrize(("flaw", "words"), FLAWS + [(contents, "") for contents in OTHER], ids=str)
@@ -161,8 +157,6 @@ def test_files_of_another_kind(tmp_path, monkeypatch):
     (tmp_path / "vit.safetensors").unlink()
     for path in tmp_path.iterdir():
         refuse(path, f"{path.name} is not a weights file of PyTorch or safetensors")
-    for name in (tmp_path / "none.pt", tmp_path / "none.safetensors", "dinov2_vitx14"):
-        refuse(name, f"no weights at {name}")
     assert not os.path.exists("sprung")
 
 
@@ -193,7 +187,7 @@ def test_a_file_that_cannot_be_written_whole_is_one_line(tmp_path, capsys, out):
 
 
 @pytest.mark.parametrize(("words", "line"), [
-    (["none.pt", "out.pth"], "no weights at none.pt"), (["vit.pt", "out.onnx"], "OUT must end in .pth"),
+    (["dinov2_vitx14", "out.pth"], "no weights at dinov2_vitx14"), (["vit.pt", "out.onnx"], "OUT must end in .pth"),
     (["vit.pt", "none/out.pth"], "there is no folder none"), (["vit.pt", "vit.pt/sub"], "vit.pt/sub: "),
     (["stem.pt", "out.safetensors"], "no ViT with a convolutional stem"), (["stem.pt", "out"], "convolutional stem"),
 ])  # fmt: skip
