@@ -27,7 +27,7 @@ def svg(draw):
         figure, words = draw()
         figure.savefig(buffer, format="svg", dpi=100, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->| id="image.*?"', "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'(?s)<metadata>.*?</metadata>|<!--.*?-->| id="image.*?"', "", text[text.index("<svg") :])
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text)
     text = text.replace(size[0], f'role="img" style="max-width:{1.25 * float(size[1]):.0f}pt"', 1)
     return text.replace("#000000", "currentColor"), words

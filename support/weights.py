@@ -42,9 +42,11 @@ def load_vit(name_or_path, device="cpu"):
     """
     contents = read_file(str(name_or_path))
     try:
+        vit = build_vit(to_official(find_backbone(contents)))
         config = Path(name_or_path, "config.json")  # of a Hugging Face folder
-        n_heads = json.loads(config.read_text())["num_attention_heads"] if config.exists() else None
-        vit = build_vit(to_official(find_backbone(contents)), n_heads)
+        heads = json.loads(config.read_text()).get("num_attention_heads") if config.exists() else None
+        if heads not in (None, vit.num_heads):
+            raise ValueError(f"config.json asks for other heads than {vit.num_heads}, which are 64 channels wide")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{name_or_path} does not hold a DINOv2 ViT ({reason_of(error)[:200]})") from None
     return vit.float().eval().requires_grad_(False).to(device)
@@ -106,7 +108,7 @@ def to_official(state):
     return state
 
 
-def build_vit(state, n_heads=None):
+def build_vit(state):
     """The ViT of a state dict in official keys; its sizes are those of the tensors."""
     dim, grid = state["cls_token"].shape[-1], math.isqrt(state["pos_embed"].shape[1] - 1)
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
@@ -114,7 +116,7 @@ def build_vit(state, n_heads=None):
     patch_size = 2 ** (convs - 1) if convs else state["patch_embed.proj.weight"].shape[-1]
     n_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     ffn = "swiglu" if "blocks.0.mlp.w12.weight" in state else "mlp"
-    n_heads = n_heads or math.ceil(dim / 64)  # a head has 64 channels, or fewer where 64 does not divide the width
+    n_heads = math.ceil(dim / 64)  # a head has 64 channels, or fewer where 64 does not divide the width (vit_pico: 48)
     if not (depth and grid and patch_size and n_heads) or dim % n_heads:
         raise ValueError(f"{depth} blocks of width {dim} with {n_heads} heads, grid {grid}, patch {patch_size}")
     with torch.device("meta"):  # allocates nothing: the file's tensors take these places

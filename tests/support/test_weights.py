@@ -161,7 +161,7 @@ def test_files_of_another_kind(tmp_path, monkeypatch):
 
 
 def test_the_program(tmp_path, capsys):
-    """And the config of a folder tells the number of heads."""
+    """And a folder whose config asks for other heads is refused."""
     network, folder, again = toy(n_registers=4), tmp_path / "hf", tmp_path / "again.pth"
     torch.save(network.state_dict(), tmp_path / "vit.pt")
     assert main([str(tmp_path / "vit.pt"), str(folder)]) == 0 == main([str(folder), str(again)])
@@ -169,7 +169,7 @@ def test_the_program(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(folder), str(again)]
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 3'))
-    assert load_vit(folder).num_heads == 3
+    refuse(folder, "config.json asks for other heads than 2")
 
 
 @pytest.mark.parametrize("out", ["out.safetensors", "out"])
