@@ -42,7 +42,7 @@ from support.device import autocast, keep_pages
 from support.files import lock_folder, make_folder, write_safely
 from support.images import batches, in_memory
 from support.log import RunLog, catch_signals, check_health
-from support.start import check_images, load_splits_of, make_crop, prepare_run
+from support.start import check_images, load_splits_of, make_crop, prepare_run, stored_size
 
 # ---------------------------------------------------------------------------- schedules
 
@@ -188,7 +188,9 @@ def train(run, log):
 
 def gather_vit(run):
     """The EMA's ViT with all its weights, on every rank."""
-    return distributed.unsharded(run.ema.backbone, lambda: build_network(run.recipe).backbone.to(run.device).eval())
+    size = stored_size(run.ema.state_dict(), run.recipe)
+    vit = distributed.unsharded(run.ema.backbone, lambda: build_network(run.recipe, size).backbone.eval())
+    return vit.to(run.device)
 
 
 def evaluate_run(run, vit, splits):

@@ -46,10 +46,13 @@ class Run:
     images: str = ""  # a digest of the names of its images, their classes and splits
 
 
-def start_run(r, device, weights=None):
-    """A Run at step 0: weights drawn from the seed, or taken from the state dict `weights` where it has them."""
+def start_run(r, device, weights=None, img_size=None):
+    """A Run at step 0: weights drawn from the seed, or taken from the state dict `weights` where it has them.
+
+    img_size: as for build_network (default: that of `weights`).
+    """
     torch.manual_seed(r.seed)
-    student = build_network(r, weights and stored_size(weights, r))
+    student = build_network(r, img_size or stored_size(weights or {}, r))
     student.load_state_dict(weights or {}, strict=False)
     student = student.to(device)
     ema = distributed.shard(copy.deepcopy(student).requires_grad_(False).eval())
@@ -72,7 +75,7 @@ def prepare_run(options, recipe, changes):
     if recipe.init and not saved:
         recipe, weights, how = init_from(recipe, changes)
     check_start(recipe, device)
-    run = start_run(recipe, device, weights)
+    run = start_run(recipe, device, weights, saved and stored_size(saved["student"], recipe))
     run.out = options.out
     if saved:
         restore(run, saved)
@@ -218,5 +221,6 @@ def load_teacher(r):
 
 
 def stored_size(state, r):
-    """The image size in pixels that the positions in a network's state dict are stored for."""
-    return math.isqrt(state["backbone.pos_embed"].shape[1] - 1) * r.patch_size
+    """The image size in pixels that the positions in a network's state dict are stored for; None without positions."""
+    positions = state.get("backbone.pos_embed", torch.empty(0))
+    return math.isqrt(positions.shape[1] - 1) * r.patch_size if positions.dim() == 3 else None

@@ -138,13 +138,16 @@ def start(folder, out, **changes):  # noqa: F811
     return flags(folder, out, **{"patch_size": 4, "hires_share": 0, "eval_every": 0, **changes})
 
 
-def test_a_run_goes_on_without_the_released_weights(folder, released, tmp_path, capsys, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("share, steps_alone", [(0.5, 4), (1, 8)])  # with 1 the file's grid of positions stays
+def test_a_run_goes_on_without_the_released_weights(
+    folder, released, share, steps_alone, tmp_path, capsys, monkeypatch  # noqa: F811
+):
     """Stopped in the heads' warm-up, and the file gone: the same as an uninterrupted one."""
     file = shutil.copy(released, tmp_path / "released.pth")
-    words = {"init": file, "head_warmup": 0.5, "save_every": 2}
+    words = {"init": file, "head_warmup": share, "save_every": 2}
     assert main(start(folder, tmp_path / "whole", **words)) == 0
     first, *_ = capsys.readouterr().out.splitlines()
-    assert f"weights of {file} with new heads, alone for the first 4 steps" in first
+    assert f"weights of {file} with new heads, alone for the first {steps_alone} steps" in first
     steps = iter([train.train_step] * 3 + [None])
     with monkeypatch.context() as patch, pytest.raises(TypeError):  # None cannot be called
         patch.setattr(train, "train_step", lambda *arguments: next(steps)(*arguments))
