@@ -63,10 +63,10 @@ def test_formulas_by_hand():
 def test_text_with_blocks():
     """In a sentence only backticks mark code.  A second line's only cell continues the last cell of the first."""
     assert typeset.inline("`x < 1` and p_t of K") == "<code>x &lt; 1</code> and p_t of K"
-    shown = typeset.text_html("One\nline.\n\n    x  (B, D)  one.  One\n               two\n    y          three\n\n>>> 1\n1")
+    shown = typeset.text_html("One\nline.\n\n    x  (B, D)  one.  A\n               two\n    y          3\n\n>>> 1\n1")
     assert shown.startswith("<p>One line.</p><table") and shown.endswith('<pre class="code">&gt;&gt;&gt; 1\n1</pre>')
     assert re.findall('<td colspan="(.)">', shown) == ["1", "1", "1", "2", "1"]
-    assert [text_of(cell) for cell in re.findall("<td.*?</td>", shown)] == ["x", "(B,D)", "one.  One two", "y", "three"]
+    assert [text_of(cell) for cell in re.findall("<td.*?</td>", shown)] == ["x", "(B,D)", "one.  A two", "y", "3"]
     for text in ("Q_bk ← Q_bk / Σ_b Q_bk", "(V, B, K)", "for s < w", "aspect: height h = √(s·r), width w = √(s/r)"):
         assert typeset.cell(text).startswith("<math"), text
     for text in ("rows sum to 1; K prototypes", "ref = 0: brightness; mean grey: contrast; and the hue"):
