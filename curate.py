@@ -153,7 +153,7 @@ def curate(args, work):
     scale = estimate_scale(sum(found.values(), []), read_file, args.scale)
 
     files = thumbnails(pool, scale, work)
-    kept, h = distributed.from_first_rank(lambda: hash_copies(files))
+    kept, h = distributed.gather(hash_copies(files) if distributed.rank() == 0 else None)[0]
     copies = []
     paths = drop(copies, "PCA hash", pool, kept, pool, lambda i, j: pca_hash.bits_apart(h[i], h[j]))
     if vit:

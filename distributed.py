@@ -77,11 +77,6 @@ def gather(x):
     return answers
 
 
-def from_first_rank(make):
-    """make() of rank 0, on all ranks; any object that can be pickled."""
-    return gather(make() if rank() == 0 else None)[0]
-
-
 def in_shares(compute, x):
     """compute(x) row by row, (N, ...) on the CPU: each rank computes a share of the rows, and all get all of them."""
     if world_size() == 1:

@@ -94,6 +94,6 @@ def peak_memory(device):
 
 @contextlib.contextmanager
 def flop_counter():
-    """PyTorch's FLOP counter; compiled functions run uncompiled inside it, because it cannot see into them."""
+    """PyTorch's FLOP counter (docs/speed.md counts by hand); inside, compiled functions run uncompiled, to be seen."""
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         yield counter

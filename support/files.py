@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import os
 import stat
 import sys
@@ -25,7 +24,7 @@ def printable(text):
 def reason_of(error):
     """An exception as a few words on one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that Pillow reads"
+        return "not an image of a format that is read here; convert it to PNG"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -36,18 +35,17 @@ def say_once(line):
         print(line, file=sys.stderr)
 
 
-def check_regular(path, limit=math.inf):
-    """Raise ValueError unless the path leads to a regular file of at most `limit` bytes."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
+def check_regular(path):
+    """Raise ValueError unless the path leads to a regular file; reading another kind can take forever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError("not a regular file")
-    if status.st_size > limit:
-        raise ValueError(f"{status.st_size / 2**20:.0f} MiB, and the limit is {limit / 2**20:.0f}")
 
 
 def read_bytes(path):
     """The bytes of an image file; ValueError for a file that would hang the program or fill the memory."""
-    check_regular(path, MAX_BYTES)
+    check_regular(path)
+    if os.path.getsize(path) > MAX_BYTES:
+        raise ValueError(f"larger than the limit of {MAX_BYTES // 2**20} MiB")
     return Path(path).read_bytes()
 
 

@@ -23,8 +23,9 @@ from support.files import MAX_BYTES, UserError, check_regular, printable, read_b
 # Pillow hands some of these to other programs (EPS runs Ghostscript) and opens the others as data without pixels.
 UNSAFE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 Image.init()
-FORMATS = [name for name in ["JPEG", "PNG", *Image.ID] if name not in UNSAFE]  # tried in this order
-EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
+MISREAD = {"DDS", "FITS", "ICNS", "ICO", "SGI"}  # Pillow can lose bits or change values; skipped by name
+FORMATS = [name for name in ["JPEG", "PNG", *Image.ID] if name not in UNSAFE | MISREAD]  # tried in this order
+EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name in {*FORMATS, *MISREAD}}
 EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # skipped with a reason where this Pillow cannot read them
 PATH_AND_CLASS = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))})|.*)(?:\s+(.+))?", re.IGNORECASE)
 HIDDEN = re.compile(r"(?i)\.|(__MACOSX|[@#](eaDir|recycle|snapshot)|\$RECYCLE.BIN|System Volume \w+|lost.found)$")

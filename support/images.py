@@ -12,7 +12,6 @@ import io
 import itertools
 import logging
 import os
-import re
 import sys
 import warnings
 from dataclasses import dataclass, field, replace
@@ -291,12 +290,9 @@ def picture(raw, size, scale=None):
 
 BITS = {  # of a colour in the file, for the formats that can have more than 8; Pillow's mode does not tell
     "AVIF": lambda image, raw: 10 if raw[raw.index(b"av1C") + 6] & 64 else 8,  # or 12
-    "DDS": lambda image, raw: 16 if "BC6H" in str(image.tile) else 8,
-    **dict.fromkeys(("ICNS", "ICO"), lambda image, raw: 16 if re.search(rb"(?s)IHDR.{8}\x10", raw) else 8),  # a PNG
     "JPEG2000": lambda image, raw: raw[raw.index(b"\xff\x4f\xff\x51") + 42] % 128 + 1,
     "PNG": lambda image, raw: raw[raw.index(b"IHDR") + 12],
     "PPM": lambda image, raw: 16 if type(image.tile[0][3]) is tuple and image.tile[0][3][1] > 255 else 8,
-    "SGI": lambda image, raw: 8 * raw[3],
     "TIFF": lambda image, raw: max(image.tag_v2.get(258, (1,)))}
 
 
@@ -313,8 +309,6 @@ def open_image(raw):
             raise ValueError("Pillow misreads signed bytes, unsigned 32 bits and white zeros; convert it to 16 bits")
     if bits > 8 and image.mode[0] not in "IF":
         raise ValueError(f"{bits} bits a colour, and Pillow reads 8; convert it to 8 bits a colour")
-    if image.format == "FITS":
-        raise ValueError("Pillow ignores the zero, the scale and the planes of a FITS file; convert it to TIFF")
     return image
 
 

@@ -56,9 +56,9 @@ def choose_splits(names, given, data, labels="auto"):
                 splits["train"].append((name, None))
         splits[side].append((name, kind))
     for side, pairs in splits.items():
-        absent = [kind for kind in classes if kind not in {kind for _, kind in pairs}]
-        if absent and absent != classes:
-            say_once(f"{data}: {len(absent)} classes have no {side} images, for example {absent[0]}")
+        absent = set(classes) - {kind for _, kind in pairs}
+        if absent and len(absent) < len(classes):
+            say_once(f"{data}: {len(absent)} classes have no {side} images, for example {min(absent)}")
     return splits, classes
 
 

@@ -136,7 +136,7 @@ def test_from_folders_to_a_list_that_train_reads(place, tmp_path, capsys):
     text = capsys.readouterr()
     skipped = [line.split("\r")[-1] for line in text.err.splitlines() if "skipped" in line]
     assert [line.strip() for line in skipped] == [
-        f"skipped {place}/{name}/0.png: not an image in a format that Pillow reads"
+        f"skipped {place}/{name}/0.png: not an image of a format that is read here; convert it to PNG"
         for name in ("pool", "curated")]  # fmt: skip
     paths = out.read_text().splitlines()
     assert "PCA hash: 10 of 50 images are copies (20%)\n" in text.out and "WARNING" not in text.out

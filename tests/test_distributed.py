@@ -34,7 +34,6 @@ def work(rank, folder):
         "max": distributed.max_over_ranks(torch.tensor([-1.0 - rank, 10.0 * rank])),
         "gather": distributed.gather({"of": rank}),
         "shares": [distributed.in_shares(lambda rows: rows + 10, torch.arange(n)) for n in (1, 4, 5)],
-        "decided": distributed.from_first_rank(lambda: {"by": rank}),
     }
     distributed.stop()
     seen["stopped"] = distributed.world_size() == 1
@@ -49,7 +48,7 @@ def test_what_two_ranks_see_by_hand(tmp_path):
         seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert seen["rank"] == rank and seen["world_size"] == 2 and seen["device"] == "cpu" and seen["stopped"]
         assert seen["sum"].tolist() == [2, 10] and seen["max"].tolist() == [-1, 10]
-        assert seen["gather"] == [{"of": 0}, {"of": 1}] and seen["decided"] == {"by": 0}
+        assert seen["gather"] == [{"of": 0}, {"of": 1}]
         assert [x.tolist() for x in seen["shares"]] == [list(range(10, 10 + n)) for n in (1, 4, 5)]
 
 

@@ -77,17 +77,14 @@ def patched(format, mark=b"", place=0, new=b"", mode="RGB", **options):
     return bytes(raw)
 
 
-CARDS = ("SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 2", "NAXIS1  = 2", "NAXIS2  = 2", "END")
 REFUSED = {
     "1[26] bits a colour, and Pillow reads 8; convert it to 8": (
-        png_that_claims(2, 2, 16), patched("ICO", b"IHDR", 12, b"\x10"), patched("ICNS", b"IHDR", 12, b"\x10"),
-        patched("PPM", b"255", 0, b"999"), patched("SGI", b"\x01\xda", 3, b"\2"),
-        patched("JPEG2000", b"\xff\x4f\xff\x51", 42, b"\x0b"), patched("TIFF", b"\x08\0" * 3, 0, b"\x10\0" * 3),
-        patched("DDS", b"DX10", 44, b"\x5f", pixel_format="BC5")),  # 95: BC6H
+        png_that_claims(2, 2, 16), patched("PPM", b"255", 0, b"999"),
+        patched("JPEG2000", b"\xff\x4f\xff\x51", 42, b"\x0b"), patched("TIFF", b"\x08\0" * 3, 0, b"\x10\0" * 3)),
     "Pillow misreads": (
         patched("TIFF", mode="L", tiffinfo={339: 2}), patched("TIFF", struct.pack("HHI", 339, 3, 1), 8, b"\1", "I"),
         patched("TIFF", struct.pack("HHI", 262, 3, 1), 8, b"\0", "I;16")),
-    "FITS": ("".join(card.ljust(80) for card in CARDS).ljust(2888).encode(),),
+    "cannot identify": [patched(format) for format in ("DDS", "ICNS", "ICO", "SGI")],  # Pillow can lose their bits
     # the fourth channel of RGBX is neither a colour nor alpha, such as near-infrared; without tag 338 it is not known
     "^4 channels, but 3 are colours": (patched("TIFF", mode="RGBX"), patched("TIFF", b"R\1", 0, b"T\1", "RGBX"))}
 
@@ -95,11 +92,11 @@ REFUSED = {
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_pillow_would_change_is_refused(words):
     for raw in REFUSED[words]:
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises((ValueError, OSError), match=words):
             picture(raw, 2)
 
 
-@pytest.mark.parametrize("kind", ["AVIF", "DDS", "ICO", "ICNS", "JPEG2000", "PNG", "PPM", "SGI", "TIFF"])
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "PNG", "PPM", "TIFF"])
 def test_colour_of_8_bits_is_read(kind):
     assert decoded(Image.new("RGB", (8, 8), "red"), format=kind)[:, 0, 0].tolist() == pytest.approx([255, 0, 0], abs=2)
     assert data.BITS["AVIF"](None, b"av1C\x81\0\x4c") > 8  # the bit that is set for 10 and 12
