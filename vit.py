@@ -15,7 +15,7 @@ from collections import OrderedDict
 from functools import partial
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -140,7 +140,7 @@ def sincos(n, dim):
     """Sines and cosines of column, then row, on an n×n grid: (n·n, dim) in [-1, 1].  Near places are similar."""
     angle = torch.arange(n)[:, None] * 10_000 ** (-torch.arange(dim // 4) / (dim // 4))  # (n, dim / 4)
     line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (n, dim / 2)
-    return torch.cat([repeat(line, "w d -> (h w) d", h=n), repeat(line, "h d -> (h w) d", w=n)], dim=1)
+    return torch.cat([line.repeat(n, 1), line.repeat_interleave(n, 0)], dim=1)  # PyTorch 2.6: no einops on "meta"
 
 
 class ViT(nn.Module):

@@ -117,8 +117,9 @@ class RunLog:
         self.add_evaluation(scores, final=True)
         sample = f" on a sample of {len(splits[0].sample)} images" if splits[0].sample else ""
         broken = len(splits[0].skipped | splits[1].skipped)
+        sample += f", {broken} broken files skipped" * bool(broken)
         cost = f"{self.run.training_flops / 1e12:.1f} TFLOP, {self.rows[-1]['seconds']:.0f} s, {self.run.out}"
-        distributed.print_first(f"{describe_scores(scores)}{sample}, {broken} broken files skipped, {cost}")
+        distributed.print_first(f"{describe_scores(scores)}{sample}, {cost}")
 
 
 def mean_over_ranks(values):

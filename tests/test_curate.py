@@ -149,7 +149,7 @@ def test_from_folders_to_a_list_that_train_reads(place, tmp_path, capsys):
     near = {Path(row["path"]).name: (row["nearest_curated"], row["cosine"]) for row in rows}
     assert near["12.png"] == (str(place / "curated" / "4.png"), "1.000000")
     with Image.open(tmp_path / "selected.png") as image, Image.open(place / "curated" / "4.png") as curated:
-        assert image.size == (8 * 112, 4 * 112)  # row 4: the curated image, and its copy in the pool
+        assert image.size == ((1 + min(len(paths), 7)) * 112, 4 * 112)  # row 4: the image and its copy
         for x in (0, 112):
             square = image.crop((x, 3 * 112, x + 112, 4 * 112))
             assert np.array_equal(square, curated.resize((112, 112), Image.Resampling.BICUBIC))
