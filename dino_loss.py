@@ -14,9 +14,10 @@ H is linear in p_t.  So each student view needs one cross-entropy, with the sum 
     Σ_{t≠s} H(p_t, p_s) = H(q_s, p_s),        q_s = Σ_{t≠s} p_t
 
 A low temperature sharpens a softmax, a high one flattens it.  The teacher's τ_t (sinkhorn.py, centering.py) is below
-the student's τ_s: its targets are surer than the student, which must become sure too.  A short run with small batches
-needs a colder teacher.  At first cosines differ by about 1/√128 = 0.09, which is 2 nats at τ_t = 0.04 and 9 at 0.01.
-After 2 nats the targets are nearly flat: many steps with 2,048 images leave that start, 400 steps with 32 did not.
+the student's τ_s: its targets are sharper than the student's outputs, so the student sharpens too.  A short run with
+small batches needs a colder teacher.  At first cosines differ by about 1/√128 = 0.09 (128: width of the bottleneck),
+which is 2 nats at τ_t = 0.04 and 9 at 0.01.  With 2 nats the targets are nearly flat.  Many steps with 2,048 images
+leave that start; 400 steps with 32 did not.
 """
 
 

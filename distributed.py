@@ -46,10 +46,10 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def print_first(text, **options):
+def print_first(text):
     """Print, on rank 0 only."""
     if rank() == 0:
-        print(text, **options)
+        print(text)
 
 
 # ---------------------------------------------------------------------------- exchange
@@ -78,7 +78,7 @@ def gather(x):
 
 
 def in_shares(compute, x):
-    """compute(x) row by row, (N, ...) on the CPU: each rank computes a share of the rows, and all get all of them."""
+    """compute(x) row by row, (N, ...) on the CPU: each rank computes a share, and every rank gets all."""
     if world_size() == 1:
         return compute(x)
     share = -(-len(x) // world_size())

@@ -28,7 +28,7 @@ class Recipe:
     data: str = _f("shapes", "folder, archive, list or shards of images; or cifar10, or shapes")
     labels: str = _f("auto", "auto, or none: the folders or the list of --data name no classes")
     image_size: int = _f(64, "side of the decoded square images, in pixels", SIDE)
-    scale: tuple[float, float] = _f((0.0, 0.0), "black and white of images deeper than 8 bit; 0 0: auto", (-1e30, 1e30))
+    scale: tuple[float, float] = _f((0.0, 0.0), "black and white in grey images deeper than 8 bits", (-1e30, 1e30))
     global_size: int = _f(224, "side of the two global crops", SIDE)  # §5
     local_size: int = _f(98, "side of the local crops", SIDE)  # §5
     n_local: int = _f(8, "local crops of each image", (0, 100))  # yaml

@@ -9,7 +9,7 @@ The solution is exp(Z/τ) with rows and columns rescaled.  Start from Q = exp(Z/
     Q_bk ← Q_bk / Σ_b Q_bk        all columns get the same sum; the factor B/K cancels in the next line
     Q_bk ← Q_bk / Σ_k Q_bk        every row sums to 1
 
-At the end each row sums to 1.  Column sums are nearly equal: iterations bring the largest and the smallest closer.
+At the end each row sums to 1.  Column sums are only nearly equal: iterations bring the largest and the smallest closer.
 
     Z  logits  (B, K)   teacher scores for K prototypes of B samples: the [CLS] tokens of both global views together,
                         or the masked patches.  A rank passes its own rows; Σ_b goes over the rows of all ranks
@@ -45,6 +45,6 @@ def sinkhorn_knopp(logits, temp, n_iters=3):
 
 
 def logsumexp_over_samples(x):
-    """log Σ_b exp(x_bk) over the rows of all ranks: (B, K) -> (K,).  A rank may have no rows."""
+    """log Σ_b exp(x_bk) over the rows of all ranks: (B, K) -> (K,).  There may be no rows."""
     highest = max_over_ranks(x.amax(dim=0) if len(x) else x.new_full(x.shape[1:], -torch.inf))  # (K,)
     return highest + sum_over_ranks((x - highest).exp_().sum(dim=0)).log()

@@ -14,7 +14,7 @@ the teacher is another network and stays frozen; the EMA of the student is then 
 
 A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its folder.  Everything random in step s
 is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one: on a CPU to the last bit.
-A GPU adds in no fixed order.
+On a GPU the last bits of sums vary.
 """
 
 import math
@@ -56,7 +56,7 @@ def phases(r):
 
 
 def schedules_at(step, r):
-    """All schedules at a step, as a dict.  Every phase runs each of them from start to end (B.2).  Prototypes are
+    """All schedules at a step, as a dict.  Each phase runs every schedule from start to end (B.2).  Prototypes are
     frozen only at the start of the run, and never at high resolution."""
     phase, first, end, rate = next(phase for phase in phases(r) if step < phase[2])
     s, total, hires = step - first, end - first, phase == "hires"
@@ -78,7 +78,7 @@ def schedules_at(step, r):
 
 
 def train_step(run, images, crop, values):
-    """One step on images (B, 3, S, S): updates the run; returns the losses, and what the collapse meter reads.
+    """One step on images (B, 3, S, S): updates the run; returns the losses, targets and teacher [CLS].
 
     With micro_batch the gradients of the pieces add up; the meter reads the last piece.
     """

@@ -23,7 +23,7 @@ def save_checkpoint(run):
         "recipe": asdict(run.recipe),
         "step": run.step,
         "training_flops": run.training_flops,
-        "images": run.images,
+        "images_digest": run.images_digest,
         "threads": torch.get_num_threads(),  # another number changes the order of sums
         "student": dcp.get_model_state_dict(run.student, options=whole),
         "teacher": dcp.get_model_state_dict(run.ema, options=whole),  # in distillation, too, the EMA
@@ -70,7 +70,7 @@ def restore(run, saved):
     whole = dcp.StateDictOptions(full_state_dict=True)
     try:
         run.step, run.training_flops, moments = saved["step"], saved["training_flops"], saved["optimizer"]["state"]
-        run.images = saved["images"]
+        run.images_digest = saved["images_digest"]
         if not 0 < run.step <= run.recipe.steps or not moments:
             raise ValueError(f"step {run.step} of {run.recipe.steps}, with {len(moments)} moments")
         dcp.set_model_state_dict(run.student, saved["student"], options=whole)

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, **options)
-        self.color = False  # Python 3.14 has escapes for its own --help
+        self.color = False  # Python 3.14 colours --help
         self._negative_number_matcher = re.compile(r"-\d*\.?\d+(e[-+]?\d+)?$")  # argparse takes -1e-05 for a flag
 
     def error(self, message):
@@ -172,7 +172,8 @@ def parse_args(argv=None, prog="train.py"):
     changes = {f.name: getattr(options, f.name) for f in fields(Recipe) if hasattr(options, f.name)}
     options.out = options.out or Path("runs") / (options.recipe or "shapes")
     recipe = get_recipe(options.recipe or "shapes", **changes)
-    check_recipe(recipe, sizes=not recipe.init)  # with --init the patch size comes from the file
+    if not options.resume and not recipe.init:  # then fields come from a file, and are checked later
+        check_recipe(recipe)
     return options, recipe, changes
 
 
@@ -181,12 +182,10 @@ def as_flag(value):
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def check_recipe(r, sizes=True):
-    """UserError for a recipe that cannot train; sizes=False skips what depends on the patch size."""
+def check_recipe(r):
+    """UserError for a recipe that cannot train."""
     if r.arch == "vit_giant2" and r.ffn != "swiglu":
         raise UserError("--arch vit_giant2 needs --ffn swiglu (Table 17)")
-    if not sizes:
-        return
     if r.stem and r.patch_size not in (2, 4, 8, 16):
         raise UserError(f"--stem needs --patch_size 2, 4, 8 or 16; got {r.patch_size}")
     blur = math.ceil(2 * r.blur_sigma[1])

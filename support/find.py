@@ -23,7 +23,7 @@ from support.files import MAX_BYTES, UserError, check_regular, printable, read_b
 # Pillow hands some of these to other programs (EPS runs Ghostscript) and opens the others as data without pixels.
 UNSAFE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 Image.init()
-MISREAD = {"DDS", "FITS", "ICNS", "ICO", "SGI"}  # Pillow can lose bits or change values; skipped by name
+MISREAD = {"DDS", "FITS", "ICNS", "ICO", "SGI"}  # Pillow can change their values; each file is skipped and named
 FORMATS = [name for name in ["JPEG", "PNG", *Image.ID] if name not in UNSAFE | MISREAD]  # tried in this order
 EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name in {*FORMATS, *MISREAD}}
 EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # skipped with a reason where this Pillow cannot read them
@@ -112,7 +112,7 @@ def find_in_folder(folder):
 
 def find_in_list(path):
     """A list of images or of shards -> absolute names, "", {name: (split, class)}; relative names start at it."""
-    lines = read_bytes(path).decode("utf-8-sig", "surrogateescape").split("\n")  # file names may be any bytes
+    lines = re.split("\r\n?|\n", read_bytes(path).decode("utf-8-sig", "surrogateescape"))  # names may be any bytes
     if path.suffix.lower() == ".txt":
         rows = [(*PATH_AND_CLASS.fullmatch(line.strip()).groups(), None) for line in lines]
     else:
@@ -205,7 +205,7 @@ def unpacked(path):
             packed.fileobj.seek(0)
             shutil.copyfileobj(packed.fileobj, plain, 2**20)
 
-    target = cache_folder() / f"{path.name}.{path.stat().st_size}.{path.stat().st_mtime_ns}.tar"
+    target = cache_folder() / f"{path.name}.{path.stat().st_ino}.{path.stat().st_size}.{path.stat().st_mtime_ns}.tar"
     if not target.exists():
         print(f"unpacking {path} to {target}, once", file=sys.stderr)
         write_safely(target, unpack, shared=True)

@@ -2,7 +2,7 @@
 
 `load_splits` returns both splits, `batches` the endless stream of training, `in_order` the single pass of evaluation.
 The paper decodes an image again for each view.  Here it is decoded once, to its centre square, and `augment.py` cuts
-the views on the device.  A dataset above MEMORY_LIMIT is streamed: training then draws another square in each epoch.
+the views on the device.  A split above MEMORY_LIMIT is streamed: training then draws another square in each epoch.
 """
 
 import contextlib

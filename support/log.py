@@ -31,8 +31,8 @@ from support.files import write_safely
 def catch_signals():
     """Yield a list that receives the first Ctrl-C, SIGTERM or SIGHUP; a second one has its usual effect."""
     terminal = os.isatty(1) or os.isatty(2)
-    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-    caught, usual = [], {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, hangup)}
+    caught, hangup = [], getattr(signal, "SIGHUP", None)  # Windows has none
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, hangup) if number}
 
     def catch(number, _):
         caught.append(number)
@@ -116,7 +116,7 @@ class RunLog:
         """Log the final evaluation and print the run's last line; splits: the training and the test images."""
         self.add_evaluation(scores, final=True)
         sample = f" on a sample of {len(splits[0].sample)} images" if splits[0].sample else ""
-        broken = len(splits[0].skipped | splits[1].skipped)
+        broken = len(splits[0].skipped)  # of both splits
         sample += f", {broken} broken files skipped" * bool(broken)
         cost = f"{self.run.training_flops / 1e12:.1f} TFLOP, {self.rows[-1]['seconds']:.0f} s, {self.run.out}"
         distributed.print_first(f"{describe_scores(scores)}{sample}, {cost}")
@@ -163,7 +163,7 @@ def collapse_meter(p_t, cls):
 
 
 def collapse_warning(meter):
-    """A sentence if the meter shows a collapse, otherwise None.  Before the first step all features are alike."""
+    """A sentence if the meter shows a collapse, otherwise None."""
     if meter["entropy_image"] > 0.98 and meter["entropy_mean"] > 0.98:
         return "uniform collapse: every image gets the same flat target; lower --teacher_temp or --n_prototypes"
     if meter["entropy_mean"] < 0.05:

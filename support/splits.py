@@ -21,9 +21,9 @@ def choose_splits(names, given, data, labels="auto"):
     parts = unwrapped([[part for part in name.split("/") if not part.lower().endswith(".tar")] for name in names])
     has_split, has_class = (any(pair[i] for pair in given.values()) for i in (0, 1))
     if has_split:
-        column = [given[name][0] or TRAIN[0] for name in names]
-        known = {split.lower() for split in column}
-        if not known & set(TRAIN) or known - set(TRAIN + HELD_OUT) and not known & set(HELD_OUT):
+        column = [(given[name][0] or TRAIN[0]).lower().replace("training", "train") for name in names]
+        known = set(column)
+        if TRAIN[0] not in known or known - set(TRAIN + HELD_OUT) and not known & set(HELD_OUT):
             raise UserError(f"{data}: its splits are {', '.join(sorted(set(column))[:5])}; name them {TRAIN[0]} and "
                             f"{', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}")
         parts = unwrapped([[split, *p] for split, p in zip(column, parts)])

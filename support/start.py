@@ -24,7 +24,7 @@ from support.images import load_splits
 from support.weights import load_vit
 
 # --resume may change these.  amp and compile change rounding, micro_batch the draws of a step, the others no result.
-FREE = "data workers micro_batch checkpointing compile amp log_every save_every eval_every eval_images".split()
+CHANGEABLE = "data workers micro_batch checkpointing compile amp log_every save_every eval_every eval_images".split()
 NEW_RUN = "or go on from its weights: the run's flags with --init {}/checkpoint.pt --out NEW"
 HEAD_FIELDS = ("n_prototypes", "head_hidden", "dino_bottleneck", "ibot_bottleneck", "tied_heads")
 
@@ -43,7 +43,7 @@ class Run:
     step: int = 0
     training_flops: int = 0  # of the steps so far, on all ranks
     out: Path = Path()  # the folder of its files
-    images: str = ""  # a digest of the names of its images, their classes and splits
+    images_digest: str = ""  # of the names of its images, their classes and splits
 
 
 def start_run(r, device, weights=None, img_size=None):
@@ -92,11 +92,11 @@ def load_splits_of(r, image_size):
 
 
 def check_images(run, splits):
-    """Return the splits; UserError if the run began with others: with other names, classes or numbers of images."""
+    """Note the digest of a run's images and return the splits; UserError if the run began with other images."""
     digest = "".join(images.digest for images in splits) or run.recipe.data
-    if run.images not in ("", digest):
+    if run.images_digest not in ("", digest):
         raise UserError(f"{run.recipe.data}: other images than the run began with; undo it, {NEW_RUN.format(run.out)}")
-    run.images = digest
+    run.images_digest = digest
     return splits
 
 
@@ -106,7 +106,8 @@ def make_crop(r, size):
 
 
 def check_start(r, device):
-    """UserError for a recipe that cannot start: no data, too many processes, not enough memory."""
+    """UserError for a recipe that cannot start on this device, with these processes."""
+    check_recipe(r)
     if not r.data:
         raise UserError(f"--recipe {r.name} needs your images; give a folder or an archive with --data")
     world = distributed.world_size()
@@ -126,9 +127,9 @@ def check_start(r, device):
 
 
 def find_checkpoint(options, recipe, changes):
-    """train.py's command line -> (the run's recipe, its checkpoint or None); --resume may change the fields in FREE."""
+    """train.py's command line -> (the run's recipe, its checkpoint or None); --resume may change CHANGEABLE."""
     path = options.out / "checkpoint.pt"
-    for name in changes.keys() & {"data", "teacher"}:  # existing paths become absolute: --resume works in every folder
+    for name in changes.keys() & {"data", "init", "teacher"}:  # absolute, so that --resume works in every folder
         place = os.path.abspath(os.path.expanduser(changes[name]))
         if changes[name] not in ("", "shapes", "cifar10") and os.path.exists(place):
             changes[name] = place
@@ -140,10 +141,10 @@ def find_checkpoint(options, recipe, changes):
     recipe = recipe_of(saved, path)
     stored = asdict(recipe) | {"recipe": recipe.name}
     for flag, value in {**changes, "recipe": options.recipe or recipe.name}.items():
-        if flag not in FREE and stored[flag] != value:
+        if flag not in CHANGEABLE and stored[flag] != value:
             raise UserError(f"the run in {options.out} has --{flag} {as_flag(stored[flag])}, not {as_flag(value)}; "
                             f"leave --{flag} out, {NEW_RUN.format(options.out)}")  # fmt: skip
-    recipe = replace(recipe, **{name: value for name, value in changes.items() if name in FREE})
+    recipe = replace(recipe, **{name: value for name, value in changes.items() if name in CHANGEABLE})
     if os.path.isabs(recipe.data) and not os.path.exists(recipe.data):
         raise UserError(f"{recipe.data}: the images of this run are gone; if they moved, add --data NEW")
     return recipe, saved
@@ -175,11 +176,10 @@ def init_from(recipe, changes):
         if changes.get(name, value) != value:
             raise UserError(f"--{name} {changes[name]}, but {recipe.init} has {value}; leave --{name} out")
     recipe = replace(recipe, **found)
-    check_recipe(recipe)
     heads = heads_of(recipe.init, recipe)
     if heads and "head_warmup" not in changes:
         recipe = replace(recipe, head_warmup=0.0)
-    if recipe.head_warmup < 1 and recipe.head_warmup + recipe.hires_share > 1:
+    if recipe.head_warmup + recipe.hires_share > 1:
         raise UserError(f"--head_warmup {recipe.head_warmup} and --hires_share {recipe.hires_share} add up to over 1")
     how = f"weights of {recipe.init} with {'its' if heads else 'new'} heads"
     how += f", alone for the first {round(recipe.steps * recipe.head_warmup)} steps" * bool(recipe.head_warmup)

@@ -40,10 +40,10 @@ def load_vit(name_or_path, device="cpu"):
 
     The tensors tell the architecture.  From a training checkpoint, the teacher is used.  UserError for other files.
     """
-    contents = read_file(str(name_or_path))
+    contents = read_weights(str(name_or_path))
     try:
         vit = build_vit(to_official(find_backbone(contents)))
-        config = Path(name_or_path, "config.json")  # of a Hugging Face folder
+        config = Path(str(name_or_path).removesuffix("model.safetensors"), "config.json")  # of a Hugging Face folder
         heads = json.loads(config.read_text()).get("num_attention_heads") if config.exists() else None
         if heads not in (None, vit.num_heads):
             raise ValueError(f"config.json asks for other heads than {vit.num_heads}, which are 64 channels wide")
@@ -52,7 +52,7 @@ def load_vit(name_or_path, device="cpu"):
     return vit.float().eval().requires_grad_(False).to(device)
 
 
-def read_file(name):
+def read_weights(name):
     """The contents of a file, of a Hugging Face folder, or of the file of an official name."""
     path = Path(name, "model.safetensors") if Path(name, "model.safetensors").exists() else Path(name)
     if re.fullmatch(r"dinov2_vit[sblg]14(_reg)?", name):

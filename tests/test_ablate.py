@@ -10,7 +10,7 @@ import threading
 from dataclasses import asdict
 
 import pytest
-from PIL import Image
+from conftest import save
 
 import ablate
 import train
@@ -50,9 +50,7 @@ def arguments(tmp_path, monkeypatch):
     """Flags of a small ablation on twelve flat images, light and dark; the linear classifier takes two steps."""
     monkeypatch.setattr("linear_probe.STEPS", 2)
     for i in range(12):
-        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (200 * (i % 2) + i,) * 3).save(path)
+        save(tmp_path / "images" / "ab"[i % 2] / f"{i}.png", 200 * (i % 2) + i, (16, 16))
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
     return [*flags, "--recipe=cifar10", f"--data={tmp_path}/images", "--device=cpu", "--log_every=1",
             f"--out={tmp_path}/out"]  # fmt: skip

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import MeanColour, save, split_of
+from conftest import MeanColour, at, save, split_of
 
 import evaluate
 import linear_probe
@@ -16,12 +16,6 @@ from support import images as image_module
 from support import shapes
 from support.images import Images
 from vit import vit_pico
-
-
-def at(*degrees):
-    """Unit vectors in the plane at these angles: their cosines with the x axis are known."""
-    angles = torch.tensor(degrees).deg2rad()
-    return torch.stack([angles.cos(), angles.sin()], dim=1)  # (n, 2)
 
 
 def test_knn_near_neighbour_outvotes_the_majority():

@@ -1,7 +1,5 @@
 """Block-wise masks: fixed counts, even coverage, blocks rather than dots.  `pytest tests/test_masking.py`"""
 
-from itertools import product
-
 import pytest
 import torch
 
@@ -15,27 +13,14 @@ def seeded(seed):
 
 def test_counts_by_hand():
     """8 images at one half: 4 are masked. The strata of (0.1, 0.5) have middles 0.15, 0.25, 0.35, 0.45; of 100 patches
-    these are 15, 25, 35 and 45."""
+    these are 15, 25, 35 and 45. Of 7 images int(3.5) = 3 are masked; a count that rounds to 0 leaves them unmasked."""
     masks = sample_masks(8, 10, 10, ratio=(0.1, 0.5), probability=0.5, generator=seeded(0))
     assert masks.shape == (8, 100) and masks.dtype == torch.bool and masks.device.type == "cpu"
     assert sorted(masks.sum(dim=1).tolist()) == [0, 0, 0, 0, 15, 25, 35, 45]
-    assert sample_masks(4, 6, 7, (1.0, 1.0), probability=1.0).all()
-
-
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (5, 12), (2, 2), (1, 9), (1, 1)])
-def test_counts_depend_on_the_arguments_only(height, width):
-    """Two seeds give the same counts, each within the ratio to half a patch, in int(n·p) images.
-
-    A count that rounds to 0, on the smallest grids, leaves its image unmasked.
-    """
-    N = height * width
-    for n_images, probability in product([1, 2, 7, 32], [0.0, 0.3, 0.5, 1.0]):
-        masks = [sample_masks(n_images, height, width, (0.1, 0.5), probability, seeded(seed)) for seed in range(2)]
-        both = [sorted(mask.sum(dim=1).tolist(), reverse=True) for mask in masks]
-        n = int(n_images * probability)
-        assert both[0] == both[1]
-        assert all(0.1 * N - 0.5 <= c <= 0.5 * N + 0.5 for c in both[0][:n])
-        assert all(c == 0 for c in both[0][n:])
+    assert sample_masks(4, 6, 7, (1.0, 1.0), probability=1.0).all() and not sample_masks(4, 6, 7, probability=0.0).any()
+    for height, width, count in ((1, 9, 4), (5, 12, 30), (2, 2, 2), (1, 1, 0)):
+        counts = sample_masks(7, height, width, (0.5, 0.5)).sum(dim=1)
+        assert sorted(counts.tolist()) == [0] * 4 + [count] * 3
 
 
 def test_rectangles_have_the_aspects_of_the_docstring():

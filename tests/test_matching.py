@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import at
 
 from matching import mutual_matches, part_agreement, suppress_close
 
@@ -15,10 +16,6 @@ def test_mutual_matches_by_hand():
     10° apart.  With 30° in the background 40° → 10°, whose own nearest is 0°: two pairs are left.  With 0° in the
     background as well, 10° → 40°.
     """
-    def at(*degrees):
-        angle = torch.tensor(degrees).float().deg2rad()
-        return torch.stack([angle.cos(), angle.sin()], dim=1)
-
     a, b = at(0, 40, 90), at(10, 80, 30) * torch.tensor([[1.0], [1.0], [9.0]])
     everything, some = torch.ones(3, dtype=torch.bool), torch.tensor([True, True, False])
     pairs, cosine = mutual_matches(a, b, everything, everything)

@@ -5,6 +5,7 @@
 
 import gzip
 import io
+import os
 import shutil
 import tarfile
 import zipfile
@@ -53,6 +54,14 @@ def test_an_archive_equals_its_folder(labelled, format, monkeypatch):
         monkeypatch.setattr(find.shutil, "copyfileobj", None)  # a compressed one is unpacked once
         find.list_archive.cache_clear()
     assert not list(labelled.parent.rglob("*.tmp"))
+
+
+def test_compressed_archives_of_one_name_size_and_time(tmp_path):
+    for level, folder in enumerate("ab"):
+        raw = write_tar(tmp_path / folder / "set.tar", {"1.png": picture(tmp_path, level)}).read_bytes()
+        (path := tmp_path / folder / "set.tar.gz").write_bytes(gzip.compress(raw, mtime=0).ljust(2000, b"\0"))
+        os.utime(path, (0, 0))
+        assert grey_levels(load_images(path, size=4).pixels) == [level]
 
 
 def test_unsafe_and_hidden_members_are_skipped(tmp_path):
@@ -139,6 +148,7 @@ def test_a_list_of_paths(labelled, tmp_path):
     ("list.csv", "path,label\na.png,cat\nsub/my b.png,big dog\nsub/my b.png,cat\n"),  # of a repeated path the first
     ("list.tsv", "label\tpath\ncat\ta.png\nbig dog\tsub/my b.png\n"),
     ("excel.csv", "\ufeffPath; Label\r\na.png; \"cat\"\r\n\"sub/my b.png\";big dog\r\n"),
+    ("mac.csv", "path,label\ra.png,cat\rsub/my b.png,big dog\r"),
 ])  # fmt: skip
 def test_labels_from_a_list(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")

@@ -144,8 +144,8 @@ def test_whole_images_have_whole_patches(tmp_path, capsys):
     assert "skipped" in capsys.readouterr().err
 
 
-def test_broken_files_are_skipped_with_a_reason(tmp_path, monkeypatch):
-    """152 good images, five broken ones, and files that are no images."""
+def test_broken_files_are_skipped_with_a_reason(tmp_path, monkeypatch, capsys):
+    """152 good images, five broken ones, and files that are no images.  The first is among the test images too."""
     folder = tmp_path / "half"
     save(folder / "b.png", 10)
     save(folder / "y.jpg", 20)
@@ -157,7 +157,8 @@ def test_broken_files_are_skipped_with_a_reason(tmp_path, monkeypatch):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     monkeypatch.setattr(data, "count_cores", lambda: 7)
-    found = load_images(folder, size=4)
+    found, _ = data.load_splits(folder, 4, 0)
+    assert capsys.readouterr().err.count("a_empty.png: ") == 1
     assert grey_levels(found.pixels) == [10, *range(150), 20] and found.names[::151] == ["b.png", "y.jpg"]
     assert list(found.skipped) == list(broken) and "truncated" in found.skipped["d_cut.jpg"].lower()
     assert "exceeds limit of 178956970 pixels" in found.skipped["e_bomb.png"]

@@ -67,7 +67,7 @@ def test_what_is_left_out_is_reported(capsys):
      {"train/0.png": "a", "train/1.png": "b"}, {"val/0.png": "a", "val/1.png": "b"}),
     ({f"{kind}/{i}.png": (("train", "test")[i], None) for kind in "ab" for i in (0, 1)},  # classes from folders
      {"a/0.png": "a", "b/0.png": "b"}, {"a/1.png": "a", "b/1.png": "b"}),
-    ({f"{kind}/{i}.png": ("train", None) for kind in "ab" for i in (0, 1)},  # one split alone: every tenth is held out
+    ({f"{kind}/{i}.png": (("Train", "training")[i], None) for kind in "ab" for i in (0, 1)},  # a tenth is test
      {"a/1.png": "a", "b/1.png": "b"}, {"a/0.png": "a", "b/0.png": "b"}),
     ({"cats/1.png": (None, "a"), "train/2.png": (None, "b")}, {"cats/1.png": "a", "train/2.png": "b"}, {}),  # no splits
 ])  # fmt: skip

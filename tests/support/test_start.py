@@ -12,14 +12,14 @@ from test_train import CPU, flags, folder, rows, saved, small_run  # noqa: F401 
 
 import train
 from recipes import get_recipe
-from support import log
 from support.cli import parse_args
 from support.files import UserError
-from support.start import init_from, make_crop, start_run
+from support.start import check_start, init_from, make_crop, start_run
 from support.weights import save_vit
 from train import main
 from vit import ViT, vit_pico
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 SIZES = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
          "global_size": 16, "local_size": 8, "hires_share": 0.0}  # fmt: skip
 
@@ -32,13 +32,6 @@ def released(tmp_path_factory):
     path = tmp_path_factory.mktemp("released") / "vit.pth"
     save_vit(network, path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """They would take half of the time."""
-    monkeypatch.setattr(log, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(train, "draw_split", lambda *_: {})
 
 
 def test_the_architecture_is_the_files(released):
@@ -76,10 +69,11 @@ def test_stem_and_patches_are_the_files(tmp_path):
     ({"arch": "vit_tiny"}, "--arch vit_tiny, but .* has vit_pico"), ({"n_registers": 0}, "--n_registers 0, .* has 2"),
     ({"ffn": "swiglu"}, "--ffn swiglu, .* has mlp"), ({"local_size": 6}, "--local_size must be a multiple"),
     ({"head_warmup": 0.9, "hires_share": 0.2, "hires_size": 16}, "0.9 and --hires_share 0.2 add up to over 1"),
+    ({"head_warmup": 1.0, "hires_share": 0.1, "hires_size": 16}, "1.0 and --hires_share 0.1 add up to over 1"),
 ])  # fmt: skip
 def test_a_flag_that_contradicts_the_file(released, changes, words):
     with pytest.raises(UserError, match=words):
-        init_from(get_recipe("shapes", **SIZES | changes | {"init": str(released)}), changes)
+        check_start(init_from(get_recipe("shapes", **SIZES | changes | {"init": str(released)}), changes)[0], CPU)
 
 
 def test_a_network_that_has_no_name(tmp_path):
