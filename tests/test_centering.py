@@ -1,16 +1,12 @@
-"""Softmax centering: numbers worked out by hand, two ranks, extremes, and toys that collapse."""
+"""Softmax centering: numbers worked out by hand, two ranks, and extremes."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import centering
 from centering import SoftmaxCentering
-from dino_loss import dino_loss
-from sinkhorn import sinkhorn_knopp
 
 
 def test_two_batches_by_hand():
@@ -61,37 +57,3 @@ def test_finite_in_every_type_and_inputs_unchanged(dtype, size, B):
         assert p_t.isfinite().all() and torch.allclose(p_t.sum(dim=1), torch.ones(B), atol=1e-5)
     assert center.centre.isfinite().all() and torch.equal(z, kept)
     assert center.centre.any() == bool(B and size)
-
-
-def self_distillation(targets):
-    """64 images with much in common, 8 prototypes, 150 steps: (mean entropy of a target, entropy of the mean).
-
-    A student that is nothing but prototypes learns from their moving average; both are shares of log 8.
-    """
-    torch.manual_seed(0)
-    images = 0.5 * torch.randn(64, 16) + torch.randn(16)
-    student = torch.randn(8, 16, requires_grad=True)
-    teacher = student.detach().clone()
-    for _ in range(150):
-        views = F.normalize(images + 0.1 * torch.randn(2, 64, 16), dim=-1)
-        p_t = targets(views[0] @ F.normalize(teacher, dim=1).T)
-        loss = dino_loss(views @ F.normalize(student, dim=1).T, p_t[None])
-        student.data -= 0.3 * torch.autograd.grad(loss, student)[0]
-        teacher.lerp_(student.data, 0.1)
-
-    def entropy(p):
-        return -torch.special.xlogy(p, p).sum(dim=-1).mean().item() / math.log(8)
-
-    return entropy(p_t), entropy(p_t.mean(dim=0))
-
-
-def test_centering_and_sharpening_are_both_needed():
-    """Without centering all images go to one prototype; without sharpening (a teacher hotter than the student) every
-    image goes to all prototypes; with both, images differ and all prototypes are used."""
-    _, of_the_mean = self_distillation(lambda z: (z / 0.04).softmax(dim=-1))
-    assert of_the_mean < 0.2
-    of_a_target, _ = self_distillation(partial(SoftmaxCentering(8), temp=0.15))
-    assert of_a_target > 0.8
-    for targets in (SoftmaxCentering(8), sinkhorn_knopp):
-        of_a_target, of_the_mean = self_distillation(partial(targets, temp=0.04))
-        assert of_a_target < 0.6 and of_the_mean > 0.9
