@@ -45,6 +45,13 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "nanodinov2"
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Most runs draw none: it would take half of their time."""
+    monkeypatch.setattr("support.log.draw_curves", lambda *_: None)
+    monkeypatch.setattr("pca_viz.draw_panels", lambda *_: None)
+
+
 def save(path, value=0, size=(4, 4), **options):
     """One flat picture: `value` is a grey level or an RGB triple."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +64,12 @@ def numbered(folder, n):
     for i in range(n):
         save(folder / f"{i:03}.png", i)
     return folder
+
+
+def at(*degrees):
+    """Points on the unit circle at these angles, (n, 2) float32."""
+    angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
 
 
 def grey_levels(pixels):
