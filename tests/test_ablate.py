@@ -1,7 +1,4 @@
-"""The ablation: its arms as recipes, their processes, the results.
-
-    pytest tests/test_ablate.py
-"""
+"""The ablation: its arms as recipes, their processes, the results.  `pytest tests/test_ablate.py`"""
 
 import json
 import os

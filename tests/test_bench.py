@@ -1,7 +1,4 @@
-"""The clock, the arithmetic and the memory of a training step.
-
-    pytest tests/test_bench.py
-"""
+"""The clock, the arithmetic and the memory of a training step.  `pytest tests/test_bench.py`"""
 
 import itertools
 import json

@@ -1,7 +1,4 @@
-"""A step on a simulated GPU (cudasim.py): how many operations it launches, that it never waits, its memory.
-
-    pytest tests/test_cuda_step.py
-"""
+"""A step on a simulated GPU (cudasim.py): its operations, waits and memory.  `pytest tests/test_cuda_step.py`"""
 
 import json
 import shutil

@@ -1,7 +1,4 @@
-"""De-duplication and retrieval: by hand, against brute force in float64, and the program, killed and not.
-
-    pytest tests/test_curate.py
-"""
+"""De-duplication and retrieval: by hand, and the program, killed and not.  `pytest tests/test_curate.py`"""
 
 import csv
 import os

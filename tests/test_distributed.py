@@ -1,7 +1,4 @@
-"""The lines that know of other GPUs: sums and flags in two processes, and training in shards.
-
-    pytest tests/test_distributed.py
-"""
+"""The lines that know of other GPUs: sums and flags, and training in shards.  `pytest tests/test_distributed.py`"""
 
 import os
 import signal

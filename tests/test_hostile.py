@@ -1,7 +1,4 @@
-"""Wrong files and flags: every program ends with one line and status 2, without a traceback, and does not hang.
-
-    pytest tests/test_hostile.py
-"""
+"""Wrong files and flags: every program ends with one line and status 2.  `pytest tests/test_hostile.py`"""
 
 import os
 import pickle

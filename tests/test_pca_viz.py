@@ -83,23 +83,6 @@ def test_images_of_any_shape_share_their_components():
     assert torch.equal(pca_rgb(x, invert=True, grids=[(3, 5), (5, 3)])[1], ~scene.bool())
 
 
-def test_parts_have_one_colour_in_all_images():
-    """Four images of 8×8 patches with one thing each, at different places; its top half is one part, its bottom half
-    another.  Background, top and bottom are three directions in 16 dimensions."""
-    parts, kinds = torch.zeros(4, 8, 8, dtype=torch.int64), torch.zeros(3, 16)
-    for i, (row, column) in enumerate([(1, 1), (2, 3), (1, 4), (3, 2)]):
-        parts[i, row : row + 2, column : column + 3] = 1
-        parts[i, row + 2 : row + 4, column : column + 3] = 2
-    kinds[:, :2] = torch.tensor([[-4.0, 0], [4, 1], [4, -1]])
-    parts = parts.flatten(1)  # (4, 64)
-    rgb, foreground = pca_rgb(kinds[parts] + 0.05 * torch.randn(4, 64, 16, generator=torch.Generator().manual_seed(2)))
-    assert rgb.dtype == torch.float32 and torch.equal(foreground, parts > 0) and (rgb[~foreground] == 0).all()
-    torch.testing.assert_close(rgb[foreground].amin(0), torch.zeros(3))
-    torch.testing.assert_close(rgb[foreground].amax(0), torch.ones(3))
-    top, bottom = (rgb[..., 0][parts == part].view(4, 6).mean(1) for part in (1, 2))  # red, in each image
-    assert top.max() - top.min() < 0.1 and bottom.max() - bottom.min() < 0.1 and abs(top[0] - bottom[0]) > 0.7
-
-
 def test_nothing_to_see():
     """Equal tokens have no foreground, and differences of float32 rounding are none.  NaN is named."""
     for tokens in (torch.full((2, 9, 4), 0.1), torch.ones(1, 1, 5)):

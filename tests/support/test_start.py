@@ -1,7 +1,4 @@
-"""Starting from other weights: what is taken of a file, the heads' warm-up, and runs that go on from it.
-
-    pytest tests/support/test_start.py
-"""
+"""Starting from other weights: what is taken of a file, the heads' warm-up.  `pytest tests/support/test_start.py`"""
 
 import shutil
 from dataclasses import replace

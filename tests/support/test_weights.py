@@ -1,7 +1,4 @@
-"""Files of weights: what was saved is loaded, no code in them runs, and errors are one line.
-
-    pytest tests/support/test_weights.py
-"""
+"""Files of weights: what was saved is loaded, no code in them runs.  `pytest tests/support/test_weights.py`"""
 
 import argparse
 import os
