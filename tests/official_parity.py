@@ -187,15 +187,11 @@ def compare_steps(official, changes, options):
             for (name, *both), start in zip(networks, starts):
                 a, b = (torch.cat([(now[n] - start[n]).flatten() for n in start]) for now in map(read, both))
                 rows[f"added until step {i - 4}: {name}"] = ((a - b).norm() / b.norm()).item()
-    ours, theirs = rates_of(run.optimizer, run.student), rates_of(optimizer, model.student)
-    rows["parameters in other groups"] = sum(math.dist(ours[n], theirs[n]) > 1e-12 for n in ours)
+    groups = [*run.optimizer.param_groups, *optimizer.param_groups]
+    rates = {p: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}  # of the last step
+    ours, theirs = named(run.student), named(model.student)
+    rows["parameters in other groups"] = sum(math.dist(rates[ours[n]], rates[theirs[n]]) > 1e-12 for n in ours)
     return rows
-
-
-def rates_of(optimizer, network):
-    """{our name: [learning rate, weight decay] of the last step} of each parameter."""
-    rates = {p: [group["lr"], group["weight_decay"]] for group in optimizer.param_groups for p in group["params"]}
-    return {name: rates[p] for name, p in named(network).items()}
 
 
 def compare_schedules(official):
