@@ -16,6 +16,8 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
+import torch
+
 from evaluate import frozen_features, measure_knn
 from linear_probe import linear_accuracy
 from pca_viz import draw_split
@@ -62,14 +64,17 @@ def measure(folder, splits, size, device):
     network = load_vit(folder / "vit.pt", device)
     if scores := measure_knn(network, *splits, size):  # empty without labels
         train, test = (frozen_features(network, images, size) for images in splits)
-        scores["linear"] = linear_accuracy(train.to(device), splits[0].labels, test, splits[1].labels)
+        known = torch.isin(splits[1].labels, splits[0].labels)  # test images of classes with training images
+        test, test_y = test[known], splits[1].labels[known]
+        scores["linear"] = linear_accuracy(train.to(device), splits[0].labels, test, test_y)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     return scores | draw_split(network, splits[1], size, folder / "pca.png") | {"tflop": last["training_flops"] / 1e12}
 
 
 def write_results(rows, out):
     """Write ablation.md, means over seeds and their range; return the table."""
-    names = [name for name in ("knn_20", "linear", "iou", "agreement", "tflop") if name in rows[0]]
+    knn = [name for name in rows[0] if name.startswith("knn_")][:1]  # 20 neighbours, if there are so many images
+    names = knn + [name for name in ("linear", "iou", "agreement", "tflop") if name in rows[0]]
     table = f"| arm | seeds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}\n"
     for arm in sorted({row["arm"] for row in rows}, key=list(ARMS).index):
         columns = [[row[name] for row in rows if row["arm"] == arm] for name in names]
@@ -98,8 +103,9 @@ def main(argv=None):
     with lock_folder(out):
         path, failed = out / "ablation.jsonl", []
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        if any(row.get("flags") != flags for row in rows):
-            raise UserError(f"{path} holds runs with other flags; use the same, or choose another --out")
+        same = {"flags": flags, "images": "".join(images.digest for images in splits)}
+        if any({name: row.get(name) for name in same} != same for row in rows):
+            raise UserError(f"{path} holds runs with other flags or images; use the same, or choose another --out")
         for seed, arm in product(range(args.seeds), args.arms):
             if any((arm, seed) == (row["arm"], row["seed"]) for row in rows):
                 continue
@@ -108,7 +114,7 @@ def main(argv=None):
             if train_arm([*flags, *(f"--{k}" if v is True else f"--{k}={v}" for k, v in fields.items())], folder):
                 failed.append(folder.name)
             else:
-                rows.append({"arm": arm, "seed": seed, "flags": flags, **measure(folder, splits, size, device)})
+                rows.append({"arm": arm, "seed": seed, **same, **measure(folder, splits, size, device)})
                 write_metrics(path, rows)
                 write_results(rows, out)
         print(write_results(rows, out) if rows else "", end="")

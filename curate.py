@@ -233,7 +233,8 @@ def main(argv=None):
     add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)
-    check_out(args.out)
+    for path in (args.out, *(args.out.with_suffix(end) for end in (".csv", ".copies.csv", ".png"))):
+        check_out(path)
     if args.out.suffix in (".csv", ".png"):
         raise UserError(f"--out {args.out}: {args.out.suffix} is written beside the list; give the list another ending")
     if args.html:

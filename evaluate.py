@@ -67,14 +67,13 @@ def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=
     """
     n_classes = count_classes(train_features, train_labels, test_features, test_labels)
     assert min(ks) >= 1 and temp > 0, f"need k of at least 1 and a temperature above 0, got {ks} and {temp}"
-    device = train_features.device
     train = F.normalize(train_features.float(), dim=1)  # (N, D)
-    train_labels = train_labels.to(device)
+    train_labels = train_labels.to(train.device)
     ks = [min(k, len(train)) for k in ks]
     correct = [0] * len(ks)
     rows = max(1, SIMILARITIES // len(train))
     for x, y in zip(test_features.split(rows), test_labels.split(rows), strict=True):
-        x, y = F.normalize(x.to(device).float(), dim=1), y.to(device)  # (m, D), (m,)
+        x, y = F.normalize(x.to(train.device).float(), dim=1), y.to(train.device)  # (m, D), (m,)
         similarity, neighbour = (x @ train.T).topk(max(ks), dim=1)  # (m, k) each, nearest first
         weight = ((similarity - similarity[:, :1]) / temp).exp()  # (m, k), over the largest, so that none overflows
         label = train_labels[neighbour]  # (m, k)
@@ -90,11 +89,13 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, k=20,
 
 
 def measure_knn(vit, train, test, size, n_train=None):
-    """k-NN accuracy of [CLS] features at size²: {"knn_20": a, "knn_200": b}, or {} without labels that splits share.
+    """k-NN accuracy of [CLS] features at size²: {"knn_20": a, "knn_200": b}, or {} without two classes.
 
     train, test: splits in memory.  n_train: use only so many random training images.
     """
-    if train.labels is None or test.labels is None or not (known := torch.isin(test.labels, train.labels)).any():
+    if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
+        return {}
+    if not (known := torch.isin(test.labels, train.labels)).any():
         return {}
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
     pixels = train.pixels[chosen], test.pixels[known]
@@ -156,8 +157,8 @@ def evaluate(args):
         return
     y, test_y = (images.labels[good] for images, good in zip(splits, readable))
     known = torch.isin(test_y, y)
-    if not known.any():
-        raise UserError(f"{args.data}: no class has both training and test images")
+    if not known.any() or len(y.unique()) < 2:
+        raise UserError(f"{args.data}: there are no two classes with training images, of which one has test images")
     if not known.all():
         print(f"{(~known).sum()} of {len(known)} test images are of classes without training images, and are left out")
         test, test_x, test_y = {name: z[known] for name, z in test.items()}, test_x[known], test_y[known]

@@ -16,15 +16,9 @@ def build_network(r, img_size=None):
     img_size: image size in pixels of the stored positions (default: the last phase's global views).
     """
     backbone = getattr(vit, r.arch)(
-        patch_size=r.patch_size,
-        img_size=img_size or (r.hires_size if r.hires_share else r.global_size),
-        n_registers=r.n_registers,
-        ffn=r.ffn,
-        drop_path=0.0 if r.teacher else r.drop_path,  # §5: no stochastic depth in distillation
-        layer_scale=r.layer_scale,
-        checkpointing=r.checkpointing,
-        stem=r.stem,
-    )
+        patch_size=r.patch_size, img_size=img_size or (r.hires_size if r.hires_share else r.global_size),
+        n_registers=r.n_registers, ffn=r.ffn, stem=r.stem, layer_scale=r.layer_scale, checkpointing=r.checkpointing,
+        drop_path=0.0 if r.teacher else r.drop_path)  # fmt: skip  §5: no stochastic depth in distillation
     heads = {
         "dino_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.dino_bottleneck),
         "ibot_head": Head(backbone.embed_dim, r.n_prototypes, r.head_hidden, r.ibot_bottleneck),

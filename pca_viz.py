@@ -206,6 +206,8 @@ def main(argv=None):
     add_device(parser)
     args = parser.parse_args(argv)
     check_out(args.out)
+    if args.out.absolute() in [Path(image).absolute() for image in args.images]:
+        raise UserError(f"--out {args.out} would replace one of the images; choose another name")
     device, threads = find_device(args.device), choose_threads()
     vit = load_vit(args.weights, device)
     print(f"{args.weights} on {device}, {threads}")

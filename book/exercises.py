@@ -73,9 +73,6 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
          "progress = min((step - warmup) / max(total - warmup, 1), 1.0)",
          "The end value would be reached one step after the last one, as in the official code.",
          "test_cosine_by_hand"),
-        ("return warmup_start + (start - warmup_start) * step / warmup", "return start * step / warmup",
-         "Every warm-up starts at 0, so the teacher's first temperature is 0.",
-         "test_warmup_by_hand"),
     ],
     "train": [
         ('"koleo": sum(koleo_loss(view) for view in cls_s[: 2 * B].chunk(2)),', '"koleo": koleo_loss(cls_s[: 2 * B]),',

@@ -89,6 +89,8 @@ def load_images(data, split="train", size=64, seed=0, scale=None, skipped=None, 
     """One split of `data`, which is a path, "cifar10", or "shapes" drawn from `seed`; S = size.  Raises UserError."""
     if not data:
         raise UserError("there is no --data: give a folder, an archive or a list of images, or one of: cifar10, shapes")
+    if labels == "none" and data in ("shapes", "cifar10"):
+        raise UserError(f"{data} has classes; leave --labels none out")
     if data == "shapes":
         pixels, labels, parts = shapes.draw_shapes(split, size, seed)
         return Images(pixels, labels, list(shapes.KINDS), parts)
@@ -292,7 +294,7 @@ BITS = {  # of a colour in the file, for the formats that can have more than 8; 
     "AVIF": lambda image, raw: 10 if raw[raw.index(b"av1C") + 6] & 64 else 8,  # or 12
     "JPEG2000": lambda image, raw: raw[raw.index(b"\xff\x4f\xff\x51") + 42] % 128 + 1,
     "PNG": lambda image, raw: raw[raw.index(b"IHDR") + 12],
-    "PPM": lambda image, raw: 16 if type(image.tile[0][3]) is tuple and image.tile[0][3][1] > 255 else 8,
+    "PPM": lambda image, raw: image.tile[0][3][1].bit_length() if type(image.tile[0][3]) is tuple else 8,
     "TIFF": lambda image, raw: max(image.tag_v2.get(258, (1,)))}
 
 
@@ -307,7 +309,7 @@ def open_image(raw):
             raise ValueError(f"{channels} channels, but {colours} are colours; write the three to be seen as RGB")
         if photometric == 0 and bits > 8 or (bits, sign) in ((8, (2,)), (32, (1,)), (32, None)):
             raise ValueError("Pillow misreads signed bytes, unsigned 32 bits and white zeros; convert it to 16 bits")
-    if bits > 8 and image.mode[0] not in "IF":
+    if bits > 8 and (image.mode[0] not in "IF" or image.format == "PPM" and bits < 16):  # those are stretched
         raise ValueError(f"{bits} bits a colour, and Pillow reads 8; convert it to 8 bits a colour")
     return image
 

@@ -47,10 +47,7 @@ class Run:
 
 
 def start_run(r, device, weights=None, img_size=None):
-    """A Run at step 0: weights drawn from the seed, or taken from the state dict `weights` where it has them.
-
-    img_size: as for build_network (default: that of `weights`).
-    """
+    """A Run at step 0: weights from the seed, or from the dict `weights` where it has them.  img_size: network.py."""
     torch.manual_seed(r.seed)
     student = build_network(r, img_size or stored_size(weights or {}, r))
     student.load_state_dict(weights or {}, strict=False)

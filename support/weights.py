@@ -14,7 +14,7 @@ import torch
 
 from support.checkpoint import read_tensors
 from support.cli import Parser, report_errors
-from support.files import UserError, check_regular, reason_of, write_safely
+from support.files import UserError, check_regular, read_bytes, reason_of, write_safely
 from vit import ViT
 
 HUGGING_FACE = (  # official name, transformers' name
@@ -44,7 +44,7 @@ def load_vit(name_or_path, device="cpu"):
     try:
         vit = build_vit(to_official(find_backbone(contents)))
         config = Path(str(name_or_path).removesuffix("model.safetensors"), "config.json")  # of a Hugging Face folder
-        heads = json.loads(config.read_text()).get("num_attention_heads") if config.exists() else None
+        heads = json.loads(read_bytes(config)).get("num_attention_heads") if config.exists() else None
         if heads not in (None, vit.num_heads):
             raise ValueError(f"config.json asks for other heads than {vit.num_heads}, which are 64 channels wide")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:

@@ -90,7 +90,7 @@ def test_failed_arms_are_named_and_the_same_command_continues(arguments, tmp_pat
 
 @pytest.mark.parametrize("flags, words", [
     (["--seed", "3"], "the runs differ in --seed"), (["--centering", "softmax"], "the runs differ in --centering"),
-    (["--data", ""], "--data"), (["--arm", "dino"], "unknown argument --arm"), ([], "other flags"),
+    (["--data", ""], "--data"), (["--arm", "dino"], "unknown argument --arm"), ([], "other flags or images"),
 ])  # fmt: skip
 def test_wrong_flags_are_one_line(arguments, tmp_path, monkeypatch, capsys, flags, words):
     monkeypatch.setattr(ablate, "train_arm", lambda *_: 1)

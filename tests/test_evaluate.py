@@ -1,6 +1,7 @@
 """The k-NN vote by hand, frozen features, and the program.  `pytest tests/test_evaluate.py`"""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from evaluate import frozen_features, knn_accuracies, knn_accuracy, main, measur
 from linear_probe import linear_accuracy
 from support import images as image_module
 from support import shapes
-from support.images import Images
+from support.images import Images, load_splits
 from vit import vit_pico
 
 
@@ -193,18 +194,24 @@ def test_features_are_saved_for_numpy(tmp_path, labelled, capsys, monkeypatch, s
 
 
 def test_a_class_without_training_images_is_left_out(labelled, capsys):
-    """Only class a is left of training, so nothing can be wrong."""
+    """Of b, where all training images are broken.  If a alone is left, nothing is measured: it could not be wrong."""
+    command = f"--weights pixels --data {labelled} --size 4 --k 1 --linear logistic".split()
     for i in range(3):
         (labelled / f"train/b/{i}.png").write_text("broken")
-    assert main(f"--weights pixels --data {labelled} --size 4 --k 1 --linear logistic".split()) == 0
+    assert main(command) == 2 and "there are no two classes with training images" in capsys.readouterr().err
+    load_splits.cache_clear()
+    shutil.move(labelled / "train/a", labelled / "train/c")
+    shutil.copytree(labelled / "test/a", labelled / "train/a")
+    assert main(command) == 0
     *_, left_out, chance, knn, logistic = capsys.readouterr().out.splitlines()
     assert left_out == "3 of 6 test images are of classes without training images, and are left out"
-    assert chance.split()[1] == knn.split()[4] == logistic.split()[1] == "100.00%"
+    assert [line.split()[n] for line, n in ((chance, 1), (knn, 4), (logistic, 1))] == ["50.00%", "100.00%", "100.00%"]
 
 
 @pytest.mark.parametrize("argv, words", [
     ("--weights pixels", "required: --data"),
     ("--weights pixels --data shapes --k 0", "'0' is not a whole number"),
+    ("--weights pixels --data shapes --labels none", "shapes has classes; leave --labels none out"),
     ("--weights pixels --data shapes --scale 3 2", "--scale: LOW must be below HIGH; got 3.0 2.0"),
     ("--weights pixels --data shapes --save nowhere/a.npz", "there is no folder nowhere"),
     ("--weights random --data cifar10 --linear parts", "--linear parts needs a network and --data shapes"),

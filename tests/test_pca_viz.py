@@ -231,6 +231,7 @@ def test_the_python_lines_of_the_docs(place, page):
     ("--matches a.png broken.png", "two images"),
     ("a.png --weights overflow.pt", "the network has diverged"),
     ("a.png --out no/such/folder.png", "there is no folder no/such"),
+    ("b.png a.png --out ./a.png", "--out a.png would replace one of the images"),
     ("a.png --scale 3 2", "--scale: LOW must be below HIGH"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(place, capsys, flags, words):

@@ -78,7 +78,7 @@ def patched(format, mark=b"", place=0, new=b"", mode="RGB", **options):
 
 
 REFUSED = {
-    "1[26] bits a colour, and Pillow reads 8; convert it to 8": (
+    "1[026] bits a colour, and Pillow reads 8; convert it to 8": (
         png_that_claims(2, 2, 16), patched("PPM", b"255", 0, b"999"),
         patched("JPEG2000", b"\xff\x4f\xff\x51", 42, b"\x0b"), patched("TIFF", b"\x08\0" * 3, 0, b"\x10\0" * 3)),
     "Pillow misreads": (
