@@ -14,15 +14,15 @@ def _build(arch, weights=None, **options):
         return getattr(_vit, arch)(**options)
     if options:
         raise ValueError(f"the weights decide {', '.join(options)}: give weights or options")
-    vit, (dim, depth, _) = _load_vit(weights), getattr(_vit, arch).args
+    vit, (dim, depth, _) = _load_vit(weights).requires_grad_(), getattr(_vit, arch).args  # official ones train, too
     if (vit.embed_dim, vit.n_blocks) != (dim, depth):
-        raise ValueError(f"{weights} holds a ViT of width {vit.embed_dim} and depth {vit.n_blocks}; "
-                         f"{arch} has width {dim} and depth {depth}")  # fmt: skip
+        raise ValueError(f"{weights} is {vit.embed_dim} wide and {vit.n_blocks} deep; {arch}: {dim} wide, {depth} deep")
     return vit
 
 
 for _name in ("pico", "mini", "nano", "tiny", "small", "base", "large", "giant2"):
     globals()[f"vit_{_name}"] = _partial(_build, f"vit_{_name}")
-for _name in ("vits14", "vitb14", "vitl14", "vitg14"):
+for _name in ("small", "base", "large", "giant2"):
     for _registers in ("", "_reg"):  # official weights, downloaded once into torch.hub's cache
-        globals()[f"dinov2_{_name}{_registers}"] = _partial(_load_vit, f"dinov2_{_name}{_registers}")
+        _weights = f"dinov2_vit{_name[0]}14{_registers}"
+        globals()[_weights] = _partial(_build, f"vit_{_name}", _weights)
