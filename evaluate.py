@@ -36,6 +36,7 @@ SIMILARITIES = 2**24  # ours: cosines in memory at once in k-NN, 64 MiB
 EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at a lower one is evaluated at its own
 PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
 
+
 @torch.no_grad()
 def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256):
     """One output of the frozen network for each image: (N, D) float32 on the CPU, or (N, P, D) for patch tokens.

@@ -29,7 +29,7 @@ EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name
 EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # skipped with a reason where this Pillow cannot read them
 PATH_AND_CLASS = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))})|.*)(?:\s+(.+))?", re.IGNORECASE)
 HIDDEN = re.compile(r"(?i)\.|(__MACOSX|[@#](eaDir|recycle|snapshot)|\$RECYCLE.BIN|System Volume \w+|lost.found)$")
-OWN_PICTURES = {"pca.png", "curves.png", "ablation.png"}  # of a run whose --out lies in --data
+OWN_PICTURES = {"pca.png", "curves.png"}  # of a run whose --out lies in --data
 SAMPLE = re.compile(r"(.*/)?[^./]*")  # WebDataset: 1.cls holds the class of 1.jpg; names agree up to the first dot
 
 

@@ -116,8 +116,7 @@ class RunLog:
         """Log the final evaluation and print the run's last line; splits: the training and the test images."""
         self.add_evaluation(scores, final=True)
         sample = f" on a sample of {len(splits[0].sample)} images" if splits[0].sample else ""
-        broken = len(splits[0].skipped)  # of both splits
-        sample += f", {broken} broken files skipped" * bool(broken)
+        sample += f", {len(splits[0].skipped)} broken files skipped" * bool(splits[0].skipped)  # of both splits
         cost = f"{self.run.training_flops / 1e12:.1f} TFLOP, {self.rows[-1]['seconds']:.0f} s, {self.run.out}"
         distributed.print_first(f"{describe_scores(scores)}{sample}, {cost}")
 

@@ -7,13 +7,15 @@ import threading
 from dataclasses import asdict
 
 import pytest
-from conftest import save
+import torch
+from conftest import MeanColour, save, split_of
 
 import ablate
 import train
 from ablate import ARMS, main
 from recipes import get_recipe
 from support.checkpoint import read_checkpoint
+from support.images import Images, load_splits
 
 SMALL = {"batch": 4, "steps": 2, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
          "global_size": 8, "local_size": 4, "hires_size": 16, "hires_image_size": 16, "image_size": 16}  # fmt: skip
@@ -86,6 +88,19 @@ def test_failed_arms_are_named_and_the_same_command_continues(arguments, tmp_pat
     assert trained == ["no-ema_0", "no-ema_1", "dino_0", "dino_1"]
     assert {line[:12] for line in (tmp_path / "out/ablation.md").read_text().splitlines()[2:]} == {
         "| dino | 2 |", "| no-ema | 2"}  # fmt: skip
+    save(tmp_path / "images/a/new.png", 9, (16, 16))
+    load_splits.cache_clear()
+    assert main(command) == 2 and "other flags or images" in capsys.readouterr().err
+
+
+def test_the_linear_classifier_leaves_out_classes_without_training_images(tmp_path, monkeypatch):
+    train = split_of([(250, 0, 0), (240, 0, 0), (0, 0, 250), (0, 0, 240)] * 5, [0, 0, 1, 1] * 5)
+    test = split_of([(245, 0, 0), (0, 0, 245), (245, 0, 0)], [0, 1, 2])
+    splits = [Images(split.pixels, split.labels, []) for split in (train, test)]
+    (tmp_path / "metrics.jsonl").write_text('{"training_flops": 0}')
+    monkeypatch.setattr(ablate, "load_vit", lambda *_: MeanColour())
+    monkeypatch.setattr(ablate, "draw_split", lambda *_: {})
+    assert ablate.measure(tmp_path, splits, 8, torch.device("cpu"))["linear"] == 1
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -267,10 +267,11 @@ def test_three_ranks_select_the_same(place, tmp_path, monkeypatch):
     (("--weights", ""), "give --uncurated, and --weights if you give --curated or --exclude"),
     (("--mode", "clusters", "--curated", "one"), "no cluster holds more than 3"),
     (("--out", "selected.csv"), "--out selected.csv: .csv is written beside the list"),
+    (("--out", "made.txt"), "made.copies.csv is a folder, a link or a device"),  # noticed before the work
     (("--html", "nowhere"), "no <img> tag"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(place, tmp_path, monkeypatch, capsys, more, words):
-    for name in ("junk", "one"):
+    for name in ("junk", "one", "made.copies.csv"):
         (tmp_path / name).mkdir()
     (tmp_path / "junk" / "a.png").write_bytes(b"junk")
     Image.new("RGB", (32, 32), (9, 99, 9)).save(tmp_path / "one" / "a.png")
@@ -278,7 +279,7 @@ def test_bad_input_is_one_line(place, tmp_path, monkeypatch, capsys, more, words
     assert run(*flags(place, "selected.txt"), *more) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line or "Traceback" in line]
     assert len(lines) == 1 and lines[0].startswith("curate.py: error: ") and words in lines[0]
-    assert not Path("selected.txt").exists()
+    assert not Path("selected.txt").exists() and not Path("made.txt.work").exists()
 
 
 def test_addresses_of_pages_are_listed(tmp_path, capsys):

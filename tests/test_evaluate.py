@@ -87,6 +87,8 @@ def test_knn_of_images_by_hand():
     for labels in (torch.tensor([2, 2, 2]), None):
         test.labels = labels
         assert measure_knn(MeanColour(), train, test, 8) == {}
+    train.labels, test.labels = torch.ones(4, dtype=torch.int64), torch.ones(3, dtype=torch.int64)  # one class
+    assert measure_knn(MeanColour(), train, test, 8) == {}
 
 
 @pytest.mark.parametrize("size, side", [(16, 16), (9, 8), (11, 12), (1, 4)])

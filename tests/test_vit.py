@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import vit
-from stem import conv_stem
 from vit import Block, SwiGLU, ViT, attend, draw_subsets, vit_base, vit_giant2, vit_large, vit_small, vit_tiny
 
 P = 4  # patch size of the toys
@@ -107,7 +106,6 @@ def test_a_fresh_network_is_near_the_identity():
 
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: toy()(pictures(1, 18, 16)), "18×16 pixels do not divide into patches of 4"),
-    (lambda: vit_small(patch_size=14, stem=True), "no stem for patches of 14"),
     (lambda: toy().get_intermediate_layers(pictures(1, 16, 16), n=4), "there are blocks 0 to 2; got 4"),
 ])  # fmt: skip
 def test_misuse_is_named(call, words):
@@ -304,21 +302,3 @@ def test_parameter_counts_are_the_published_ones(build, heads, expected):
         assert SwiGLU(64).w3.in_features == 176
     assert sum(p.numel() for p in network.parameters()) == expected
     assert all(block.attn.n_heads == heads for block in network.blocks)
-
-
-def test_the_stem_by_hand():
-    """P = 2, D = 96: a convolution of stride 1 to 24 channels, one of stride 2 to 48 = D/2, and a linear map to 96.
-
-    The last one reaches one pixel to the left and none to the right, so a token sees columns 2x − 2 to 2x + 2 of the
-    image.  A pixel in column 7 is in tokens 3 and 4 of its row and no other.
-    """
-    embed = vit.vit_pico(patch_size=2, img_size=16, stem=True).patch_embed
-    for stem, expected in ((embed.stem, [(1, 24), (2, 48)]),
-                           (conv_stem(16, 96), [(1, 3), (2, 6), (2, 12), (2, 24), (2, 48)])):  # fmt: skip
-        assert [(layer.conv.stride[0], layer.conv.out_channels) for layer in stem] == expected
-    for layer in embed.stem:
-        layer.norm = torch.nn.Identity()  # it sees the whole image
-    images = torch.zeros(1, 3, 16, 16)
-    before = embed(images)
-    images[:, :, 7, 7] = 1.0
-    assert (embed(images) != before)[0].any(dim=0).nonzero().tolist() == [[3, 3], [3, 4], [4, 3], [4, 4]]
