@@ -102,7 +102,10 @@ def main(argv=None):
     make_folder(out, "ablation.jsonl", "ablation.md")
     with lock_folder(out):
         path, failed = out / "ablation.jsonl", []
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            rows = [dict(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+        except (TypeError, ValueError):
+            raise UserError(f"{path} is damaged; delete its damaged lines, and their arms run again") from None
         same = {"flags": flags, "images": "".join(images.digest for images in splits)}
         if any({name: row.get(name) for name in same} != same for row in rows):
             raise UserError(f"{path} holds runs with other flags or images; use the same, or choose another --out")

@@ -191,6 +191,7 @@ class ViT(nn.Module):
 
     def embed(self, images, masks=None):
         """Pixels (B, 3, H, W) and masks (B, N) bool, or None -> tokens (B, 1 + R + N, D) before the first block."""
+        assert images.dim() == 4, f"need images (B, 3, H, W), got {tuple(images.shape)}; for one image use images[None]"
         (b, _, height, width), P = images.shape, self.patch_size
         assert height % P == 0 and width % P == 0, f"{height}×{width} pixels do not divide into patches of {P}"
         x = rearrange(self.patch_embed(images), "b d h w -> b (h w) d")  # (B, N, D)

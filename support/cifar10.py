@@ -7,7 +7,7 @@ import tarfile
 
 import torch
 
-from support.files import UserError, reason_of
+from support.files import UserError, read_bytes, reason_of
 from support.find import cache_folder
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # the other version is pickles, which run code
@@ -20,9 +20,10 @@ def read_cifar10(split):
     try:
         if not path.exists():
             torch.hub.download_url_to_file(CIFAR10_URL, path)
-    except (OSError, http.client.HTTPException) as error:
+        packed = read_bytes(path)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"cifar10 cannot be downloaded ({reason_of(error)}); put {CIFAR10_URL} at {path}") from None
-    if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != CIFAR10_MD5:
+    if hashlib.md5(packed, usedforsecurity=False).hexdigest() != CIFAR10_MD5:
         raise UserError(f"{path} is not what {CIFAR10_URL} sends (wrong checksum); delete it and run again")
     with tarfile.open(path) as tar:
         files = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isreg()}

@@ -28,6 +28,7 @@ CHOICES = {
 IN_HELP = ("data", "arch", "batch", "steps", "lr", "eval_every", "init", "teacher", "micro_batch", "seed")  # --help's
 NO_MEMORY = ("out of memory|can('t|not) allocate memory|could not create a (primitive|memory)|bad_alloc|start new"
              " thread|failed to map|Resource temporarily unavailable|ALLOC_FAILED|DataLoader worker .* (killed|exited)")
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 OTHER_FLAGS = ("Every field of Recipe in recipes.py is a flag too, for example --koleo_weight 0.2, --mask_ratio 0.1 "
                "0.4, --no-amp.  recipes.py explains each one and lists its value in every recipe.")  # fmt: skip
 
@@ -118,8 +119,9 @@ def report_errors(program, *kinds):
         def wrapped(argv=None):
             with contextlib.redirect_stdout(Terminal(sys.stdout)), contextlib.redirect_stderr(Terminal(sys.stderr)):
                 try:
-                    if {"RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys() and not dist.is_torchelastic_launched():
-                        raise UserError("RANK or LOCAL_WORLD_SIZE is set without torchrun; unset both, or use torchrun")
+                    launched = dist.is_torchelastic_launched() and all(os.environ.get(x, "").isdecimal() for x in RANKS)
+                    if {"RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys() and not launched:
+                        raise UserError(f"{', '.join(RANKS)} are not set as torchrun does; unset all, or use torchrun")
                     return main(argv)
                 except KeyboardInterrupt:
                     print(f"{program}: stopped", file=sys.stderr)

@@ -63,6 +63,10 @@ def write_safely(path, write, shared=False):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # the bytes must reach the disk before the new name does
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -29,6 +29,7 @@ EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name
 EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # skipped with a reason where this Pillow cannot read them
 PATH_AND_CLASS = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))})|.*)(?:\s+(.+))?", re.IGNORECASE)
 HIDDEN = re.compile(r"(?i)\.|(__MACOSX|[@#](eaDir|recycle|snapshot)|\$RECYCLE.BIN|System Volume \w+|lost.found)$")
+ARCHIVE = re.compile(r"(?i).*\.(zip|tgz|tar(\.(gz|bz2|xz))?)")
 OWN_PICTURES = {"pca.png", "curves.png"}  # of a run whose --out lies in --data
 SAMPLE = re.compile(r"(.*/)?[^./]*")  # WebDataset: 1.cls holds the class of 1.jpg; names agree up to the first dot
 
@@ -103,11 +104,15 @@ def find_in_folder(folder):
         say_once(f"{folder}: skipped {len(skipped)} pictures that train.py or curate.py drew, links to nothing, or "
                  f"links to folders that are read already, for example {skipped[0]}")
     names, shards = (list(filter(None, (tidy(name, ends) for name in files))) for ends in (EXTENSIONS, {".tar"}))
-    if shards and not names:
-        return find_in_shards(folder, sorted(shards))
-    if shards:
-        say_once(f"{folder}: skipped {len(shards)} .tar files, because there are images beside them")
-    return names, folder, {}
+    note_archives(folder, [name for name in files if names or not name.endswith(".tar")])
+    return find_in_shards(folder, sorted(shards)) if shards and not names else (names, folder, {})
+
+
+def note_archives(place, names):
+    """Print that archives inside of a folder or of an archive are not read, if there are any."""
+    if skipped := [name for name in names if ARCHIVE.fullmatch(name) and tidy(name, {Path(name).suffix.lower()})]:
+        say_once(f"{place}: skipped {len(skipped)} archives in it, for example {skipped[0]}; unpack them, or give one "
+                 "to --data; only a folder that holds nothing but .tar files is read as one dataset")
 
 
 def find_in_list(path):
@@ -125,8 +130,11 @@ def find_in_list(path):
             if line.count('"') % 2 or any(row[len(header):]):
                 raise ValueError(f"line {number} has a quote that is not closed, or more values than the header")
         rows = [[dict(zip(header, row)).get(key, "").strip() for key in ("path", "label", "split")] for row in table]
-    listed = {Path(os.path.abspath(path.parent / name)).as_posix(): (split or None, label or None)
-              for name, label, split in reversed(rows) if name}  # the first line of a name counts
+    listed = {}
+    for name, label, split in filter(any, rows):
+        place, pair = Path(os.path.abspath(path.parent / name)).as_posix(), (split or None, label or None)
+        if listed.setdefault(place, pair) != pair:
+            raise ValueError(f"it lists {name} twice, with other labels or splits")
     if listed and all(name.lower().endswith(".tar") for name in listed):
         return find_in_shards("", sorted(listed))
     return list(listed), "", listed if any(map(any, listed.values())) else {}
@@ -163,6 +171,7 @@ def list_archive(path, modified):
             end = zipfile._EndRecData(archive.fp)  # its item 4 is the number of members, modulo 2¹⁶ in old programs
             if (end[4] - len(names)) % 2**16 or min((info.header_offset for info in names), default=0):
                 raise zipfile.BadZipFile("its directory does not list all of its files")
+        note_archives(path, [info.filename for info in names])
         return {name: (path, info, info.file_size) for info, name in names.items() if name}, {}
     if head in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z"):  # .gz, .bz2, .xz
         plain = unpacked(path)
@@ -193,6 +202,7 @@ def list_archive(path, modified):
         end = tar.fileobj.read(2**15)  # zeros; tarfile takes a damaged header for the end
         if len(end) < 512 or end.strip(b"\0"):
             raise tarfile.ReadError(f"damaged, cut short or joined at byte {tar.offset}")
+    note_archives(path, found)
     if lost:
         say_once(f"{path}: skipped {len(lost)} links to no file in it, like {lost[0]}; pack with tar --dereference")
     return members, {name: (None, classes[key]) for name in members if (key := SAMPLE.match(name)[0]) in classes}

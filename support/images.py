@@ -16,6 +16,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -233,7 +234,7 @@ def read_images(paths, size, patch, keep_aspect=False, scale=None, most=None):
     most: read only so many, the first ones.
     """
     size, names, images, skipped = whole_patches(size, patch), [], [], {}
-    for path in map(str, paths):
+    for path in map(str, [paths] if isinstance(paths, (str, Path)) else paths):
         names += [os.path.join(path, name) for name in find_files(path)[0]] if os.path.isdir(path) else [path]
     names = list(dict.fromkeys(names))
     if most and len(names) > most:

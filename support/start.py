@@ -19,7 +19,7 @@ from recipes import Recipe
 from support.checkpoint import read_checkpoint, restore
 from support.cli import CHOICES, as_flag, check_recipe
 from support.device import choose_threads, find_device, total_memory
-from support.files import UserError
+from support.files import UserError, reason_of
 from support.images import load_splits
 from support.weights import load_vit
 
@@ -213,7 +213,10 @@ def load_teacher(r):
         if getattr(theirs, name) != getattr(r, name):
             raise UserError(f"the teacher was trained with --{name} {getattr(theirs, name)}; use the same")
     teacher = build_network(theirs, stored_size(saved["teacher"], theirs))
-    teacher.load_state_dict(saved["teacher"])
+    try:
+        teacher.load_state_dict(saved["teacher"])
+    except RuntimeError as error:
+        raise UserError(f"{r.teacher}: its tensors do not fit its recipe ({reason_of(error)[:200]})") from None
     return teacher.requires_grad_(False).eval()
 
 

@@ -113,6 +113,8 @@ def test_wrong_flags_are_one_line(arguments, tmp_path, monkeypatch, capsys, flag
     (tmp_path / "out/ablation.jsonl").write_text('{"flags": ["--steps", "9"]}\n')
     assert main([*arguments, *flags]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "out/ablation.jsonl").write_text('{"flags": ["--st')
+    assert main(arguments) == 2 and "ablation.jsonl is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -91,6 +91,8 @@ def test_where_a_result_can_go(tmp_path, monkeypatch):
         pass
     write_safely(tmp_path / "new", lambda path: path.write_text("new"))
     assert mine.read_text() == "mine" and (tmp_path / "new").read_text() == "new"
+    with pytest.raises(OSError, match="space left.*/new'"):  # a full disk, which names no file
+        write_safely(tmp_path / "new", lambda path: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(UserError, match="is a folder"):
         make_folder(tmp_path / "a", "b")
     with pytest.raises(NotADirectoryError):
@@ -133,8 +135,11 @@ def test_a_rank_that_lost_another_one(error, monkeypatch, capsys):
     with pytest.raises(RuntimeError):
         main()
     monkeypatch.setenv("RANK", "1")
-    assert main() == 2 and "RANK or LOCAL_WORLD_SIZE is set without torchrun" in capsys.readouterr().err
+    assert main() == 2 and "MASTER_PORT are not set as torchrun does" in capsys.readouterr().err
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
+    assert main() == 2 and "MASTER_PORT are not set as torchrun does" in capsys.readouterr().err
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
     assert main() == 1 and "--resume" in capsys.readouterr().err
 
 

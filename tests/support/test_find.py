@@ -145,7 +145,7 @@ def test_a_list_of_paths(labelled, tmp_path):
 
 @pytest.mark.parametrize("name, text", [
     ("list.txt", "\ufeffa.png cat\nsub/my b.png  big dog\n"),
-    ("list.csv", "path,label\na.png,cat\nsub/my b.png,big dog\nsub/my b.png,cat\n"),  # of a repeated path the first
+    ("list.csv", "path,label\na.png,cat\nsub/my b.png,big dog\nsub/my b.png,big dog\n"),  # listed twice
     ("list.tsv", "label\tpath\ncat\ta.png\nbig dog\tsub/my b.png\n"),
     ("excel.csv", "\ufeffPath; Label\r\na.png; \"cat\"\r\n\"sub/my b.png\";big dog\r\n"),
     ("mac.csv", "path,label\ra.png,cat\rsub/my b.png,big dog\r"),
@@ -181,8 +181,18 @@ def test_shards_are_one_dataset(shards, capsys):
     assert load_images(shards / "00000.tar", size=4).classes == ["0", "1"]  # a shard alone
     save(shards / "preview.png")  # images beside shards are read instead
     assert find_files(shards)[0] == ["preview.png"]
-    words = f"{shards}: skipped 3 .tar files", f"skipped {shards}/00002.tar: ", f"skipped {shards}/00003.tar: "
+    words = f"{shards}: skipped 3 archives", f"skipped {shards}/00002.tar: ", f"skipped {shards}/00003.tar: "
     assert all(map(capsys.readouterr().err.count, words))
+
+
+@pytest.mark.parametrize("place", ["folder", "a.zip", "a.tar"])
+def test_archives_inside_are_named(tmp_path, place, capsys):
+    """An archive beside images, in a folder or in an archive, holds images that nobody reads."""
+    for name in ("1.png", "more.zip", "b/more.TAR.gz", "._more.zip", "notes.gz"):
+        save(tmp_path / "folder" / name) if name == "1.png" else write_tar(tmp_path / "folder" / name, {})
+    found = tmp_path / place if place == "folder" else pack(tmp_path / "folder", place[2:])
+    assert [name.split("/")[-1] for name in find_files(found)[0]] == ["1.png"]
+    assert f"{found}: skipped 2 archives in it, for example " in capsys.readouterr().err
 
 
 def test_folders_of_shards_and_in_shards_name_splits(tmp_path):
@@ -215,6 +225,7 @@ def test_errors_are_one_line(tmp_path, cache, monkeypatch):
         "its header is a.png, cat; it must have the column path": {"no_header.csv": b"a.png,cat\n"},
         "its header is empty": {"empty.csv": b""},
         "line 3 has a quote": {"a.csv": b'path,label\na.png,b\nb.png,"b\nc.png,d"\n', "b.csv": b"path\n\na.png,b"},
+        "b.png twice, with other labels": {"twice.csv": b"path,label\na.png,c\nb.png,c\n./b.png,d"},
         "found no image": {"empty.txt": b"", "empty": None},
         "No such file": {"missing": None, "~no-such-user/x": None},
     }  # fmt: skip

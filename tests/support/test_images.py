@@ -137,7 +137,7 @@ def test_whole_images_have_whole_patches(tmp_path, capsys):
     Image.fromarray(np.tile(x, (10, 1))).save(tmp_path / "a.png")
     Image.new("L", (33, 20)).save(tmp_path / "b.png")  # 16.5 wide at a height of 10: three patches of 5
     (tmp_path / "c.png").write_text("broken")
-    middle, _ = read_images([tmp_path], 9, 5, False)  # 9 is rounded to 10
+    middle, _ = read_images(str(tmp_path), 9, 5, False)  # 9 is rounded to 10
     assert middle.shape == (3, 10, 10) and (middle[:, :, 2:8] == 128).all()  # bicubic reads a little beyond
     whole, other = read_images([tmp_path / "a.png", tmp_path / "b.png"], 10, 5, True)
     assert whole.shape == (3, 10, 30) and whole[0, 5, [4, 25]].tolist() == [0, 255] and other.shape == (3, 10, 15)
