@@ -173,6 +173,8 @@ def train(run, log):
                 stream = batches(splits[0], r.batch // world, r.seed, run.step, run.device, r.workers or None,
                                  (distributed.rank(), world))  # fmt: skip
                 crop = make_crop(r, values["global_size"])
+            if r.eval_every and run.step == 0 and splits[0].labels is not None:  # the network before training
+                log.add_evaluation(evaluate_run(run, gather_vit(run), splits))
             with log.count_flops(hires, values["frozen_backbone"]):
                 losses, p_t, cls_t = train_step(run, next(stream), crop, values)
             log.add_step(losses, p_t, cls_t, values)
@@ -194,7 +196,7 @@ def gather_vit(run):
 
 
 def evaluate_run(run, vit, splits):
-    """Measure k-NN at the resolution of the last phase, and draw pca.png: a dict of scores.
+    """Measure k-NN at the resolution of the last phase, and after step 0 draw pca.png: a dict of scores.
 
     Uses eval_images training images during the run and all at the end; of a streamed dataset always eval_images.
     """
@@ -202,7 +204,7 @@ def evaluate_run(run, vit, splits):
     size = schedules_at(r.steps - 1, r)["global_size"]
     splits = [in_memory(images, r.eval_images, size) for images in splits]
     scores = measure_knn(vit, *splits, size, None if last else r.eval_images)
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and run.step:
         scores |= draw_split(vit, splits[1], size, run.out / "pca.png")
     return scores
 

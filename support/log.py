@@ -55,7 +55,7 @@ class RunLog:
 
     def __init__(self, run):
         self.run, self.path, self.first = run, run.out / "metrics.jsonl", distributed.rank() == 0
-        self.rows = read_metrics(self.path, run.step)  # a resumed run repeats the later ones
+        self.rows = read_metrics(self.path, run.step) if run.step else []  # a resumed run repeats the later ones
         if self.first:
             write_metrics(self.path, self.rows)
         self.began = time.perf_counter() - (self.rows[-1].get("seconds", 0.0) if self.rows else 0.0)
@@ -178,20 +178,33 @@ def check_health(healthy, run):
 
 
 def draw_curves(rows, recipe, path):
-    """curves.png: losses beside ln K, the collapse meter, and k-NN, over steps."""
-    knn = sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
-    panels = {"losses": ("dino", "ibot"), "collapse meter": ("entropy_image", "entropy_mean", "cosine"), "k-NN": knn}
-    figure = Figure(figsize=(15, 4), layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for name in names:
-            if points := [(row["step"], row[name]) for row in rows if name in row]:
-                axes.plot(*zip(*points, strict=True), "o-" if name in knn else "-", label=name)
+    """curves.png: losses beside ln K, the collapse meter, and k-NN, over the steps; colours by Okabe and Ito."""
+    r, knn = recipe, sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
+    panels = {"losses": {"dino": "$L_{DINO}$, images", "ibot": "$L_{iBOT}$, patches"},
+              "collapse meter": {"entropy_mean": "entropy of the mean target / ln K",
+                                 "entropy_image": "entropy of a target / ln K", "cosine": "cosine between images"},
+              "k-NN accuracy, %": {name: f"{name[4:]} neighbours" for name in knn}}  # fmt: skip
+    figure = Figure(figsize=(8.3, 6.4), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(3, sharex=True), panels.items(), strict=True):
+        if r.hires_share:
+            words = f"high resolution: crops of {r.hires_size}²,\nnot {r.global_size}² pixels; $L_{{DINO}}$ may leap"
+            first = r.steps - round(r.steps * r.hires_share)
+            axes.axvspan(first, r.steps, color="0.85", label=words if title == "losses" else None)
+        for (name, label), colour in zip(names.items(), ("#0072B2", "#E69F00", "#000000")):
+            if points := [(row["step"], 100 * row[name] if name in knn else row[name]) for row in rows if name in row]:
+                axes.plot(*zip(*points, strict=True), ".-" if name in knn else "-", color=colour, label=label)
         if title == "losses":
-            axes.axhline(math.log(recipe.n_prototypes), color="grey", linestyle=":", label="ln K (uniform)")
-        axes.set(title=title, xlabel="step")
-        if axes.lines:
-            axes.legend()
-    write_safely(path, lambda new: figure.savefig(new, dpi=100, format="png"))
+            axes.axhline(math.log(r.n_prototypes), color="0.4", linestyle=":", label="ln K: a uniform prediction")
+        elif knn and knn[0] in names and rows[0]["step"] == 0:
+            untrained = 100 * rows[0][knn[0]]
+            axes.axhline(untrained, color="0.4", linestyle="--", label=f"before training: {untrained:.1f}")
+        axes.set_title(title, loc="left")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9, frameon=False)
+    axes.set(xlim=(0, r.steps), xlabel="step")
+    words = f"{r.name}: {r.arch}, {r.steps:,} steps of {r.batch:,} images, seed {r.seed}\n"
+    figure.suptitle(words + describe_scores(rows[-1] if rows else {}), fontsize=10)
+    write_safely(path, lambda new: figure.savefig(new, dpi=200, format="png"))
 
 
 def describe_scores(scores):

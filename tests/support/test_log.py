@@ -1,9 +1,11 @@
 """What a run reports: rows, speed, signals, the collapse meter, curves.  `pytest tests/support/test_log.py`"""
 
 import json
+import math
 import os
 import signal
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -137,11 +139,19 @@ def test_collapse_warnings():
 
 
 def test_curves(tmp_path, monkeypatch):
-    """A loss and k-NN over steps 1 and 2; a run without rows has a picture too."""
+    """A loss and k-NN in percent over steps 0 to 2, the network before training as a line, high resolution in grey;
+    runs without rows, labels or high resolution, of one step, and one without step 0 have a picture too."""
     drawn, plot = [], Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda axes, *xy, **look: drawn.append(xy[:2]) or plot(axes, *xy, **look))
-    rows = [{"step": i, "dino": 3.0, "knn_20": i / 4} for i in (1, 2)]
-    for path, some in ((tmp_path / "empty.png", []), (tmp_path / "curves.png", rows)):
-        draw_curves(some, get_recipe("shapes"), path)
-        assert Image.open(path).size == (1500, 400)
-    assert drawn == [((1, 2), (3.0, 3.0)), ((1, 2), (0.25, 0.5))]
+    monkeypatch.setattr(Axes, "axhline", lambda axes, y, **look: drawn.append((look["linestyle"], y)))
+    monkeypatch.setattr(Axes, "axvspan", lambda axes, *ends, **look: drawn.append(ends))
+    rows = [{"step": 0, "knn_20": 0.5}, {"step": 1, "dino": 3.0}, {"step": 2, "dino": 3.0, "knn_20": 0.75}]
+    for some in ([], rows[1:2], rows[1:], rows):
+        drawn.clear()
+        few = {} if some is rows else {"steps": 1, "hires_share": 0.0}
+        with warnings.catch_warnings(action="error"):
+            draw_curves(some, get_recipe("shapes", **few), tmp_path / "curves.png")
+        assert Image.open(tmp_path / "curves.png").size == (1660, 1280)
+        assert ("--" in dict(drawn), ":" in dict(drawn), (1, 1) in drawn) == (some is rows, True, False)
+    losses, uniform, knn, before = ((1, 2), (3.0, 3.0)), (":", math.log(32)), ((0, 2), (50.0, 75.0)), ("--", 50.0)
+    assert drawn == [(1225, 1250), losses, uniform, (1225, 1250), (1225, 1250), knn, before]
