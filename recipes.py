@@ -93,7 +93,7 @@ class Recipe:
     seed: int = _f(0, "random seed", (0, 10**9))
     log_every: int = _f(10, "steps between two lines of metrics.jsonl", COUNT)
     save_every: int = _f(100, "steps between two checkpoints", COUNT)
-    eval_every: int = _f(0, "steps between two k-NN evaluations; 0: only at the end", (0, 10**9))
+    eval_every: int = _f(0, "steps between two k-NN evaluations, from step 0 on; 0: only at the end", (0, 10**9))
     eval_images: int = _f(10_000, "training images per k-NN evaluation; the last has all, unless streamed", COUNT)
 
 
