@@ -186,13 +186,13 @@ def draw_curves(rows, recipe, path):
               "k-NN accuracy, %": {name: f"{name[4:]} neighbours" for name in knn}}  # fmt: skip
     figure = Figure(figsize=(8.3, 6.4), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(3, sharex=True), panels.items(), strict=True):
-        if r.hires_share:
+        if (first := r.steps - round(r.steps * r.hires_share)) < r.steps:
             words = f"high resolution: crops of {r.hires_size}²,\nnot {r.global_size}² pixels; $L_{{DINO}}$ may leap"
-            first = r.steps - round(r.steps * r.hires_share)
             axes.axvspan(first, r.steps, color="0.85", label=words if title == "losses" else None)
         for (name, label), colour in zip(names.items(), ("#0072B2", "#E69F00", "#000000")):
             if points := [(row["step"], 100 * row[name] if name in knn else row[name]) for row in rows if name in row]:
-                axes.plot(*zip(*points, strict=True), ".-" if name in knn else "-", color=colour, label=label)
+                look = ".-" if len(points) < 20 else "-"  # a line does not show a single point
+                axes.plot(*zip(*points, strict=True), look, color=colour, label=label, clip_on=False)
         if title == "losses":
             axes.axhline(math.log(r.n_prototypes), color="0.4", linestyle=":", label="ln K: a uniform prediction")
         elif knn and knn[0] in names and rows[0]["step"] == 0:

@@ -148,7 +148,7 @@ def test_curves(tmp_path, monkeypatch):
     rows = [{"step": 0, "knn_20": 0.5}, {"step": 1, "dino": 3.0}, {"step": 2, "dino": 3.0, "knn_20": 0.75}]
     for some in ([], rows[1:2], rows[1:], rows):
         drawn.clear()
-        few = {} if some is rows else {"steps": 1, "hires_share": 0.0}
+        few = {} if some is rows else {"steps": 1}  # of high resolution none
         with warnings.catch_warnings(action="error"):
             draw_curves(some, get_recipe("shapes", **few), tmp_path / "curves.png")
         assert Image.open(tmp_path / "curves.png").size == (1660, 1280)
