@@ -179,11 +179,11 @@ def check_health(healthy, run):
 
 def draw_curves(rows, recipe, path):
     """curves.png: losses beside ln K, the collapse meter, and k-NN, over the steps; colours by Okabe and Ito."""
-    r, knn = recipe, sorted({name for row in rows for name in row if name.startswith("knn_")}, key=len)
+    r, knn = recipe, {name for row in rows for name in row if name.startswith("knn_")}
     panels = {"losses": {"dino": "$L_{DINO}$, images", "ibot": "$L_{iBOT}$, patches"},
               "collapse meter": {"entropy_mean": "entropy of the mean target / ln K",
                                  "entropy_image": "entropy of a target / ln K", "cosine": "cosine between images"},
-              "k-NN accuracy, %": {name: f"{name[4:]} neighbours" for name in knn}}  # fmt: skip
+              "k-NN accuracy, %": {f"knn_{k}": f"{k} neighbours" for k in sorted(int(x[4:]) for x in knn)}}  # fmt: skip
     figure = Figure(figsize=(8.3, 6.4), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(3, sharex=True), panels.items(), strict=True):
         if (first := r.steps - round(r.steps * r.hires_share)) < r.steps:
@@ -195,9 +195,8 @@ def draw_curves(rows, recipe, path):
                 axes.plot(*zip(*points, strict=True), look, color=colour, label=label, clip_on=False)
         if title == "losses":
             axes.axhline(math.log(r.n_prototypes), color="0.4", linestyle=":", label="ln K: a uniform prediction")
-        elif knn and knn[0] in names and rows[0]["step"] == 0:
-            untrained = 100 * rows[0][knn[0]]
-            axes.axhline(untrained, color="0.4", linestyle="--", label=f"before training: {untrained:.1f}")
+        elif rows and rows[0]["step"] == 0 and (before := [100 * rows[0][name] for name in names if name in rows[0]]):
+            axes.axhline(before[0], color="0.4", linestyle="--", label=f"before training: {before[0]:.1f}")
         axes.set_title(title, loc="left")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9, frameon=False)

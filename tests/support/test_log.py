@@ -139,13 +139,13 @@ def test_collapse_warnings():
 
 
 def test_curves(tmp_path, monkeypatch):
-    """A loss and k-NN in percent over steps 0 to 2, the network before training as a line, high resolution in grey;
-    runs without rows, labels or high resolution, of one step, and one without step 0 have a picture too."""
+    """A loss, k-NN in percent, of another k at the end, the network before training as a line, high resolution in
+    grey; runs without rows, labels, high resolution or step 0, and of one step, have a picture too."""
     drawn, plot = [], Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda axes, *xy, **look: drawn.append(xy[:2]) or plot(axes, *xy, **look))
     monkeypatch.setattr(Axes, "axhline", lambda axes, y, **look: drawn.append((look["linestyle"], y)))
     monkeypatch.setattr(Axes, "axvspan", lambda axes, *ends, **look: drawn.append(ends))
-    rows = [{"step": 0, "knn_20": 0.5}, {"step": 1, "dino": 3.0}, {"step": 2, "dino": 3.0, "knn_20": 0.75}]
+    rows = [{"step": 0, "knn_20": 0.5}, {"step": 1, "dino": 3.0}, {"step": 2, "dino": 3.0, "knn_20": 0.75, "knn_9": 1}]
     for some in ([], rows[1:2], rows[1:], rows):
         drawn.clear()
         few = {} if some is rows else {"steps": 1}  # of high resolution none
@@ -154,4 +154,4 @@ def test_curves(tmp_path, monkeypatch):
         assert Image.open(tmp_path / "curves.png").size == (1660, 1280)
         assert ("--" in dict(drawn), ":" in dict(drawn), (1, 1) in drawn) == (some is rows, True, False)
     losses, uniform, knn, before = ((1, 2), (3.0, 3.0)), (":", math.log(32)), ((0, 2), (50.0, 75.0)), ("--", 50.0)
-    assert drawn == [(1225, 1250), losses, uniform, (1225, 1250), (1225, 1250), knn, before]
+    assert drawn == [(1225, 1250), losses, uniform, (1225, 1250), (1225, 1250), ((2,), (100,)), knn, before]
