@@ -1,37 +1,43 @@
 """Which component does what: the paper's ablations in miniature (§6.1 and Table 1; §6.4 and Table 3; §6.6).
 
-    python ablate.py                                              12 arms, three seeds each, the built-in images
+    python ablate.py                                              16 arms, three seeds each, the built-in images
     python ablate.py --arms dino whole --seeds 2 --steps 1000     any flag of train.py applies to all arms
 
-The first arms add one component after another, from DINO alone to the whole recipe.  The others remove one.  train.py
-trains each arm in a process and a folder of its own, and the same command continues after Ctrl-C or a crash.  All arms
-are measured at the recipe's last resolution: k-NN, a linear classifier, and with known parts foreground and agreement.
+The first arms add one component after another, from DINO alone to the whole recipe.  The next ones remove one.  The
+last ones train at high resolution from the first step (Fig. 6), a larger network, and a small one that it teaches
+(Fig. 5).  train.py trains each arm in a process and a folder of its own, and the same command continues after Ctrl-C or
+a crash.  All arms are measured at the recipe's last resolution: k-NN, also at half of it; a linear classifier; and for
+the built-in images the retrieval of things, and the foreground and the matches of patches.
 """
 
 import json
+import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 
 import torch
+from matplotlib.figure import Figure
 
-from evaluate import frozen_features, measure_knn
+from evaluate import frozen_features, measure_knn, measure_retrieval
 from linear_probe import linear_accuracy
 from pca_viz import draw_split
 from support.cli import Parser, parse_args, positive, report_errors
 from support.device import choose_threads, find_device
 from support.files import UserError, lock_folder, make_folder, write_safely
 from support.images import in_memory
-from support.log import catch_signals, write_metrics
-from support.start import load_splits_of
+from support.log import catch_signals, read_metrics, write_metrics
+from support.start import load_splits_of, start_run
 from support.weights import load_vit
 from train import schedules_at
 
 PLAIN = {"centering": "softmax", "koleo_weight": 0.0, "hires_share": 0.0}  # what iBOT does not have
 ARMS = {
+    "untrained": {},  # measured only
     "dino": {**PLAIN, "ibot_weight": 0.0, "mask_probability": 0.0},  # the image loss alone
     "ibot": {**PLAIN, "dino_weight": 0.0},  # the patch loss alone
     "both-tied": {**PLAIN, "tied_heads": True},  # iBOT
@@ -44,7 +50,22 @@ ARMS = {
     "no-masks": {"mask_probability": 0.0},  # and so no patch loss
     "no-local": {"n_local": 0},
     "no-ema": {"momentum": 0.0, "momentum_end": 0.0},  # the teacher is the student of the last step
+    "high": {"hires_share": 0.0},  # at the high resolution from the first step
+    "larger": {"arch": "vit_nano"},
+    "distilled": {"teacher": "larger"},  # whole, taught by the larger network of the same seed
 }
+MEASURES = {"knn_20": "k-NN", "knn_half": "k-NN, half the size", "linear": "linear", "retrieval": "retrieval mAP",
+            "iou": "foreground IoU", "agreement": "part agreement", "tflop": "TFLOP"}  # fmt: skip
+
+
+def flags_of(arm, seed, r, out):
+    """The flags that make an arm of recipe r; out: the folder of all runs."""
+    fields = {**ARMS[arm], "seed": seed}
+    if arm == "high":
+        fields["global_size"] = r.hires_size
+    if arm == "distilled":
+        fields["teacher"] = out / f"larger_{seed}" / "checkpoint.pt"
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in fields.items()]
 
 
 def train_arm(flags, out):
@@ -59,28 +80,41 @@ def train_arm(flags, out):
     return process.returncode
 
 
-def measure(folder, splits, size, device):
-    """Scores of a trained arm on the training and the test split, at size² pixels, and its arithmetic: a dict."""
-    network = load_vit(folder / "vit.pt", device)
+def measure(network, splits, size, folder):
+    """Scores of an arm on the training and the test split, at size² pixels, and its arithmetic: a dict."""
     if scores := measure_knn(network, *splits, size):  # empty without labels
+        scores["knn_half"] = next(iter(measure_knn(network, *splits, size // 2).values()))
         train, test = (frozen_features(network, images, size) for images in splits)
         known = torch.isin(splits[1].labels, splits[0].labels)  # test images of classes with training images
         test, test_y = test[known], splits[1].labels[known]
-        scores["linear"] = linear_accuracy(train.to(device), splits[0].labels, test, test_y)
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return scores | draw_split(network, splits[1], size, folder / "pca.png") | {"tflop": last["training_flops"] / 1e12}
+        train = train.to(next(network.parameters()).device)
+        scores["linear"] = linear_accuracy(train, splits[0].labels, test, test_y)
+    if splits[1].parts is not None:
+        scores["retrieval"] = measure_retrieval(network, size)
+    rows = read_metrics(folder / "metrics.jsonl", math.inf)
+    scores["tflop"] = max((row.get("training_flops", 0) for row in rows), default=0) / 1e12
+    return scores | draw_split(network, splits[1], size, folder / "pca.png")
 
 
 def write_results(rows, out):
-    """Write ablation.md, means over seeds and their range; return the table."""
-    knn = [name for name in rows[0] if name.startswith("knn_")][:1]  # 20 neighbours, if there are so many images
-    names = knn + [name for name in ("linear", "iou", "agreement", "tflop") if name in rows[0]]
-    table = f"| arm | seeds | {' | '.join(names)} |\n|{'---|' * (2 + len(names))}\n"
-    for arm in sorted({row["arm"] for row in rows}, key=list(ARMS).index):
+    """Write ablation.md, means over seeds and their range, and ablation.png, a dot for each seed; return the table."""
+    names = [name for name in MEASURES if name in rows[0]]
+    table = f"| arm | seeds | {' | '.join(map(MEASURES.get, names))} |\n|{'---|' * (2 + len(names))}\n"
+    arms = sorted({row["arm"] for row in rows}, key=list(ARMS).index)
+    for arm in arms:
         columns = [[row[name] for row in rows if row["arm"] == arm] for name in names]
         cells = [f"{fmean(x):.3g} ({min(x):.3g} to {max(x):.3g})" for x in columns]
         table += f"| {arm} | {len(columns[0])} | {' | '.join(cells)} |\n"
     write_safely(out / "ablation.md", lambda new: new.write_text(table))
+    figure = Figure(figsize=(2.4 * len(names), 0.8 + 0.28 * len(arms)), layout="constrained")
+    heights = [-arms.index(row["arm"]) for row in rows]
+    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
+        axes.plot([row[name] for row in rows], heights, "o", color="#0072B2", alpha=0.5)
+        if "untrained" in arms and name != "tflop":
+            axes.axvline(fmean(row[name] for row in rows if row["arm"] == "untrained"), color="#D55E00", linestyle="--")
+        axes.set(title=MEASURES[name], yticks=[-i for i in range(len(arms))], yticklabels=arms)
+    figure.suptitle("A dot for each seed; the dashed line is the untrained network")
+    write_safely(out / "ablation.png", lambda new: figure.savefig(new, dpi=150, format="png"))
     return table
 
 
@@ -99,7 +133,7 @@ def main(argv=None):
     choose_threads()
     image_size, size = (schedules_at(r.steps - 1, r)[name] for name in ("image_size", "global_size"))
     splits = [in_memory(images, r.eval_images, size) for images in load_splits_of(r, image_size)]
-    make_folder(out, "ablation.jsonl", "ablation.md")
+    make_folder(out, "ablation.jsonl", "ablation.md", "ablation.png")
     with lock_folder(out):
         path, failed = out / "ablation.jsonl", []
         try:
@@ -113,13 +147,18 @@ def main(argv=None):
             if any((arm, seed) == (row["arm"], row["seed"]) for row in rows):
                 continue
             print(f"arm {arm}, seed {seed}", flush=True)
-            folder, fields = out / f"{arm}_{seed}", {**ARMS[arm], "seed": seed}
-            if train_arm([*flags, *(f"--{k}" if v is True else f"--{k}={v}" for k, v in fields.items())], folder):
+            folder = out / f"{arm}_{seed}"
+            if arm == "untrained":
+                make_folder(folder)
+                network = start_run(replace(r, seed=seed), device).ema.backbone
+            elif train_arm([*flags, *flags_of(arm, seed, r, out)], folder):
                 failed.append(folder.name)
+                continue
             else:
-                rows.append({"arm": arm, "seed": seed, **same, **measure(folder, splits, size, device)})
-                write_metrics(path, rows)
-                write_results(rows, out)
+                network = load_vit(folder / "vit.pt", device)
+            rows.append({"arm": arm, "seed": seed, **same, **measure(network, splits, size, folder)})
+            write_metrics(path, rows)
+            write_results(rows, out)
         print(write_results(rows, out) if rows else "", end="")
     print(f"{out}: {len(rows)} runs" + "".join(f", {name} failed" for name in failed))
     return int(bool(failed))

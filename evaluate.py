@@ -24,10 +24,12 @@ import vit as networks
 from augment import normalize
 from distributed import in_shares, rank
 from linear_probe import b3_features, count_classes, linear_probe, logistic_regression, probe_tokens, segmentation_iou
+from retrieval import mean_average_precision
 from support.cli import CHOICES, Parser, add_device, add_scale, positive, report_errors, side
 from support.device import autocast, choose_threads, find_device
 from support.files import UserError, check_out, write_safely
 from support.images import Images, in_order, load_splits, whole_patches
+from support.shapes import draw_things
 from support.weights import load_vit
 
 KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the largest that it tries (10, 20, 100, 200)
@@ -104,6 +106,13 @@ def measure_knn(vit, train, test, size, n_train=None):
     ks = allowed_ks(KS, len(chosen))
     accuracies = knn_accuracies(x, train.labels[chosen], test_x, test.labels[known], ks)
     return {f"knn_{k}": accuracy for k, accuracy in zip(ks, accuracies)}
+
+
+def measure_retrieval(vit, size):
+    """mAP of [CLS] features at size²: each picture of a built-in thing finds the other pictures of this thing."""
+    pixels, things = draw_things(size, seed=0)
+    x = frozen_features(vit, pixels, size)
+    return mean_average_precision(x, x, things[:, None] == things, torch.eye(len(x), dtype=torch.bool))
 
 
 def allowed_ks(ks, n):

@@ -132,6 +132,20 @@ def draw_shapes(split, size, seed):
     return pixels, labels, parts
 
 
+def draw_things(size, seed, n=10):
+    """n images of each of 100 things: the parts of one kind in one pose, under the coat of one kind.
+
+    Pixels (100·n, 3, S, S) uint8, things (100·n,).  Place, tilt, size, tone, light and ground of the images differ.
+    """
+    def in_one_pose(parts_of):
+        return lambda u: parts_of(lambda low, high: u(low, high)[:1])  # one number for all images
+
+    generator = torch.Generator().manual_seed(seed)
+    things = [(coat, in_one_pose(parts_of)) for coat, _ in KINDS.values() for _, parts_of in KINDS.values()]
+    pixels = [draw(thing, n, size, generator)[0] for thing in things]
+    return torch.cat(pixels), torch.arange(len(things)).repeat_interleave(n)
+
+
 def draw(kind, n, size, generator):
     """n images of a kind, a value of KINDS: (n, 3, S, S) uint8, and the part of each pixel, (n, S, S) uint8."""
     coat, parts_of = kind
