@@ -1,4 +1,4 @@
-"""Measure frozen features: weighted k-NN and linear classifiers. (DINOv2 §7.1, §7.2, §7.4)
+"""Measure frozen features: weighted k-NN, linear classifiers, retrieval. (DINOv2 §7.1 to §7.4)
 
     python evaluate.py --weights runs/mine/vit.pt --data DIR
 
@@ -137,58 +137,91 @@ def load_network(args):
     return vit, whole_patches(args.size or min(vit.img_size, EVAL_SIZE), vit.patch_size)
 
 
+def split_features(vit, images, size, key):
+    """Features (N, D') of a split's readable images, raw pixels without a network; and which these are, (N,) bool."""
+    if vit is None and images.pixels is None:
+        raise UserError("there are too many images for --weights pixels, which holds all of them in memory")
+    x = frozen_features(vit, images, size, key) if vit else images.pixels.flatten(1).float() / 255
+    good = images.readable()  # a streamed split finds broken files only while it is read
+    return x[good], good
+
+
+def other_test_set(args, vit, size, key, classes):
+    """All images of --other whose class is one of `classes`: features (M, D'), labels (M,)."""
+    features, labels = [], []
+    for images in load_splits(args.other, size, 0, args.scale):
+        if images.labels is not None:  # training images can stand in for absent test images
+            x, good = split_features(vit, images, size, key)
+            number = torch.tensor([classes.index(name) if name in classes else -1 for name in images.classes])
+            features.append(x)
+            labels.append(number[images.labels[good]])
+    if not labels:
+        raise UserError(f"--other {args.other} has no labels: name its class folders as those of --data {args.data}")
+    return torch.cat(features), torch.cat(labels)
+
+
 def evaluate(args):
     """Save the features, or print a line per classifier with its score and hyper-parameters, or both."""
     vit, size = load_network(args)
     splits = load_splits(args.data, size, 0, args.scale, args.labels)
-    measured = not args.save or args.k or args.linear is not None
+    measured = not args.save or args.k or args.linear is not None or args.other
     if measured and any(images.labels is None for images in splits):
         raise UserError(f"{args.data} does not have labels in both splits: put the images of each class into a folder, "
                         "or list them in a .csv with path,label; --save FILE.npz alone needs no labels")  # fmt: skip
-    if vit is None and any(images.pixels is None for images in splits):
-        raise UserError(f"{args.data} is too large for --weights pixels, which holds all images in memory")
     kinds = args.linear or ["grid", "logistic"] + ["parts"] * (vit is not None and splits[0].parts is not None)
-    grid = vit is not None and measured and "grid" in kinds
-    if vit:
-        key = probe_tokens if grid else "x_norm_clstoken"
-        features = [frozen_features(vit, images, size, key) for images in splits]
-    else:
-        features = [images.pixels.flatten(1).float() / 255 for images in splits]
-    readable = [images.readable() for images in splits]  # a streamed split finds broken files only while it is read
-    features = [x[good] for x, good in zip(features, readable)]
-    features[0] = features[0].to(args.device)
-    train, test = (b3_features(x, vit.embed_dim) if grid else {"pixels": x} for x in features)
-    x, test_x = (next(iter(named.values())) for named in (train, test))  # [CLS] or pixels: (N, D), (M, D)
-    print(f"{args.weights}: {x.shape[1]} features from {size}×{size} pixels, on {args.device}, {args.threads}")
+    dim = vit.embed_dim if vit and measured and "grid" in kinds else None  # of the four features of B.3
+    key = probe_tokens if dim else "x_norm_clstoken"
+    (x, good), (test_x, test_good) = (split_features(vit, images, size, key) for images in splits)
+    cls, test_cls = (next(iter(named_features(z, dim).values())) for z in (x, test_x))  # [CLS] or pixels
+    print(f"{args.weights}: {cls.shape[1]} features from {size}×{size} pixels, on {args.device}, {args.threads}")
     if args.save:
-        save_features(args.save, splits, (x, test_x), readable)
+        save_features(args.save, splits, (cls, test_cls), (good, test_good))
         print(f"features of {len(x)} training and {len(test_x)} test images saved: {args.save}")
     if not measured:
         return
-    y, test_y = (images.labels[good] for images, good in zip(splits, readable))
-    known = torch.isin(test_y, y)
-    if not known.any() or len(y.unique()) < 2:
-        raise UserError(f"{args.data}: there are no two classes with training images, of which one has test images")
-    if not known.all():
-        print(f"{(~known).sum()} of {len(known)} test images are of classes without training images, and are left out")
-        test, test_x, test_y = {name: z[known] for name, z in test.items()}, test_x[known], test_y[known]
-    print_row("chance", f"{1 / len(y.unique()):.2%}")  # a guess names any class of training
-    ks = allowed_ks(args.k or KS, len(x))
-    centre = 0 if vit else x.mean(0)  # raw pixels are all positive, so their cosines are all near 1
-    for k, accuracy in zip(ks, knn_accuracies(x - centre, y, test_x - centre, test_y, ks)):
-        print_row(f"k-NN (k = {k})", f"{accuracy:.2%}")
-    if "grid" in kinds:
-        accuracy, name, rate = linear_probe(train, y, test, test_y)
-        print_row("linear probe", f"{accuracy:.2%}", f"{name}, rate {rate:g}")
-    if "logistic" in kinds:
-        accuracy, penalty = logistic_regression(x, y, test_x, test_y)
-        print_row("logistic", f"{accuracy:.2%}", f"λ = {penalty:g}")
-    if "parts" in kinds:
+    x, y, test_y = x.to(args.device), splits[0].labels[good], splits[1].labels[test_good]
+    print_scores(args, kinds, dim, x, y, test_x, test_y)
+    if vit and splits[0].parts is not None and "parts" in kinds:
         n = max(2, TOKENS // (vit.embed_dim * (size // vit.patch_size) ** 2))
         tokens, test_tokens = (frozen_features(vit, images.pixels[:n], size, "x_norm_patchtokens") for images in splits)
         parts, test_parts = (images.parts[:n] for images in splits)
         iou, rate = segmentation_iou(tokens.to(args.device), parts, test_tokens, test_parts)
         print_row("mIoU of parts", f"{iou:.3f}", f"rate {rate:g}")
+        print_row("mAP of things", f"{measure_retrieval(vit, size):.3f}")
+    if args.other:
+        other = other_test_set(args, vit, size, key, splits[0].classes)
+        print(f"{args.other}, all of its images:")
+        print_scores(args, kinds, dim, x, y, *other)
+
+
+def named_features(x, dim):
+    """Features (N, D') -> {name: features}: the four of B.3 for a network `dim` wide, or x alone without dim."""
+    return b3_features(x, dim) if dim else {"pixels": x}
+
+
+def print_scores(args, kinds, dim, x, y, test_x, test_y):
+    """Print k-NN and the linear classifiers of `kinds`; test images of classes without training images are left out.
+
+    x, test_x: (N, D'), (M, D'), for `named_features`.  What is chosen is chosen on training images.
+    """
+    known = torch.isin(test_y, y)
+    if not known.any() or len(y.unique()) < 2:
+        raise UserError(f"{args.data}: there are no two classes with training images, of which one has test images")
+    if not known.all():
+        print(f"{(~known).sum()} of {len(known)} test images are of classes without training images, and are left out")
+    test_y, train, test = test_y[known], named_features(x, dim), named_features(test_x[known], dim)
+    cls, test_cls = (next(iter(named.values())) for named in (train, test))
+    print_row("chance", f"{1 / len(y.unique()):.2%}")  # a guess names any class of training
+    ks = allowed_ks(args.k or KS, len(x))
+    centre = 0 if args.weights != "pixels" else cls.mean(0)  # pixels are all positive, so their cosines are all near 1
+    for k, accuracy in zip(ks, knn_accuracies(cls - centre, y, test_cls.to(args.device) - centre, test_y, ks)):
+        print_row(f"k-NN (k = {k})", f"{accuracy:.2%}")
+    if "grid" in kinds:
+        accuracy, name, rate = linear_probe(train, y, test, test_y)
+        print_row("linear probe", f"{accuracy:.2%}", f"{name}, rate {rate:g}")
+    if "logistic" in kinds:
+        accuracy, penalty = logistic_regression(cls, y, test_cls, test_y)
+        print_row("logistic", f"{accuracy:.2%}", f"λ = {penalty:g}")
 
 
 def print_row(name, score, chosen=""):
@@ -218,6 +251,7 @@ def main(argv=None):
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file; or a "
                         "baseline: 'random' for an untrained network, 'pixels' for raw pixels")
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
+    parser.add_argument("--other", help="a second test set, of another kind, with the classes of --data (Table 6)")
     parser.add_argument("--labels", choices=CHOICES["labels"], default="auto", help="none: --data names no classes")
     parser.add_argument("--size", type=side, help="side of the images in pixels (default: the network's own, at most "
                         f"{EVAL_SIZE}; {PIXEL_SIZE} for a baseline)")
@@ -225,7 +259,7 @@ def main(argv=None):
     parser.add_argument("--patch-size", type=side, default=4, help="its patch side in pixels (default: %(default)s)")
     parser.add_argument("--k", type=positive, nargs="+", help="neighbours that vote (default: 20 200)")
     parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), help="linear probes, "
-                        "logistic regression, segmentation of --data shapes (default: all)")
+                        "logistic regression; segmentation and retrieval in --data shapes (default: all)")
     parser.add_argument("--save", type=Path, metavar="FILE.npz", help="save the features of all images for NumPy; "
                         "measure only if --k or --linear is given")
     add_scale(parser)

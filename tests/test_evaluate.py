@@ -161,8 +161,9 @@ def test_the_table_of_a_network(few_shapes, capsys, monkeypatch):
     flags = "--weights random --arch vit_pico --size 16 --k 5 --linear"
     first, rows = scores(capsys, flags)
     assert first.startswith("random: 96 features from 16×16 pixels")
-    assert [row[0] for row in rows] == ["k-NN (k = 5)", "linear probe", "logistic", "mIoU of parts"]
-    assert rows[1][2].startswith("[CLS] of ") and 0 < float(rows[3][1]) < 1
+    assert [row[0] for row in rows] == ["k-NN (k = 5)", "linear probe", "logistic", "mIoU of parts",
+                                     "mAP of things"]  # fmt: skip
+    assert rows[1][2].startswith("[CLS] of ") and 0 < float(rows[3][1]) < 1 and 0.01 < float(rows[4][1]) < 1
     assert scores(capsys, f"{flags} logistic parts")[1] == [rows[0], *rows[2:]]
     monkeypatch.setattr(evaluate, "TOKENS", 96 * 16 * 12)  # of 12 images
     assert scores(capsys, f"{flags} parts")[1][1] != rows[3]
@@ -210,6 +211,20 @@ def test_a_class_without_training_images_is_left_out(labelled, capsys):
     assert [line.split()[n] for line, n in ((chance, 1), (knn, 4), (logistic, 1))] == ["50.00%", "100.00%", "100.00%"]
 
 
+def test_a_second_test_set(labelled, tmp_path, capsys):
+    """All of its images, by the names of their classes, and by the classifiers that the first set chose: light is b."""
+    command = f"--weights pixels --data {labelled} --size 4 --k 1 --linear logistic --other {tmp_path}/other".split()
+    for i, (kind, level) in enumerate([("b", 100), ("b", 110), ("a", 0), ("a", 120), ("z", 0)]):
+        save(tmp_path / "other" / kind / f"{i}.png", level)
+    assert main(command) == 0
+    *_, other, left_out, chance, knn, _ = capsys.readouterr().out.splitlines()
+    assert other == f"{tmp_path}/other, all of its images:" and left_out.startswith("1 of 5 test images are of classes")
+    assert (chance.split()[1], knn.split()[4]) == ("50.00%", "75.00%")
+    shutil.rmtree(tmp_path / "other/b")
+    shutil.rmtree(tmp_path / "other/a")
+    assert main(command) == 2 and "has no labels: name its class folders as those" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("argv, words", [
     ("--weights pixels", "required: --data"),
     ("--weights pixels --data shapes --k 0", "'0' is not a whole number"),
@@ -219,10 +234,10 @@ def test_a_class_without_training_images_is_left_out(labelled, capsys):
     ("--weights random --data cifar10 --linear parts", "--linear parts needs a network and --data shapes"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),
     ("--weights pixels --data LABELLED/test/a --save LABELLED/x.npz --k 1", "test/a does not have labels in both"),
-    ("--weights pixels --data LABELLED", "is too large for --weights pixels"),
+    ("--weights pixels --data LABELLED", "too many images for --weights pixels"),
 ])  # fmt: skip
 def test_a_wrong_flag_or_dataset_is_one_line_and_status_2(capsys, argv, words, labelled, monkeypatch):
-    if words.startswith("is too large"):
+    if words.startswith("too many"):
         monkeypatch.setattr(image_module, "MEMORY_LIMIT", 0)
     assert main(argv.replace("LABELLED", str(labelled)).split()) == 2
     *_, error = capsys.readouterr().err.splitlines()  # after what is said of the dataset

@@ -46,6 +46,18 @@ def test_kinds_have_their_parts(splits):
         assert torch.cat(borders, dim=1).any(1).float().mean() > 0.2
 
 
+def test_a_thing_has_one_pose(monkeypatch):
+    """The ten coats on the parts of ten kinds; the numbers of its parts are one for all of its images."""
+    drawn = []
+    monkeypatch.setattr(shapes, "draw", lambda thing, n, *_: drawn.append(thing) or (torch.zeros(n, 1), None))
+    pixels, things = shapes.draw_things(8, seed=0, n=3)
+    assert len(pixels) == 300 and things.bincount().tolist() == [3] * 100
+    assert len({coat for coat, _ in drawn}) == 10
+    for _, parts_of in drawn:
+        for _, _, place, *numbers in parts_of(lambda low, high: torch.full((3, 1, 1, 1), low)):
+            assert all(torch.as_tensor(number).numel() == 1 for number in (*place, *numbers))
+
+
 @pytest.mark.parametrize("outline, sizes, inside, edge, outside", [
     (shapes.oval, (2.0, 1.0), (0, 0.9), (2, 0), (0, 1.5)),  # half axes
     (shapes.box, (2.0, 1.0), (1.9, 0.5), (2, 0), (2.5, 0)),  # half sides
