@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import vit as networks
 from augment import normalize
 from distributed import in_shares, rank
 from linear_probe import b3_features, count_classes, linear_probe, logistic_regression, probe_tokens, segmentation_iou
@@ -127,12 +126,6 @@ def load_network(args):
     """The network of --weights, None for raw pixels, and the side of its images."""
     if args.weights == "pixels":
         return None, min(args.size or PIXEL_SIZE, PIXEL_SIZE)
-    if args.weights == "random":
-        size = whole_patches(args.size or PIXEL_SIZE, args.patch_size)
-        torch.manual_seed(0)
-        # The small recipes' LayerScale: at 1e-5 the blocks of an untrained network would do nothing.
-        vit = getattr(networks, args.arch)(patch_size=args.patch_size, img_size=size, layer_scale=0.1)
-        return vit.to(args.device), size
     vit = load_vit(args.weights, args.device)
     return vit, whole_patches(args.size or min(vit.img_size, EVAL_SIZE), vit.patch_size)
 
@@ -248,15 +241,13 @@ def save_features(path, splits, features, readable):
 def main(argv=None):
     """Run the program and return its exit status."""
     parser = Parser(prog="evaluate.py", description="Measure frozen features by k-NN and linear classifiers.")
-    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file; or a "
-                        "baseline: 'random' for an untrained network, 'pixels' for raw pixels")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file; or "
+                        "pixels: raw pixels, to compare with")
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
     parser.add_argument("--other", help="a second test set, of another kind, with the classes of --data (Table 6)")
     parser.add_argument("--labels", choices=CHOICES["labels"], default="auto", help="none: --data names no classes")
     parser.add_argument("--size", type=side, help="side of the images in pixels (default: the network's own, at most "
-                        f"{EVAL_SIZE}; {PIXEL_SIZE} for a baseline)")
-    parser.add_argument("--arch", choices=CHOICES["arch"], default="vit_nano", help="network of --weights random")
-    parser.add_argument("--patch-size", type=side, default=4, help="its patch side in pixels (default: %(default)s)")
+                        f"{EVAL_SIZE}; {PIXEL_SIZE} for pixels)")
     parser.add_argument("--k", type=positive, nargs="+", help="neighbours that vote (default: 20 200)")
     parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), help="linear probes, "
                         "logistic regression; segmentation and retrieval in --data shapes (default: all)")

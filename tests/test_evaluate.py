@@ -156,11 +156,13 @@ def test_the_table_of_raw_pixels(few_shapes, capsys):
     assert rows[2][2].startswith("pixels, rate ") and rows[3][2].startswith("λ = ")
 
 
-def test_the_table_of_a_network(few_shapes, capsys, monkeypatch):
+def test_the_table_of_a_network(few_shapes, tmp_path, capsys, monkeypatch):
     """Without the grid of linear probes the other numbers are the same; segmentation takes as many images as fit."""
-    flags = "--weights random --arch vit_pico --size 16 --k 5 --linear"
+    torch.manual_seed(0)
+    torch.save(vit_pico(patch_size=4, img_size=16, layer_scale=0.1).state_dict(), tmp_path / "vit.pt")
+    flags = f"--weights {tmp_path}/vit.pt --k 5 --linear"
     first, rows = scores(capsys, flags)
-    assert first.startswith("random: 96 features from 16×16 pixels")
+    assert first.startswith(f"{tmp_path}/vit.pt: 96 features from 16×16 pixels")
     assert [row[0] for row in rows] == ["k-NN (k = 5)", "linear probe", "logistic", "mIoU of parts",
                                      "mAP of things"]  # fmt: skip
     assert rows[1][2].startswith("[CLS] of ") and 0 < float(rows[3][1]) < 1 and 0.01 < float(rows[4][1]) < 1
@@ -231,7 +233,7 @@ def test_a_second_test_set(labelled, tmp_path, capsys):
     ("--weights pixels --data shapes --labels none", "shapes has classes; leave --labels none out"),
     ("--weights pixels --data shapes --scale 3 2", "--scale: LOW must be below HIGH; got 3.0 2.0"),
     ("--weights pixels --data shapes --save nowhere/a.npz", "there is no folder nowhere"),
-    ("--weights random --data cifar10 --linear parts", "--linear parts needs a network and --data shapes"),
+    ("--weights pixels --data cifar10 --linear parts", "--linear parts needs a network and --data shapes"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),
     ("--weights pixels --data LABELLED/test/a --save LABELLED/x.npz --k 1", "test/a does not have labels in both"),
     ("--weights pixels --data LABELLED", "too many images for --weights pixels"),
