@@ -1,0 +1,119 @@
+// The page of explore.py: point at a patch, and every picture shows the cosines of its patches with that patch.
+const bytes = (text, Type) => new Type(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
+const SIDE = DATA.side, N = SIDE * SIDE, K = DATA.step.length, COUNT = DATA.pictures.length;
+const codes = bytes(DATA.features, Uint16Array), rgb = bytes(DATA.rgb, Uint8Array);
+const inside = bytes(DATA.foreground, Uint8Array), attention = bytes(DATA.attention, Uint8Array);
+const features = Float32Array.from(codes, (c, i) => DATA.low[i % K] + c * DATA.step[i % K]); // (I, N, K)
+document.head.insertAdjacentHTML("beforeend", `<style>
+:root { color-scheme: light dark; font: 16px system-ui, sans-serif }
+body { margin: 1em auto; max-width: 70em; padding: 0 .7em }
+#grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: .6em }
+figure { margin: 0 } figcaption { font-size: .85em; min-height: 1.3em }
+canvas { width: 100%; aspect-ratio: 1; display: block; cursor: crosshair; touch-action: manipulation }
+#bar { display: inline-block; width: 10em; height: .8em; vertical-align: middle;
+       background: linear-gradient(90deg, ${[0, .25, .5, .75, 1].map(x => `rgb(${colour(x)})`)}) }
+</style>`);
+document.body.insertAdjacentHTML("beforeend", `<h1>Where does this patch lie in the other pictures?</h1>
+<p>Point at a patch, or touch it. A click keeps it; a second click lets it go. Arrows move the patch, Tab the picture.</p>
+<p id="views">${["Heat map", "PCA colours", "Foreground alone", "[CLS] attention", "Nearest pictures"].map((name, i) =>
+  `<label><input type="radio" name="view" value="${i}" ${i ? "" : "checked"}> ${name}</label>`).join(" ")}</p>
+<p id="ends"></p><div id="grid"></div><p id="words" aria-live="polite"></p>
+<p>At most 64 pictures and 1,024 patches of a picture.</p>`);
+const at = id => document.getElementById(id);
+let view = 0, picture = 0, patch = (SIDE >> 1) * SIDE + (SIDE >> 1), kept = false;
+const figures = DATA.pictures.map((address, i) => {
+  const figure = document.createElement("figure"), canvas = document.createElement("canvas");
+  canvas.width = canvas.height = 256;
+  canvas.tabIndex = 0;
+  canvas.setAttribute("aria-label", `picture ${i + 1}`);
+  figure.append(canvas, document.createElement("figcaption"));
+  at("grid").append(figure);
+  const image = new Image();
+  image.onload = draw;
+  image.src = address;
+  const point = event => {
+    const box = canvas.getBoundingClientRect(), cell = x => Math.max(0, Math.min(SIDE - 1, Math.floor(x * SIDE)));
+    picture = i;
+    patch = cell((event.clientY - box.top) / box.height) * SIDE + cell((event.clientX - box.left) / box.width);
+    draw();
+  };
+  canvas.onpointermove = event => kept || point(event);
+  canvas.onclick = event => { kept = !kept; if (kept) point(event); };
+  canvas.onfocus = () => { if (!kept && canvas.matches(":focus-visible")) { picture = i; draw(); } };
+  canvas.onkeydown = event => {
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const x = patch % SIDE + step[0], y = Math.floor(patch / SIDE) + step[1];
+    picture = i;
+    if (x >= 0 && y >= 0 && x < SIDE && y < SIDE) patch = y * SIDE + x;
+    draw();
+  };
+  return { canvas, image, words: figure.lastChild };
+});
+at("views").onchange = event => { view = +event.target.value; draw(); };
+
+function colour(x) { // dark blue, green, yellow: darker is less for every reader
+  return [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]].reduce((sum, c, i) =>
+    sum.map((s, j) => s + c[j] * Math.max(0, 1 - Math.abs(x * 4 - i))), [0, 0, 0]).map(Math.round);
+}
+
+function cosines() { // of the patch under the pointer with all: (I · N)
+  const from = (picture * N + patch) * K, found = new Float32Array(COUNT * N);
+  for (let p = 0; p < COUNT * N; p++) {
+    let sum = 0;
+    for (let k = 0; k < K; k++) sum += features[from + k] * features[p * K + k];
+    found[p] = Math.min(1, sum);
+  }
+  return found;
+}
+
+function paint(i, values, low) {
+  const { canvas, image } = figures[i], pen = canvas.getContext("2d"), small = new ImageData(SIDE, SIDE), half = SIDE / 2;
+  for (let n = 0; n < N; n++) {
+    const p = i * N + n, coarse = (Math.floor(n / SIDE) >> 1) * half + (n % SIDE >> 1);
+    const share = view == 0 ? (values[p] - low) / (1 - low) : attention[i * half * half + coarse] / 255;
+    const paints = view == 1 ? [...rgb.subarray(3 * p, 3 * p + 3), 255] : view == 2 ? [0, 0, 0, inside[p] ? 0 : 255]
+      : view == 4 ? [0, 0, 0, 0] : [...colour(share), 150];
+    small.data.set(paints, 4 * n);
+  }
+  const layer = new OffscreenCanvas(SIDE, SIDE);
+  layer.getContext("2d").putImageData(small, 0, 0);
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(image, 0, 0, 256, 256);
+  pen.drawImage(layer, 0, 0, 256, 256);
+}
+
+function ring(i, n) {
+  const pen = figures[i].canvas.getContext("2d"), cell = 256 / SIDE, radius = Math.max(8, cell * .8);
+  for (const [style, width] of [["black", 5], ["white", 2]]) {
+    pen.strokeStyle = style;
+    pen.lineWidth = width;
+    pen.beginPath();
+    pen.arc((n % SIDE + .5) * cell, (Math.floor(n / SIDE) + .5) * cell, radius, 0, 7);
+    pen.stroke();
+  }
+}
+
+function draw() {
+  const values = cosines(), low = Math.min(values.reduce((a, b) => Math.min(a, b)), .999), order = DATA.cls[picture];
+  const best = figures.map((_, i) => {
+    const own = values.subarray(i * N, (i + 1) * N);
+    return i == picture ? patch : own.indexOf(own.reduce((a, b) => Math.max(a, b)));
+  });
+  figures.forEach(({ canvas, words }, i) => {
+    paint(i, values, low);
+    if (view < 4) ring(i, best[i]);
+    canvas.parentNode.style.order = view == 4 ? Math.round((1 - order[i]) * 1000) - (i == picture) : 0;
+    canvas.dataset.best = best[i];
+    canvas.dataset.cosine = values[i * N + best[i]].toFixed(4);
+    words.textContent = i == picture ? `${i + 1}: the ${view == 4 ? "picture" : "patch"} itself`
+      : `${i + 1}: cosine ${view == 4 ? order[i].toFixed(2) : values[i * N + best[i]].toFixed(2)}`;
+  });
+  at("ends").innerHTML = [`Cosine ${low.toFixed(2)} <span id="bar"></span> 1.00; rings: the best match of each picture`,
+    "Colours: the second PCA, of the foreground; black: background", "The foreground of the first PCA",
+    `Attention, mean of all heads: 0 <span id="bar"></span> the largest of each picture`,
+    "The nearest pictures first, by the cosine of their [CLS]"][view];
+  at("words").textContent = `Patch ${patch % SIDE + 1}, ${Math.floor(patch / SIDE) + 1} of picture ${picture + 1}. ` +
+    (kept ? "Kept; click to let it go." : "");
+}

@@ -1,0 +1,101 @@
+"""Write one page to move the pointer over: where a patch lies in every other picture. (DINOv2 §7.5, Fig. 10)
+
+    python explore.py IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out explore.html
+
+    cos(x, y) ≈ (l + s a) · (l + s b)      a, b = round((Vᵀx − l) / s), round((Vᵀy − l) / s) in 0 … 65,535
+
+    x, y  (D,)    features of two patches, each of length 1
+    V     (D, k)  the first k principal components of all patches, not centred, so that products stay cosines
+    l, s  (k,)    the least value of each component; the distance from it to the largest, divided by 65,535
+"""
+
+import base64
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from attention import cls_attention
+from augment import normalize
+from pca_viz import fine_tokens, pca_rgb
+from support.cli import Parser, add_device, add_scale, report_errors
+from support.device import choose_threads, find_device
+from support.files import UserError, check_out, write_safely
+from support.images import read_images
+from support.weights import load_vit
+
+MOST, SIDE = 64, 32  # ours: pictures of a page; patches along a picture's side, 1,024 in all
+COMPONENTS, BYTES = 64, 1_400_000  # ours: components at most; bytes of all features, so that a page stays below 3 MB
+
+
+def quantize(tokens):
+    """Patch tokens (I, N, D) -> uint16 (I, N, k), and of each component the least value and the step, (k,) each."""
+    x = F.normalize(tokens.double().flatten(0, 1), dim=1)  # (P, D)
+    k = min(COMPONENTS, x.shape[1], max(1, BYTES // (2 * len(x))))
+    y = x @ torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]  # (P, k)
+    # With 8 bits the rounding of the largest components changes the best match of one patch in ten.
+    low, step = y.amin(0), ((y.amax(0) - y.amin(0)) / 65535).clamp(min=1e-12)  # (k,), (k,)
+    return ((y - low) / step).round().to(torch.uint16).view(*tokens.shape[:2], k), low, step
+
+
+def encode(x):
+    """The bytes of a tensor as base64 text."""
+    return base64.b64encode(x.contiguous().numpy().tobytes()).decode()
+
+
+@torch.inference_mode()
+def write_page(vit, images, size, path):
+    """Write the page of images (I, 3, S, S) uint8, seen by the network at size² pixels."""
+    x = F.interpolate(images.float() / 255, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    x = normalize(x.to(next(vit.parameters()).device)).split(1)
+    tokens = torch.cat([fine_tokens(vit, image[None], size) for image in images])  # (I, N, D)
+    cls = F.normalize(torch.cat([vit.forward_features(image)["x_norm_clstoken"].cpu() for image in x]), dim=1)
+    attention = torch.cat([cls_attention(vit, image, vit.n_blocks - 1).mean(1).cpu() for image in x])  # (I, N / 4)
+    rgb, foreground = pca_rgb(tokens)
+    features, low, step = quantize(tokens)
+    data = {"side": math.isqrt(tokens.shape[1]), "low": low.tolist(), "step": step.tolist(),
+            "features": encode(features),
+            "rgb": encode((rgb * 255).byte()), "foreground": encode(foreground.byte()), "pictures": [],
+            "attention": encode((attention / attention.amax(1, keepdim=True) * 255).byte()),
+            "cls": [[round(c, 3) for c in row] for row in (cls @ cls.T).tolist()]}  # fmt: skip
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=85)
+        data["pictures"].append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
+    script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    head = "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    head += "<title>Explore patch features</title><body>"
+    page = f"{head}<script>const DATA = {json.dumps(data)};\n{script}</script>"
+    write_safely(path, lambda new: new.write_text(page, encoding="utf-8"))
+
+
+@report_errors("explore.py", ValueError)
+def main(argv=None):
+    """Write the page that the command line asks for, and return the exit status."""
+    parser = Parser(prog="explore.py", description="Write a page that shows where a patch lies in other pictures.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
+    parser.add_argument("--out", type=Path, default=Path("explore.html"), help="the page (default: %(default)s)")
+    add_scale(parser)
+    add_device(parser)
+    args = parser.parse_args(argv)
+    check_out(args.out)
+    if args.out.absolute() in [Path(image).absolute() for image in args.images]:
+        raise UserError(f"--out {args.out} would replace one of the images; choose another name")
+    device, threads = find_device(args.device), choose_threads()
+    vit = load_vit(args.weights, device)
+    print(f"{args.weights} on {device}, {threads}")
+    size = min(vit.img_size, SIDE // 2 * vit.patch_size)  # patches are shifted by half, so a side has twice as many
+    images = read_images(args.images, size, vit.patch_size, scale=args.scale, most=MOST)
+    write_page(vit, torch.stack(images), size, args.out)
+    print(f"{len(images)} images, {args.out.stat().st_size / 1e6:.1f} MB: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
