@@ -114,6 +114,8 @@ function draw() {
     "Colours: the second PCA, of the foreground; black: background", "The foreground of the first PCA",
     `Attention, mean of all heads: 0 <span id="bar"></span> the largest of each picture`,
     "The nearest pictures first, by the cosine of their [CLS]"][view];
+  const top = figures.map((f, i) => i == picture ? -2 : +f.canvas.dataset.cosine).reduce((m, c, i, a) => c > a[m] ? i : m, 0);
   at("words").textContent = `Patch ${patch % SIDE + 1}, ${Math.floor(patch / SIDE) + 1} of picture ${picture + 1}. ` +
+    (COUNT > 1 ? `Best match: picture ${top + 1}, cosine ${(+figures[top].canvas.dataset.cosine).toFixed(2)}. ` : "") +
     (kept ? "Kept; click to let it go." : "");
 }
