@@ -3,8 +3,8 @@
     python train.py                                    the built-in images, minutes on a laptop
     python train.py --data DIR --out runs/mine         your own images; any field of recipes.py is a flag
     python train.py --resume                           continue after Ctrl-C, a closed terminal, a crash or kill -9
-    python train.py --init runs/mine/checkpoint.pt     start from a finished run, or from released weights
-    torchrun --nproc-per-node 8 train.py ...           eight GPUs (distributed.py)
+    python train.py --init W --data DIR --out runs/b   a new run from the weights of another one, or from released ones
+    torchrun --nproc-per-node 8 train.py FLAGS         eight GPUs (distributed.py)
 
     loss = w_D · L_DINO + w_I · L_iBOT + w_K · Σ_v L_KoLeo(global view v)
     teacher ← m · teacher + (1 − m) · student
@@ -48,7 +48,7 @@ from support.start import check_images, load_splits_of, make_crop, prepare_run, 
 
 
 def phases(r):
-    """(name, first step, end, base learning rate): heads alone on given weights, low resolution, high resolution."""
+    """(name, first step, end, base learning rate) of each: only the heads, with --init; low resolution; high."""
     low = r.steps - round(r.steps * r.hires_share)
     heads = min(round(r.steps * r.head_warmup), low) if r.init else 0
     return [("heads", 0, heads, r.lr), ("low", heads, low, r.init_lr if r.init else r.lr),
@@ -80,7 +80,7 @@ def schedules_at(step, r):
 def train_step(run, images, crop, values):
     """One step on images (B, 3, S, S): updates the run; returns the losses, targets and teacher [CLS].
 
-    With micro_batch the gradients of the pieces add up; the meter reads the last piece.
+    With micro_batch the gradients of the pieces add up; targets and [CLS] are those of the last piece.
     """
     r, sums = run.recipe, {}
     torch.manual_seed(make_seed(r.seed, run.step))
@@ -103,7 +103,7 @@ def make_seed(seed, step, use=0):
 
 
 def compute_losses(run, views, values):
-    """The losses of views (2·B, 3, g, g), (L·B, 3, l, l); the teacher's targets (2, B, K) and [CLS] (2·B, D)."""
+    """Views (2·B, 3, g, g), (L·B, 3, l, l) -> {name: loss}, the teacher's targets (2, B, K), its [CLS] (2·B, D)."""
     r, student, teacher = run.recipe, run.student, run.teacher
     globals_, locals_ = views
     B, device = len(globals_) // 2, globals_.device
@@ -142,7 +142,7 @@ def center(run, name, logits, values):
 
 
 def update_student(run, values):
-    """Clip the gradients of the backbone and of each head separately, take a step; the norm before clipping."""
+    """Clip the gradients of the backbone and of each head, take a step, and return the norm before the clipping."""
     parts = [part for name, part in run.student.named_children()  # lists a shared head once
              if not (name == "backbone" and values["frozen_backbone"])]  # fmt: skip
     norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in parts]
@@ -163,7 +163,7 @@ def update_teacher(student, ema, momentum):
 
 
 def train(run, log):
-    """Run the steps that are left; returns whether a signal stopped the run, after a checkpoint."""
+    """Run the steps that are left.  Returns True if Ctrl-C or another signal stopped the run; it is saved then."""
     r, world, hires, stop = run.recipe, distributed.world_size(), None, False
     with catch_signals() as signals, log.bar:
         while run.step < r.steps and not stop:
@@ -196,7 +196,7 @@ def gather_vit(run):
 
 
 def evaluate_run(run, vit, splits):
-    """Measure k-NN at the resolution of the last phase, and after step 0 draw pca.png: a dict of scores.
+    """Return the k-NN scores at the resolution of the last phase; draw pca.png too, except before the first step.
 
     Uses eval_images training images during the run and all at the end; of a streamed dataset always eval_images.
     """
