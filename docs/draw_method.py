@@ -87,7 +87,8 @@ def main():
     box(axes, 34, 66, 14, WHITE, "$L_{DINO}$", "dino_loss.py")
     box(axes, 1, 77, 47, WHITE, "sum of losses, step of the student", "train.py, optimizer.py")
 
-    for points in (((16.5, 8.5), (21, 8.5)), ((39, 8.5), (43.5, 8.5)), ((46, 18), (28, 22.5)), ((64, 18), (70, 22.5)),
+    for points in (((16.5, 8.5), (21, 8.5)), ((39, 8.5), (43.5, 8.5)), ((14.5, 28), (16, 28)),
+                   ((82, 18.4), (44, 18.4), (28, 22.5)), ((64, 18.4), (70, 22.5)),
                    ((24, 33.5), (24, 37)), ((70, 33.5), (70, 37)), ((8, 45), (8, 66)), ((21, 45), (21, 51)),
                    ((38, 45), (38, 51)), ((64, 45), (64, 51)), ((76, 45), (76, 51)), ((70, 59), (70, 62)),
                    ((21, 59), (21, 66)), ((38, 59), (38, 66)), ((58, 63.4), (44, 63.4), (44, 66)),
@@ -95,7 +96,7 @@ def main():
         arrow(axes, *points)
     arrow(axes, (48, 41), (58, 41), linestyle="--")
     for x, y, words in ((55.2, 16.7, "2 global crops"), (76, 16.7, "4 local crops"), (53, 37.8, "moving\naverage"),
-                        (12, 48, "[CLS]"), (25.5, 48, "patches"), (42, 48, "[CLS]"), (60.5, 48, "[CLS]"),
+                        (13.6, 48, "[CLS],\nglobal crops"), (25.5, 48, "patches"), (42, 48, "[CLS]"), (60.5, 48, "[CLS]"),
                         (71.5, 48, "patches"), (53, 61.8, "targets"), (30, 19, "all crops"), (75, 20, "global only")):
         write(axes, x, y, words)
     write(axes, 53, 43.3, "train.py", family="monospace", weight="bold")
