@@ -25,7 +25,7 @@ from support.weights import load_vit
 
 # --resume may change these.  amp and compile change rounding, micro_batch the draws of a step, the others no result.
 CHANGEABLE = "data workers micro_batch checkpointing compile amp log_every save_every eval_every eval_images".split()
-NEW_RUN = "or go on from its weights: the run's flags with --init {}/checkpoint.pt --out NEW"
+NEW_RUN = "or go on from its weights: python train.py --recipe {} --init {}/checkpoint.pt --out NEW, with your flags"
 HEAD_FIELDS = ("n_prototypes", "head_hidden", "dino_bottleneck", "ibot_bottleneck", "tied_heads")
 
 
@@ -92,7 +92,8 @@ def check_images(run, splits):
     """Note the digest of a run's images and return the splits; UserError if the run began with other images."""
     digest = "".join(images.digest for images in splits) or run.recipe.data
     if run.images_digest not in ("", digest):
-        raise UserError(f"{run.recipe.data}: other images than the run began with; undo it, {NEW_RUN.format(run.out)}")
+        name, new_run = run.recipe.data, NEW_RUN.format(run.recipe.name, run.out)
+        raise UserError(f"{name}: other images than the run began with; undo it, {new_run}")
     run.images_digest = digest
     return splits
 
@@ -140,7 +141,7 @@ def find_checkpoint(options, recipe, changes):
     for flag, value in {**changes, "recipe": options.recipe or recipe.name}.items():
         if flag not in CHANGEABLE and stored[flag] != value:
             raise UserError(f"the run in {options.out} has --{flag} {as_flag(stored[flag])}, not {as_flag(value)}; "
-                            f"leave --{flag} out, {NEW_RUN.format(options.out)}")  # fmt: skip
+                            f"leave --{flag} out, {NEW_RUN.format(recipe.name, options.out)}")  # fmt: skip
     recipe = replace(recipe, **{name: value for name, value in changes.items() if name in CHANGEABLE})
     if os.path.isabs(recipe.data) and not os.path.exists(recipe.data):
         raise UserError(f"{recipe.data}: the images of this run are gone; if they moved, add --data NEW")
