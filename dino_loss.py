@@ -15,9 +15,9 @@ H is linear in p_t.  So each student view needs one cross-entropy, with the sum 
 
 A low temperature sharpens a softmax, a high one flattens it.  The teacher's τ_t (sinkhorn.py, centering.py) is below
 the student's τ_s: its targets are sharper than the student's outputs, so the student sharpens too.  A short run with
-small batches needs a colder teacher.  At first cosines differ by about 1/√128 = 0.09 (128: width of the bottleneck),
-which is 2 nats at τ_t = 0.04 and 9 at 0.01.  With 2 nats the targets are nearly flat.  Many steps with 2,048 images
-leave that start; 400 steps with 32 did not.
+small batches needs a colder teacher.  At first a prototype's cosines with the images of a batch differ by 0.03 (one
+deviation), which is less than 1 nat at τ_t = 0.04 and 3 at 0.01.  With less than 1 nat the balanced targets are nearly
+flat.  Many steps with 2,048 images leave that start; 400 steps with 32 did not (docs/results.md).
 """
 
 
