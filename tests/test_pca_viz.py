@@ -1,7 +1,5 @@
 """Patch features as colours: components by hand, the choice of sides, drawn scenes.  `pytest tests/test_pca_viz.py`"""
 
-from pathlib import Path
-
 import matplotlib.image
 import numpy as np
 import pytest
@@ -206,21 +204,6 @@ def test_the_program_draws(place, capsys, flags, words, monkeypatch):
     assert ("broken.png: not an image of a format that is read here" in err) == flags.startswith(".")
     height, width, _ = matplotlib.image.imread("out.png").shape
     assert min(height, width) > 100 and (not words.startswith("5") or height > width / 5)  # two rows
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/weights.md"])
-def test_the_python_lines_of_the_docs(place, page):
-    """As they stand there: from a folder of images to features and a picture."""
-    text = (Path(pca_viz.__file__).parent / page).read_text().split("## Features in Python")[1]
-    lines = text.split("```python\n")[1].split("```")[0]
-    for folder in ("runs/shapes", "runs/mine", "photos"):
-        (place / folder).mkdir(parents=True)
-        torch.save(vit_nano(patch_size=8, img_size=64).state_dict(), place / folder / "vit.pt")
-    for name in "abc":
-        Image.open(f"{name}.png").save(f"photos/{name}.jpg")
-    exec(lines, names := {})
-    features = names["features"]["x_norm_clstoken"].numpy()
-    assert len(features) == len(names["images"]) and (page != "README.md" or Path("pca.png").exists())
 
 
 @pytest.mark.parametrize("flags, words", [
