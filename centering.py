@@ -3,7 +3,7 @@
     p_t = softmax((z_t − c) / τ_t),        c ← m·c + (1 − m)·mean_b z_t
 
     z_t  logits  (B, K)   teacher scores
-    c    centre  (K,)     moving average of earlier batches, over all ranks
+    c    centre  (K,)     moving average over earlier batches and all ranks; m is its momentum
     τ_t  temp             teacher temperature (dino_loss.py)
 
 Sharpening by τ_t alone ends with one prototype for all images, centering alone with flat targets; together they

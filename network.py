@@ -1,7 +1,7 @@
 """The structure of student and teacher: a ViT, an image head and a patch head (§4, "Untying head weights").
 
-    image logits = dino_head(ViT(x)[CLS])               (B, K)
-    patch logits = ibot_head(ViT(x)[masked patches])    (M, K)
+    image logits = dino_head(ViT(x)[CLS])               (B, K)   B images x, K prototypes
+    patch logits = ibot_head(ViT(x)[masked patches])    (M, K)   M masked patches of the batch
 """
 
 from torch import nn

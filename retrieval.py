@@ -6,8 +6,8 @@
     P_q  positives of q: the gallery's pictures of the same thing
     r_i  rank of picture i, from 1, after the ignored pictures are taken out
 
-The paper ranks [CLS] features of Oxford, Paris, Met and AmsterTime.  The evaluation code of Oxford and Paris adds up
-trapezoids instead, so its AP is a little lower.  KoLeo, which spreads features, is there for this task (Table 3a).
+The paper ranks the pictures of Oxford, Paris, Met and AmsterTime.  The evaluation code of Oxford and Paris adds up
+trapezoids instead, so its AP is never higher.  KoLeo spreads features; it adds 8.3 points on Oxford (M, Table 3a).
 """
 
 import torch
