@@ -17,8 +17,9 @@ choose_threads()  # once, and not by each program that a test calls
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 # Ranks are forked from a server that has imported what is slow to import, and nothing else.
-mp.get_context("forkserver").set_forkserver_preload(
-    ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure", "scipy.sparse"])  # fmt: skip
+if "forkserver" in mp.get_all_start_methods():  # not on Windows
+    mp.get_context("forkserver").set_forkserver_preload(
+        ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure", "scipy.sparse"])  # fmt: skip
 
 shards_on_cpus = pytest.mark.skipif(torch.__version__ < (2, 9), reason="FSDP2 on CPUs needs PyTorch 2.9")
 
