@@ -386,12 +386,14 @@ def test_two_ranks_end_as_one_run(folder, tmp_path):
     assert len((tmp_path / "printed-0").read_text().splitlines()) == 3 and not (tmp_path / "printed-1").read_text()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda(folder, tmp_path):
     assert main(flags(folder, tmp_path, device="cuda")) == 0
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path) if "loss" in row)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_cuda_step_never_waits():
     """No operation of a step asks the device for a value."""

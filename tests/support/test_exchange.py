@@ -24,6 +24,7 @@ from vit import ViT
 # Both import torchvision, whose operators a CPU-only torch lacks; none is needed.
 sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
 
+pytestmark = pytest.mark.exchange
 CASES = {"small": (384, 6, 0, "mlp"), "base": (768, 12, 4, "mlp"), "giant": (1536, 24, 4, "swiglu")}
 all_cases = pytest.mark.parametrize("name", CASES)  # width, heads, registers, ffn
 assert_same = partial(torch.testing.assert_close, rtol=0, atol=1e-5)  # of tokens whose values are around 1
