@@ -382,7 +382,7 @@ def test_two_ranks_end_as_one_run(folder, tmp_path):
     """Two processes of half the batch each, in pieces of two: both end, one writes and speaks."""
     words = flags(folder, tmp_path / "run", steps=2, hires_share=0, micro_batch=2)
     in_ranks(in_a_rank, 2, words, tmp_path)
-    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 2]
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1, 2, 2]
     assert len((tmp_path / "printed-0").read_text().splitlines()) == 3 and not (tmp_path / "printed-1").read_text()
 
 
