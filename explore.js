@@ -2,23 +2,27 @@
 const bytes = (text, Type) => new Type(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
 const SIDE = DATA.side, N = SIDE * SIDE, K = DATA.step.length, COUNT = DATA.pictures.length;
 const codes = bytes(DATA.features, Uint16Array), rgb = bytes(DATA.rgb, Uint8Array);
+const parts = DATA.parts && bytes(DATA.parts, Uint8Array); // of the patches, if they are known
 const inside = bytes(DATA.foreground, Uint8Array), attention = bytes(DATA.attention, Uint8Array);
 const features = Float32Array.from(codes, (c, i) => DATA.low[i % K] + c * DATA.step[i % K]); // (I, N, K)
 document.head.insertAdjacentHTML("beforeend", `<style>
 :root { color-scheme: light dark; font: 16px system-ui, sans-serif }
 body { margin: 1em auto; max-width: 70em; padding: 0 .7em }
 #grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: .6em }
-figure { margin: 0 } figcaption { font-size: .85em; min-height: 1.3em }
+figure { margin: 0 } figcaption { font-size: .85em; height: 1.3em; white-space: nowrap }
+#words { min-height: 2.6em; margin: .5em 0 } #words, #ends { max-width: 46em }
+.other { color: light-dark(#a33000, #ffa070) } figure.here { outline: 3px solid; outline-offset: 2px }
+label { white-space: nowrap; margin-right: .8em; display: inline-block; padding: .3em 0 }
 canvas { width: 100%; aspect-ratio: 1; display: block; cursor: crosshair; touch-action: manipulation }
 #bar { display: inline-block; width: 10em; height: .8em; vertical-align: middle;
        background: linear-gradient(90deg, ${[0, .25, .5, .75, 1].map(x => `rgb(${colour(x)})`)}) }
 </style>`);
 document.body.insertAdjacentHTML("beforeend", `<h1>Where does this patch lie in the other pictures?</h1>
-<p>Point at a patch, or touch it. A click keeps it; a second click lets it go. Arrows move the patch, Tab the picture.</p>
+<p>Point at a patch, or touch it. A click keeps the patch; a click on it again, or Escape, lets it go. Keys: arrows move
+the patch, Tab goes to the next picture, Enter keeps the patch.</p>
 <p id="views">${["Heat map", "PCA colours", "Foreground alone", "[CLS] attention", "Nearest pictures"].map((name, i) =>
   `<label><input type="radio" name="view" value="${i}" ${i ? "" : "checked"}> ${name}</label>`).join(" ")}</p>
-<p id="ends"></p><div id="grid"></div><p id="words" aria-live="polite"></p>
-<p>At most 64 pictures and 1,024 patches of a picture.</p>`);
+<p id="ends"></p><p id="words" aria-live="polite"></p><div id="grid"></div>`);
 const at = id => document.getElementById(id);
 let view = 0, picture = 0, patch = (SIDE >> 1) * SIDE + (SIDE >> 1), kept = false;
 const figures = DATA.pictures.map((address, i) => {
@@ -33,14 +37,19 @@ const figures = DATA.pictures.map((address, i) => {
   image.src = address;
   const point = event => {
     const box = canvas.getBoundingClientRect(), cell = x => Math.max(0, Math.min(SIDE - 1, Math.floor(x * SIDE)));
-    picture = i;
-    patch = cell((event.clientY - box.top) / box.height) * SIDE + cell((event.clientX - box.left) / box.width);
-    draw();
+    const to = cell((event.clientY - box.top) / box.height) * SIDE + cell((event.clientX - box.left) / box.width);
+    const same = picture == i && patch == to;
+    [picture, patch] = [i, to];
+    return same;
   };
-  canvas.onpointermove = event => kept || point(event);
-  canvas.onclick = event => { kept = !kept; if (kept) point(event); };
+  canvas.onpointermove = event => kept || view == 4 || point(event) || draw(); // pictures must not move under a pointer
+  canvas.onclick = event => { kept = !(point(event) && kept); draw(); };
   canvas.onfocus = () => { if (!kept && canvas.matches(":focus-visible")) { picture = i; draw(); } };
   canvas.onkeydown = event => {
+    if (event.key == "Enter" || event.key == "Escape") {
+      kept = event.key == "Enter";
+      draw();
+    }
     const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!step) return;
     event.preventDefault();
@@ -58,6 +67,8 @@ function colour(x) { // dark blue, green, yellow: darker is less for every reade
     sum.map((s, j) => s + c[j] * Math.max(0, 1 - Math.abs(x * 4 - i))), [0, 0, 0]).map(Math.round);
 }
 
+const COLOURS = Array.from({ length: 256 }, (_, i) => [...colour(i / 255), 170]);
+
 function cosines() { // of the patch under the pointer with all: (I · N)
   const from = (picture * N + patch) * K, found = new Float32Array(COUNT * N);
   for (let p = 0; p < COUNT * N; p++) {
@@ -74,13 +85,15 @@ function paint(i, values, low) {
     const p = i * N + n, coarse = (Math.floor(n / SIDE) >> 1) * half + (n % SIDE >> 1);
     const share = view == 0 ? (values[p] - low) / (1 - low) : attention[i * half * half + coarse] / 255;
     const paints = view == 1 ? [...rgb.subarray(3 * p, 3 * p + 3), 255] : view == 2 ? [0, 0, 0, inside[p] ? 0 : 255]
-      : view == 4 ? [0, 0, 0, 0] : [...colour(share), 150];
+      : view == 4 ? [0, 0, 0, 0] : COLOURS[Math.round(255 * share)];
     small.data.set(paints, 4 * n);
   }
   const layer = new OffscreenCanvas(SIDE, SIDE);
   layer.getContext("2d").putImageData(small, 0, 0);
   pen.imageSmoothingEnabled = false;
+  pen.filter = view == 0 || view == 3 ? "grayscale(1)" : "none"; // only the map has colours
   pen.drawImage(image, 0, 0, 256, 256);
+  pen.filter = "none";
   pen.drawImage(layer, 0, 0, 256, 256);
 }
 
@@ -101,21 +114,33 @@ function draw() {
     const own = values.subarray(i * N, (i + 1) * N);
     return i == picture ? patch : own.indexOf(own.reduce((a, b) => Math.max(a, b)));
   });
+  const part = (i, n) => parts ? DATA.names[parts[i * N + n]] : "", here = part(picture, patch);
   figures.forEach(({ canvas, words }, i) => {
     paint(i, values, low);
     if (view < 4) ring(i, best[i]);
     canvas.parentNode.style.order = view == 4 ? Math.round((1 - order[i]) * 1000) - (i == picture) : 0;
+    canvas.parentNode.className = i == picture ? "here" : "";
     canvas.dataset.best = best[i];
     canvas.dataset.cosine = values[i * N + best[i]].toFixed(4);
-    words.textContent = i == picture ? `${i + 1}: the ${view == 4 ? "picture" : "patch"} itself`
-      : `${i + 1}: cosine ${view == 4 ? order[i].toFixed(2) : values[i * N + best[i]].toFixed(2)}`;
+    const found = part(i, best[i]), number = (view == 4 ? order[i] : values[i * N + best[i]]).toFixed(2);
+    words.textContent = `${i + 1}: ` + (view == 4 ? i == picture ? "this picture" : number
+      : (i == picture ? "here" : number) + (found && `, ${found}`));
+    words.className = view < 4 && found != here ? "other" : "";
   });
-  at("ends").innerHTML = [`Cosine ${low.toFixed(2)} <span id="bar"></span> 1.00; rings: the best match of each picture`,
-    "Colours: the second PCA, of the foreground; black: background", "The foreground of the first PCA",
-    `Attention, mean of all heads: 0 <span id="bar"></span> the largest of each picture`,
-    "The nearest pictures first, by the cosine of their [CLS]"][view];
-  const top = figures.map((f, i) => i == picture ? -2 : +f.canvas.dataset.cosine).reduce((m, c, i, a) => c > a[m] ? i : m, 0);
-  at("words").textContent = `Patch ${patch % SIDE + 1}, ${Math.floor(patch / SIDE) + 1} of picture ${picture + 1}. ` +
-    (COUNT > 1 ? `Best match: picture ${top + 1}, cosine ${(+figures[top].canvas.dataset.cosine).toFixed(2)}. ` : "") +
-    (kept ? "Kept; click to let it go." : "");
+  at("ends").innerHTML = [`Cosine with the patch: ${low.toFixed(2)} <span id="bar"></span> 1.00`,
+    "The colours of pca.png: a second PCA, of the foreground of all these pictures; the background is black",
+    "The foreground, by the first PCA; the background is black",
+    `Attention of [CLS], mean of all heads: 0 <span id="bar"></span> the largest of each picture`,
+    "Click a picture: the others follow, the nearest first, with the cosine of their [CLS]"][view];
+  const others = figures.map((_, i) => i).filter(i => i != picture);
+  const closeness = i => view == 4 ? order[i] : +figures[i].canvas.dataset.cosine;
+  const top = others.reduce((m, i) => closeness(i) > closeness(m) ? i : m, others[0]);
+  const right = others.filter(i => part(i, best[i]) == here).length;
+  at("words").textContent = view == 4
+    ? `Picture ${picture + 1}.` + (COUNT > 1 ? ` Nearest: picture ${top + 1}, cosine ${closeness(top).toFixed(2)}.` : "")
+    : `Column ${patch % SIDE + 1}, row ${Math.floor(patch / SIDE) + 1} of picture ${picture + 1}` +
+      (here && `, ${here}`) + ". " + (COUNT > 1 ? "A ring is the best match in a picture. The best of all: " +
+      `picture ${top + 1}, cosine ${closeness(top).toFixed(2)}. ` : "") +
+      (here && COUNT > 1 ? `The same part, ${here}: ${right} of ${COUNT - 1} rings; orange: another part. ` : "") +
+      (kept ? "Kept." : "");
 }

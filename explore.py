@@ -22,11 +22,12 @@ from PIL import Image
 
 from attention import cls_attention
 from augment import normalize
-from pca_viz import fine_tokens, pca_rgb
+from pca_viz import PAIRS_PER_ROW, drawn_classes, fine_tokens, patch_parts, pca_rgb
 from support.cli import Parser, add_device, add_scale, report_errors
 from support.device import choose_threads, find_device
 from support.files import UserError, check_out, write_safely
 from support.images import read_images
+from support.shapes import PARTS
 from support.weights import load_vit
 
 MOST, SIDE = 64, 32  # ours: pictures of a page; patches along a picture's side, 1,024 in all
@@ -48,9 +49,17 @@ def encode(x):
     return base64.b64encode(x.contiguous().numpy().tobytes()).decode()
 
 
+def write_split(vit, images, size, path):
+    """Write the page of the pictures of a split that pca.png shows."""
+    labels, drawn = drawn_classes(images)
+    rows = torch.cat([(labels == label).nonzero()[:PAIRS_PER_ROW, 0] for label in drawn])
+    write_page(vit, images.pixels[rows], size, path, None if images.parts is None else images.parts[rows])
+
+
 @torch.inference_mode()
-def write_page(vit, images, size, path):
-    """Write the page of images (I, 3, S, S) uint8, seen by the network at size² pixels."""
+def write_page(vit, images, size, path, parts=None):
+    """Write the page of images (I, 3, S, S) uint8, seen by the network at size² pixels; parts: (I, S, S) or None."""
+    size = min(size, SIDE // 2 * vit.patch_size)  # patches are shifted by half, so a side has twice as many
     x = F.interpolate(images.float() / 255, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     x = normalize(x.to(next(vit.parameters()).device)).split(1)
     tokens = torch.cat([fine_tokens(vit, image[None], size) for image in images])  # (I, N, D)
@@ -63,6 +72,8 @@ def write_page(vit, images, size, path):
             "rgb": encode((rgb * 255).byte()), "foreground": encode(foreground.byte()), "pictures": [],
             "attention": encode((attention / attention.amax(1, keepdim=True) * 255).byte()),
             "cls": [[round(c, 3) for c in row] for row in (cls @ cls.T).tolist()]}  # fmt: skip
+    if parts is not None:
+        data |= {"names": ["ground", *PARTS], "parts": encode(patch_parts(parts, data["side"], data["side"]).byte())}
     for image in images:
         file = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=85)
@@ -90,7 +101,9 @@ def main(argv=None):
     device, threads = find_device(args.device), choose_threads()
     vit = load_vit(args.weights, device)
     print(f"{args.weights} on {device}, {threads}")
-    size = min(vit.img_size, SIDE // 2 * vit.patch_size)  # patches are shifted by half, so a side has twice as many
+    size = min(vit.img_size, SIDE // 2 * vit.patch_size)
+    if size < vit.img_size:
+        print(f"images are seen at {size} pixels, not {vit.img_size}: at most {SIDE**2:,} patches of a picture")
     images = read_images(args.images, size, vit.patch_size, scale=args.scale, most=MOST)
     write_page(vit, torch.stack(images), size, args.out)
     print(f"{len(images)} images, {args.out.stat().st_size / 1e6:.1f} MB: {args.out}")

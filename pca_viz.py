@@ -128,6 +128,13 @@ def fine_tokens(vit, images, size):
     return rearrange(F.avg_pool2d(grid, 2, 1)[..., :-1, :-1], "i d h w -> i (h w) d")
 
 
+def drawn_classes(images):
+    """The labels (N,) of a split, 0 without classes, and those of them that have a row in pca.png."""
+    labels = torch.zeros(len(images)) if images.labels is None else images.labels
+    classes = labels.unique()
+    return labels, classes[torch.linspace(0, len(classes) - 1, min(len(classes), ROWS)).long()]
+
+
 def draw_split(vit, images, size, path):
     """Write pca.png of a split, one class per row, and return its scores.
 
@@ -135,10 +142,8 @@ def draw_split(vit, images, size, path):
     pixels are known, the scores are "iou" of the foregrounds, "agreement" and "agreement_chance"; otherwise {}.
     """
     scored = images.parts is not None
-    labels = torch.zeros(len(images)) if images.labels is None else images.labels
-    classes = labels.unique()
-    drawn = classes[torch.linspace(0, len(classes) - 1, min(len(classes), ROWS)).long()]
-    classes, n = (classes, PER_CLASS) if scored else (drawn, PAIRS_PER_ROW)
+    labels, drawn = drawn_classes(images)
+    classes, n = (labels.unique(), PER_CLASS) if scored else (drawn, PAIRS_PER_ROW)
     groups = [(labels == label).nonzero()[:n, 0] for label in classes]
     tokens = [fine_tokens(vit, images.pixels[group], size) for group in groups]  # of each class (I, N, D)
     foreground = pca_rgb(torch.cat(tokens))[1]  # (ΣI, N)

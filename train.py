@@ -12,9 +12,9 @@
 The weights w are the recipe's dino_weight, ibot_weight and koleo_weight; 1, 1 and 0.1 in the paper.  In distillation
 the teacher is another network and stays frozen; the EMA of the student is then only the result (§5).
 
-A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png and pca.png in its folder.  Everything random in step s
-is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one: on a CPU to the last bit.
-On a GPU the last bits of sums vary.
+A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png, pca.png and explore.html in its folder.  Everything
+random in step s is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one: on a CPU to
+the last bit.  On a GPU the last bits of sums vary.
 """
 
 import math
@@ -28,6 +28,7 @@ import distributed
 from augment import move
 from dino_loss import dino_loss
 from evaluate import measure_knn
+from explore import write_split
 from ibot_loss import ibot_loss
 from koleo import koleo_loss
 from masking import sample_masks
@@ -206,6 +207,8 @@ def evaluate_run(run, vit, splits):
     scores = measure_knn(vit, *splits, size, None if last else r.eval_images)
     if distributed.rank() == 0 and run.step:
         scores |= draw_split(vit, splits[1], size, run.out / "pca.png")
+        if last:
+            write_split(vit, splits[1], size, run.out / "explore.html")
     return scores
 
 
@@ -217,7 +220,7 @@ def main(argv=None):
     """The program; returns its exit status."""
     keep_pages()
     options, recipe, changes = parse_args(argv)
-    make_folder(options.out, "checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png")
+    make_folder(options.out, "checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png", "explore.html")
     with lock_folder(options.out):
         run = prepare_run(options, recipe, changes)
         r = run.recipe

@@ -86,7 +86,7 @@ def whole(folder, tmp_path_factory):
 def test_a_run_leaves_what_it_should(whole, capsys):
     """Its files; vit.pt is the teacher; --resume of a finished run repeats its result and changes no row."""
     names = {path.name for path in whole.iterdir()}
-    assert names == {"checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png", ".lock"}
+    assert names == {"checkpoint.pt", "vit.pt", "metrics.jsonl", "curves.png", "pca.png", "explore.html", ".lock"}
     assert all(min(Image.open(whole / picture).size) > 100 for picture in ("curves.png", "pca.png"))
     before = rows(whole)
     steps = [row for row in before if "loss" in row]
