@@ -56,6 +56,7 @@ def arguments(tmp_path, monkeypatch):
             f"--out={tmp_path}/out"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_arm_is_trained_in_a_process_and_measured(arguments, tmp_path, monkeypatch, capsys):
     """At 16 pixels, where the recipe ends; train.py starts at 8.  The loss has the weights of the recipe."""
     sizes, measure_knn = [], ablate.measure_knn
@@ -70,6 +71,7 @@ def test_an_arm_is_trained_in_a_process_and_measured(arguments, tmp_path, monkey
     assert "| no-untying | 1 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_failed_arms_are_named_and_the_same_command_continues(arguments, tmp_path, monkeypatch, capsys):
     """Two seeds of two arms.  One arm fails at first.  Later only the missing runs are trained."""
     trained, broken = [], ["dino"]

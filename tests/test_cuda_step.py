@@ -14,6 +14,7 @@ import bench
 import vit
 from recipes import get_recipe
 
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 VITL = {"batch": 64, "checkpointing": False, "hires_share": 0.0}
 CASES = {  # recipe, number of blocks, changed fields

@@ -19,6 +19,8 @@ from support.checkpoint import read_checkpoint, restore, save_checkpoint
 from support.log import mean_over_ranks
 from support.start import start_run
 
+pytestmark = pytest.mark.slow  # most start processes
+
 
 def work(rank, folder):
     """One of two processes; saves what it saw."""

@@ -19,7 +19,7 @@ import train
 from recipes import Recipe
 from vit import vit_pico
 
-pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache"), pytest.mark.filterwarnings("ignore")]
 SMALL = """--image_size 16 --global_size 8 --local_size 4 --n_local 2 --patch_size 4 --n_prototypes 16 --head_hidden 16
     --dino_bottleneck 8 --ibot_bottleneck 8 --blur_sigma 0.1 0.5 --batch 4 --steps 1 --hires_share 0""".split()
 ODD = ("nan", "inf", "1e99", "-1", "99999999999999999999", "", "x", "²", "\x1b[2J")  # values that no flag takes

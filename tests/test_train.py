@@ -27,7 +27,7 @@ from train import main
 
 CLOCK = ("seconds", "images_per_s", "peak_memory")  # of a row of metrics.jsonl: what may differ between equal runs
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("whole", "no_pictures")  # one run, the whole one, draws them
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("whole", "no_pictures")]  # one run, the whole one, draws
 
 
 @pytest.fixture(scope="module")

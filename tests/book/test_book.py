@@ -23,6 +23,7 @@ from book.plates import PLATES  # noqa: E402
 from support.cli import parse_args  # noqa: E402
 from vit import vit_pico  # noqa: E402
 
+pytestmark = pytest.mark.slow
 ROOT = Path(build.__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
