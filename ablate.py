@@ -98,7 +98,7 @@ def measure(network, splits, size, folder):
 
 def write_results(rows, out):
     """Write ablation.md, means over seeds and their range, and ablation.png, a dot for each seed; return the table."""
-    names = [name for name in MEASURES if name in rows[0]]
+    names = [name for name in MEASURES if all(name in row for row in rows)]
     table = f"| arm | seeds | {' | '.join(map(MEASURES.get, names))} |\n|{'---|' * (2 + len(names))}\n"
     arms = sorted({row["arm"] for row in rows}, key=list(ARMS).index)
     for arm in arms:
@@ -138,7 +138,10 @@ def main(argv=None):
         path, failed = out / "ablation.jsonl", []
         try:
             rows = [dict(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-        except (TypeError, ValueError):
+            done = {(row["arm"], row["seed"]) for row in rows if row["arm"] in ARMS and type(row["seed"]) is int}
+            if len(done) < len(rows):
+                raise ValueError
+        except (LookupError, TypeError, ValueError):
             raise UserError(f"{path} is damaged; delete its damaged lines, and their arms run again") from None
         same = {"flags": flags, "images": "".join(images.digest for images in splits)}
         if any({name: row.get(name) for name in same} != same for row in rows):
@@ -151,7 +154,10 @@ def main(argv=None):
             if arm == "untrained":
                 make_folder(folder)
                 network = start_run(replace(r, seed=seed), device).ema.backbone
-            elif train_arm([*flags, *flags_of(arm, seed, r, out)], folder):
+            elif (  # a larger network that is still in training is no teacher
+                arm == "distilled" and not (out / f"larger_{seed}" / "vit.pt").exists()
+                or train_arm([*flags, *flags_of(arm, seed, r, out)], folder)
+            ):
                 failed.append(folder.name)
                 continue
             else:

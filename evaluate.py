@@ -148,8 +148,8 @@ def other_test_set(args, vit, size, key, classes):
             number = torch.tensor([classes.index(name) if name in classes else -1 for name in images.classes])
             features.append(x)
             labels.append(number[images.labels[good]])
-    if not labels:
-        raise UserError(f"--other {args.other} has no labels: name its class folders as those of --data {args.data}")
+    if not labels or all(x.max() < 0 for x in labels):
+        raise UserError(f"--other {args.other} has no class of --data {args.data}; name its folders {classes[0]}, ...")
     return torch.cat(features), torch.cat(labels)
 
 
@@ -173,6 +173,7 @@ def evaluate(args):
     if not measured:
         return
     x, y, test_y = x.to(args.device), splits[0].labels[good], splits[1].labels[test_good]
+    other = other_test_set(args, vit, size, key, splits[0].classes) if args.other else None
     print_scores(args, kinds, dim, x, y, test_x, test_y)
     if vit and splits[0].parts is not None and "parts" in kinds:
         n = max(2, TOKENS // (vit.embed_dim * (size // vit.patch_size) ** 2))
@@ -182,7 +183,6 @@ def evaluate(args):
         print_row("mIoU of parts", f"{iou:.3f}", f"rate {rate:g}")
         print_row("mAP of things", f"{measure_retrieval(vit, size):.3f}")
     if args.other:
-        other = other_test_set(args, vit, size, key, splits[0].classes)
         print(f"{args.other}, all of its images:")
         print_scores(args, kinds, dim, x, y, *other)
 
@@ -256,6 +256,8 @@ def main(argv=None):
     add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)
+    if args.other == args.data:
+        raise UserError(f"--other {args.other} is --data, which holds the training images; give another set")
     if args.save:
         check_out(args.save)
     if "parts" in (args.linear or ()) and (args.weights == "pixels" or args.data != "shapes"):

@@ -24,6 +24,7 @@ def save_checkpoint(run):
         "step": run.step,
         "training_flops": run.training_flops,
         "images_digest": run.images_digest,
+        "teacher_digest": run.teacher_digest,
         "threads": torch.get_num_threads(),  # another number changes the order of sums
         "student": dcp.get_model_state_dict(run.student, options=whole),
         "teacher": dcp.get_model_state_dict(run.ema, options=whole),  # in distillation, too, the EMA
@@ -49,6 +50,14 @@ def read_tensors(path, **options):
         return torch.load(path, map_location="cpu", weights_only=True, **options)
 
 
+def checksums(path):
+    """The checksums of what a checkpoint holds; [] without a path."""
+    if not path:
+        return []
+    with zipfile.ZipFile(path) as archive:
+        return [info.CRC for info in archive.infolist()]
+
+
 def read_checkpoint(path):
     """The dict that save_checkpoint wrote; UserError for any other file, OSError if it cannot be read."""
     try:
@@ -71,6 +80,8 @@ def restore(run, saved):
     try:
         run.step, run.training_flops, moments = saved["step"], saved["training_flops"], saved["optimizer"]["state"]
         run.images_digest = saved["images_digest"]
+        if saved["teacher_digest"] != run.teacher_digest:
+            raise ValueError(f"the run began with another --teacher than {run.recipe.teacher}")
         if not 0 < run.step <= run.recipe.steps or not moments:
             raise ValueError(f"step {run.step} of {run.recipe.steps}, with {len(moments)} moments")
         dcp.set_model_state_dict(run.student, saved["student"], options=whole)

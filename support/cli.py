@@ -119,8 +119,7 @@ def report_errors(program, *kinds):
         def wrapped(argv=None):
             with contextlib.redirect_stdout(Terminal(sys.stdout)), contextlib.redirect_stderr(Terminal(sys.stderr)):
                 try:
-                    launched = dist.is_torchelastic_launched() and all(os.environ.get(x, "").isdecimal() for x in RANKS)
-                    if {"RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys() and not launched:
+                    if {"RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys() and not launched_by_torchrun():
                         raise UserError(f"{', '.join(RANKS)} are not set as torchrun does; unset all, or use torchrun")
                     return main(argv)
                 except KeyboardInterrupt:
@@ -134,6 +133,14 @@ def report_errors(program, *kinds):
         return wrapped
 
     return decorate
+
+
+def launched_by_torchrun():
+    """Whether torchrun's variables are all there; some of them alone would end in a traceback, or wait for ever."""
+    numbers = {name: os.environ.get(name, "") for name in RANKS}
+    sizes = numbers["WORLD_SIZE"], numbers["LOCAL_WORLD_SIZE"]
+    whole = all(map(str.isdecimal, numbers.values())) and "0" not in sizes and "MASTER_ADDR" in os.environ
+    return whole and dist.is_torchelastic_launched()
 
 
 def describe_error(error, kinds=()):

@@ -29,8 +29,8 @@ EXTENSIONS = {end for end, name in Image.registered_extensions().items() if name
 EXTENSIONS |= {".heic", ".heif", ".avif", ".jxl"}  # skipped with a reason where this Pillow cannot read them
 PATH_AND_CLASS = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))})|.*)(?:\s+(.+))?", re.IGNORECASE)
 HIDDEN = re.compile(r"(?i)\.|(__MACOSX|[@#](eaDir|recycle|snapshot)|\$RECYCLE.BIN|System Volume \w+|lost.found)$")
-ARCHIVE = re.compile(r"(?i).*\.(zip|tgz|tar(\.(gz|bz2|xz))?)")
-OWN_PICTURES = {"pca.png", "curves.png"}  # of a run whose --out lies in --data
+ARCHIVE = re.compile(r"(?i).*\.(zip|7z|rar|cbz|t[gbx]z2?|tar(\.\w+)?)")
+OWN_PICTURES = {"pca.png", "curves.png", "ablation.png"}  # of runs whose --out lies in --data
 SAMPLE = re.compile(r"(.*/)?[^./]*")  # WebDataset: 1.cls holds the class of 1.jpg; names agree up to the first dot
 
 
@@ -104,7 +104,7 @@ def find_in_folder(folder):
         say_once(f"{folder}: skipped {len(skipped)} pictures that train.py or curate.py drew, links to nothing, or "
                  f"links to folders that are read already, for example {skipped[0]}")
     names, shards = (list(filter(None, (tidy(name, ends) for name in files))) for ends in (EXTENSIONS, {".tar"}))
-    note_archives(folder, [name for name in files if names or not name.endswith(".tar")])
+    note_archives(folder, [name for name in files if names or not name.lower().endswith(".tar")])
     return find_in_shards(folder, sorted(shards)) if shards and not names else (names, folder, {})
 
 
@@ -126,6 +126,10 @@ def find_in_list(path):
         header = [name.strip().lower() for name in first]
         if "path" not in header:
             raise ValueError(f"its header is {', '.join(header) or 'empty'}; it must have the column path")
+        if len(set(header)) < len(header):
+            raise ValueError(f"its header is {', '.join(header)}; each name must be there once")
+        if unread := set(header) - {"path", "label", "split"}:
+            say_once(f"{path}: only the columns path, label and split are read, not {', '.join(sorted(unread))}")
         for number, (line, row) in enumerate(zip(lines[1:], table), 2):
             if line.count('"') % 2 or any(row[len(header):]):
                 raise ValueError(f"line {number} has a quote that is not closed, or more values than the header")
@@ -171,6 +175,9 @@ def list_archive(path, modified):
             end = zipfile._EndRecData(archive.fp)  # its item 4 is the number of members, modulo 2¹⁶ in old programs
             if (end[4] - len(names)) % 2**16 or min((info.header_offset for info in names), default=0):
                 raise zipfile.BadZipFile("its directory does not list all of its files")
+        found = [name for name in names.values() if name]
+        if len(set(found)) < len(found):
+            raise zipfile.BadZipFile("it holds two files of one name")
         note_archives(path, [info.filename for info in names])
         return {name: (path, info, info.file_size) for info, name in names.items() if name}, {}
     if head in (b"\x1f\x8b\x08", b"BZh", b"\xfd7z"):  # .gz, .bz2, .xz

@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from centering import SoftmaxCentering
 from network import build_network
 from optimizer import make_optimizer, parameter_groups
 from recipes import Recipe
-from support.checkpoint import read_checkpoint, restore
+from support.checkpoint import checksums, read_checkpoint, restore
 from support.cli import CHOICES, as_flag, check_recipe
 from support.device import choose_threads, find_device, total_memory
 from support.files import UserError, reason_of
@@ -24,7 +24,8 @@ from support.images import load_splits
 from support.weights import load_vit
 
 # --resume may change these.  amp and compile change rounding, micro_batch the draws of a step, the others no result.
-CHANGEABLE = "data workers micro_batch checkpointing compile amp log_every save_every eval_every eval_images".split()
+CHANGEABLE = ("data", "teacher", "workers", "micro_batch", "checkpointing", "compile", "amp", "log_every", "save_every",
+              "eval_every", "eval_images")  # fmt: skip
 NEW_RUN = "or go on from its weights: python train.py --recipe {} --init {}/checkpoint.pt --out NEW, with your flags"
 HEAD_FIELDS = ("n_prototypes", "head_hidden", "dino_bottleneck", "ibot_bottleneck", "tied_heads")
 
@@ -44,6 +45,7 @@ class Run:
     training_flops: int = 0  # of the steps so far, on all ranks
     out: Path = Path()  # the folder of its files
     images_digest: str = ""  # of the names of its images, their classes and splits
+    teacher_digest: list = field(default_factory=list)  # of the network that it distils
 
 
 def start_run(r, device, weights=None, img_size=None):
@@ -60,7 +62,8 @@ def start_run(r, device, weights=None, img_size=None):
     if r.compile:  # sizes are fixed within a phase, so each phase compiles once
         for block in [*student.backbone.blocks, *teacher.backbone.blocks]:
             block.compile(fullgraph=True, dynamic=False)
-    return Run(r, device, student, teacher, ema, centering, make_optimizer(parameter_groups(student, r)))
+    optimizer = make_optimizer(parameter_groups(student, r))
+    return Run(r, device, student, teacher, ema, centering, optimizer, teacher_digest=checksums(r.teacher))
 
 
 def prepare_run(options, recipe, changes):

@@ -112,11 +112,12 @@ def test_the_linear_classifier_leaves_out_classes_without_training_images(tmp_pa
 def test_wrong_flags_are_one_line(arguments, tmp_path, monkeypatch, capsys, flags, words):
     monkeypatch.setattr(ablate, "train_arm", lambda *_: 1)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/ablation.jsonl").write_text('{"flags": ["--steps", "9"]}\n')
+    (tmp_path / "out/ablation.jsonl").write_text('{"arm": "dino", "seed": 0, "flags": ["--steps", "9"]}\n')
     assert main([*arguments, *flags]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
-    (tmp_path / "out/ablation.jsonl").write_text('{"flags": ["--st')
-    assert main(arguments) == 2 and "ablation.jsonl is damaged" in capsys.readouterr().err
+    for damaged in ('{"flags": ["--st', '{"arm": "dino"}', '{"arm": "dino", "seed": 0}\n{"arm": "dino", "seed": 0}'):
+        (tmp_path / "out/ablation.jsonl").write_text(damaged)
+        assert main(arguments) == 2 and "ablation.jsonl is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

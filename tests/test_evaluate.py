@@ -224,7 +224,7 @@ def test_a_second_test_set(labelled, tmp_path, capsys):
     assert (chance.split()[1], knn.split()[4]) == ("50.00%", "75.00%")
     shutil.rmtree(tmp_path / "other/b")
     shutil.rmtree(tmp_path / "other/a")
-    assert main(command) == 2 and "has no labels: name its class folders as those" in capsys.readouterr().err
+    assert main(command) == 2 and "has no class of --data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -234,6 +234,7 @@ def test_a_second_test_set(labelled, tmp_path, capsys):
     ("--weights pixels --data shapes --scale 3 2", "--scale: LOW must be below HIGH; got 3.0 2.0"),
     ("--weights pixels --data shapes --save nowhere/a.npz", "there is no folder nowhere"),
     ("--weights pixels --data cifar10 --linear parts", "--linear parts needs a network and --data shapes"),
+    ("--weights pixels --data shapes --other shapes", "--other shapes is --data, which holds the training"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),
     ("--weights pixels --data LABELLED/test/a --save LABELLED/x.npz --k 1", "test/a does not have labels in both"),
     ("--weights pixels --data LABELLED", "too many images for --weights pixels"),

@@ -140,6 +140,11 @@ def test_a_rank_that_lost_another_one(error, monkeypatch, capsys):
     assert main() == 2 and "MASTER_PORT are not set as torchrun does" in capsys.readouterr().err
     for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
+    for size in ("0", "1"):
+        assert main() == 2  # without MASTER_ADDR, or with a size of 0
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("WORLD_SIZE", size)
+    capsys.readouterr()
     assert main() == 1 and "--resume" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def write_tar(path, members):
 def picture(folder, level=9):
     """The bytes of a grey image."""
     return save(folder / "p.png", level).read_bytes()
+
+
+def zipped_twice(content):
+    """A .zip with two files of one name."""
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        for name in ("a/1.png", "./a//1.png"):
+            archive.writestr(name, content)
+    return file.getvalue()
 
 
 def pack(folder, format):
@@ -148,15 +157,16 @@ def test_a_list_of_paths(labelled, tmp_path):
     ("list.csv", "path,label\na.png,cat\nsub/my b.png,big dog\nsub/my b.png,big dog\n"),  # listed twice
     ("list.tsv", "label\tpath\ncat\ta.png\nbig dog\tsub/my b.png\n"),
     ("excel.csv", "\ufeffPath; Label\r\na.png; \"cat\"\r\n\"sub/my b.png\";big dog\r\n"),
-    ("mac.csv", "path,label\ra.png,cat\rsub/my b.png,big dog\r"),
+    ("mac.csv", "path,label,fold\ra.png,cat,1\rsub/my b.png,big dog\r"),
 ])  # fmt: skip
-def test_labels_from_a_list(tmp_path, name, text):
+def test_labels_from_a_list(tmp_path, name, text, capsys):
     (tmp_path / name).write_text(text, encoding="utf-8")
     for i, path in enumerate(("a.png", "sub/my b.png")):
         save(tmp_path / path, 10 + i)
     found = load_images(tmp_path / name, size=4)
     assert found.classes == ["big dog", "cat"] and found.labels.tolist() == [1, 0]
     assert found.names == [f"{tmp_path}/a.png", f"{tmp_path}/sub/my b.png"] and not found.skipped
+    assert (",fold" in text) == ("label and split are read, not fold" in capsys.readouterr().err)
 
 
 @pytest.fixture
@@ -225,6 +235,8 @@ def test_errors_are_one_line(tmp_path, cache, monkeypatch):
         "its header is a.png, cat; it must have the column path": {"no_header.csv": b"a.png,cat\n"},
         "its header is empty": {"empty.csv": b""},
         "line 3 has a quote": {"a.csv": b'path,label\na.png,b\nb.png,"b\nc.png,d"\n', "b.csv": b"path\n\na.png,b"},
+        "each name must be there once": {"double.csv": b"path,label,label\na.png,b,c"},
+        "two files of one name": {"twice.zip": zipped_twice(picture(tmp_path))},
         "b.png twice, with other labels": {"twice.csv": b"path,label\na.png,c\nb.png,c\n./b.png,d"},
         "found no image": {"empty.txt": b"", "empty": None},
         "No such file": {"missing": None, "~no-such-user/x": None},

@@ -174,8 +174,14 @@ def test_heads_for_a_teacher_and_distillation(folder, released, tmp_path, capsys
     assert "backbone.register_tokens" not in saved(tmp_path / "run")["teacher"]  # the student is another network
     assert main(start(folder, tmp_path / "other", **words | {"n_prototypes": 8})) == 2
     assert "the teacher was trained with --n_prototypes 16; use the same" in capsys.readouterr().err
-    torn = saved(tmp_path / "teacher")
+    words["teacher"] = (tmp_path / "teacher").rename(tmp_path / "moved") / "checkpoint.pt"
+    resumed = [*start(folder, tmp_path / "run", **words), "--resume"]
+    assert main(resumed) == 0
+    torn = saved(tmp_path / "moved")
     torn["teacher"]["backbone.norm.weight"] = torch.ones(3)
     torch.save(torn, words["teacher"])
     assert main(start(folder, tmp_path / "third", **words)) == 2
     assert "its tensors do not fit its recipe (Error(s) in loading" in capsys.readouterr().err
+    torn["teacher"]["backbone.norm.weight"] = torch.full((96,), 2.0)
+    torch.save(torn, words["teacher"])
+    assert main(resumed) == 2 and "the run began with another --teacher" in capsys.readouterr().err
