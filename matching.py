@@ -6,7 +6,7 @@
     b  (M, D)   patch features of the other image, of unit length
 
 Mutual nearest neighbours by cosine are ours.  The paper (§7.5) solves an assignment problem on Euclidean distances.
-Of our pairs 76 % connect equal parts, of the paper's 71 % (default run; docs/official.md).
+Of our pairs 76 % connect equal parts, of the paper's 71 % (three default runs; docs/official.md).
 """
 
 import torch
