@@ -14,7 +14,7 @@ figure { margin: 0 } figcaption { font-size: .85em; height: 1.3em; white-space: 
 .other { color: light-dark(#a33000, #ffa070) } figure.here { outline: 3px solid; outline-offset: 2px }
 label { white-space: nowrap; margin-right: .8em; display: inline-block; padding: .3em 0 }
 canvas { width: 100%; aspect-ratio: 1; display: block; cursor: crosshair; touch-action: manipulation }
-#bar { display: inline-block; width: 10em; height: .8em; vertical-align: middle;
+.bar { display: inline-block; width: 10em; height: .8em; vertical-align: middle;
        background: linear-gradient(90deg, ${[0, .25, .5, .75, 1].map(x => `rgb(${colour(x)})`)}) }
 </style>`);
 document.body.insertAdjacentHTML("beforeend", `<h1>Where does this patch lie in the other pictures?</h1>
@@ -127,10 +127,10 @@ function draw() {
       : (i == picture ? "here" : number) + (found && `, ${found}`));
     words.className = view < 4 && found != here ? "other" : "";
   });
-  at("ends").innerHTML = [`Cosine with the patch: ${low.toFixed(2)} <span id="bar"></span> 1.00`,
+  at("ends").innerHTML = [`Cosine with the patch: ${low.toFixed(2)} <span class="bar"></span> 1.00`,
     "The colours of pca.png: a second PCA, of the foreground of all these pictures; the background is black",
     "The foreground, by the first PCA; the background is black",
-    `Attention of [CLS], mean of all heads: 0 <span id="bar"></span> the largest of each picture`,
+    `Attention of [CLS], mean of all heads: 0 <span class="bar"></span> the largest of each picture`,
     "Click a picture: the others follow, the nearest first, with the cosine of their [CLS]"][view];
   const others = figures.map((_, i) => i).filter(i => i != picture);
   const closeness = i => view == 4 ? order[i] : +figures[i].canvas.dataset.cosine;

@@ -25,7 +25,7 @@ from augment import normalize
 from pca_viz import PAIRS_PER_ROW, drawn_classes, fine_tokens, patch_parts, pca_rgb
 from support.cli import Parser, add_device, add_scale, report_errors
 from support.device import choose_threads, find_device
-from support.files import UserError, check_out, write_safely
+from support.files import UserError, check_out, say_once, write_safely
 from support.images import read_images
 from support.shapes import PARTS
 from support.weights import load_vit
@@ -37,7 +37,7 @@ COMPONENTS, BYTES = 64, 1_400_000  # ours: components at most; bytes of all feat
 def quantize(tokens):
     """Patch tokens (I, N, D) -> uint16 (I, N, k), and of each component the least value and the step, (k,) each."""
     x = F.normalize(tokens.double().flatten(0, 1), dim=1)  # (P, D)
-    k = min(COMPONENTS, x.shape[1], max(1, BYTES // (2 * len(x))))
+    k = min(COMPONENTS, x.shape[1])
     y = x @ torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]  # (P, k)
     # With 8 bits the rounding of the largest components changes the best match of one patch in ten.
     low, step = y.amin(0), ((y.amax(0) - y.amin(0)) / 65535).clamp(min=1e-12)  # (k,), (k,)
@@ -47,6 +47,12 @@ def quantize(tokens):
 def encode(x):
     """The bytes of a tensor as base64 text."""
     return base64.b64encode(x.contiguous().numpy().tobytes()).decode()
+
+
+def largest_size(vit, n):
+    """The largest side in pixels, so that n images on a page have SIDE² patches or fewer, and BYTES are enough."""
+    side = min(SIDE, math.isqrt(BYTES // (2 * COMPONENTS * n)))
+    return side // 2 * vit.patch_size  # patches are shifted by half, so a side has twice as many
 
 
 def write_split(vit, images, size, path):
@@ -59,7 +65,10 @@ def write_split(vit, images, size, path):
 @torch.inference_mode()
 def write_page(vit, images, size, path, parts=None):
     """Write the page of images (I, 3, S, S) uint8, seen by the network at size² pixels; parts: (I, S, S) or None."""
-    size = min(size, SIDE // 2 * vit.patch_size)  # patches are shifted by half, so a side has twice as many
+    size, wanted = min(size, largest_size(vit, len(images))), size
+    if size < wanted:
+        say_once(f"explore.html: images are seen at {size} pixels, not {wanted}; a page of {len(images)} has at most "
+                 f"{(2 * size // vit.patch_size) ** 2:,} patches an image")  # fmt: skip
     x = F.interpolate(images.float() / 255, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     x = normalize(x.to(next(vit.parameters()).device)).split(1)
     tokens = torch.cat([fine_tokens(vit, image[None], size) for image in images])  # (I, N, D)
@@ -76,7 +85,9 @@ def write_page(vit, images, size, path, parts=None):
         data |= {"names": ["ground", *PARTS], "parts": encode(patch_parts(parts, data["side"], data["side"]).byte())}
     for image in images:
         file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=85)
+        jpeg = Image.fromarray(image.permute(1, 2, 0).numpy())
+        jpeg.thumbnail((size, size))
+        jpeg.save(file, "JPEG", quality=85)
         data["pictures"].append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
     script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
     head = "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
@@ -101,11 +112,9 @@ def main(argv=None):
     device, threads = find_device(args.device), choose_threads()
     vit = load_vit(args.weights, device)
     print(f"{args.weights} on {device}, {threads}")
-    size = min(vit.img_size, SIDE // 2 * vit.patch_size)
-    if size < vit.img_size:
-        print(f"images are seen at {size} pixels, not {vit.img_size}: at most {SIDE**2:,} patches of a picture")
+    size = min(vit.img_size, largest_size(vit, 1))
     images = read_images(args.images, size, vit.patch_size, scale=args.scale, most=MOST)
-    write_page(vit, torch.stack(images), size, args.out)
+    write_page(vit, torch.stack(images), vit.img_size, args.out)
     print(f"{len(images)} images, {args.out.stat().st_size / 1e6:.1f} MB: {args.out}")
     return 0
 

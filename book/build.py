@@ -16,12 +16,14 @@ from book.exercises import EXERCISES, line_number
 from book.pages import code_html, columns, docstring, highlighted, page, read_rows, row_html, stylesheet, table_html
 from book.plates import PLATES
 from book.typeset import inline, text_html
+from explore import write_page
 
 ROOT = Path(__file__).parents[1]
 PAPER = "https://arxiv.org/abs/2304.07193"
 INTRO = f"""<h1>The annotated DINOv2</h1>
 <p>A page for each file of <a href="{PAPER}">the paper</a>: text and equations beside the code.  The worked examples are
 tests, and the pictures were drawn, while this book was built, by the functions that they show.</p>
+<iframe src="explore.html" title="Where does this patch lie in the other pictures?"></iframe>
 <h2>The paper, file by file</h2>"""
 
 
@@ -37,6 +39,7 @@ def build(out, made):
     out.mkdir(parents=True, exist_ok=True)
     for name, text in written.items():
         (out / name).write_text(text, encoding="utf-8")
+    write_page(made.vit, made.images, made.images.shape[-1], out / "explore.html")
     return {name: len(text.encode()) for name, text in written.items()}
 
 

@@ -27,9 +27,9 @@ def page(tmp_path_factory):
     """The page of six images, its data, and the exact unit features (6, 256, D)."""
     torch.manual_seed(0)
     vit = vit_pico(patch_size=8, img_size=64, layer_scale=0.5).eval()
-    images = draw_shapes("test", 64, 0)[0][:6]
+    images, _, parts = (x[:6] for x in draw_shapes("test", 64, 0))
     path = tmp_path_factory.mktemp("explore") / "explore.html"
-    explore.write_page(vit, images, 64, path)
+    explore.write_page(vit, images, 64, path, parts)
     text = path.read_text(encoding="utf-8")
     data = json.loads(re.search(r"const DATA = (.*);\n", text)[1])
     return path, data, F.normalize(fine_tokens(vit, images, 64).double(), dim=-1)
@@ -52,14 +52,26 @@ def test_cosines_of_the_page(page):
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium; Debian's package is chromium")
 def test_pointing_rings_the_best_match(page, tmp_path):
     """The pointer on row 5, column 7 of the second picture: each other picture rings the patch of largest cosine."""
-    path, _, x = page
+    path, data, x = page
     drive = """<script>onload = () => {
       const c = document.querySelectorAll("canvas")[1], b = c.getBoundingClientRect();
       c.dispatchEvent(new PointerEvent("pointermove", {clientX: b.left + b.width * 7.5 / 16,
                                                        clientY: b.top + b.height * 5.5 / 16}));
-      document.body.dataset.found = [...document.querySelectorAll("canvas")].map(c => c.dataset.best); };</script>"""
+      document.body.dataset.found = [...document.querySelectorAll("canvas")].map(c => c.dataset.best);
+      document.body.dataset.words = [...document.querySelectorAll("figcaption")].map(c => c.textContent); };</script>"""
     (tmp_path / "driven.html").write_text(path.read_text(encoding="utf-8") + drive, encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
     done = subprocess.run([CHROMIUM, *flags, tmp_path / "driven.html"], capture_output=True, text=True, timeout=120)
     best = (x @ x[1, 5 * 16 + 7]).argmax(1).tolist()
     assert re.search(r'data-found="([^"]*)"', done.stdout)[1] == ",".join(map(str, best))
+    parts = np.frombuffer(base64.b64decode(data["parts"]), np.uint8).reshape(6, 256)
+    said = re.search(r'data-words="([^"]*)"', done.stdout)[1].split(",")[1::2]
+    assert said == [f" {data['names'][parts[i, n]]}" for i, n in enumerate(best)]
+
+
+def test_many_images_get_fewer_patches(tmp_path, capsys):
+    """So that the page of 64 images stays below 3 MB; one line says how many."""
+    vit = vit_pico(patch_size=8, img_size=128).eval()
+    explore.write_page(vit, draw_shapes("test", 32, 0)[0][:64], 128, tmp_path / "e.html")
+    assert "at 48 pixels, not 128; a page of 64 has at most 144 patches an image" in capsys.readouterr().err
+    assert (tmp_path / "e.html").stat().st_size < 3e6

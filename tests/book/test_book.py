@@ -78,7 +78,7 @@ def test_text_with_blocks():
 def test_each_page_has_every_line_its_pictures_examples_exercises_and_links(folder):
     """A link leads to a line of a file, or to a part of a picture on the page."""
     modules, pages = list(build.places_in_paper()[0]), {path.stem: path.read_text() for path in folder.glob("*.html")}
-    assert {"index", *modules} == set(pages) and set(modules) >= {*EXERCISES, *PLATES}
+    assert {"index", "explore", *modules} == set(pages) and set(modules) >= {*EXERCISES, *PLATES}
     for module in modules:
         text, source = pages[module], (ROOT / f"{module}.py").read_text(encoding="utf-8")
         said = "\n".join(f"{row.title}\n{row.text}" for row in read_rows(source))
@@ -91,6 +91,7 @@ def test_each_page_has_every_line_its_pictures_examples_exercises_and_links(fold
     assert '<h2>one step</h2><div class="row"><div class="left"><p>' in pages["train"]
     examples = text_of(pages["dino_loss"]).split("Worked examples")[1]
     assert "The sum is log(2 · 3 · 4/3 · 3/2) = log 12" in examples and "pytest.approx(math.log(12) / 4)" in examples
+    assert 'src="explore.html"' in pages["index"] and "const DATA = {" in pages["explore"]
     for text in pages.values():
         ids = re.findall(r' id="([^"]*)"', text)
         assert len(set(ids)) == len(ids)
