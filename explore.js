@@ -141,6 +141,6 @@ function draw() {
     : `Column ${patch % SIDE + 1}, row ${Math.floor(patch / SIDE) + 1} of picture ${picture + 1}` +
       (here && `, ${here}`) + ". " + (COUNT > 1 ? "A ring is the best match in a picture. The best of all: " +
       `picture ${top + 1}, cosine ${closeness(top).toFixed(2)}. ` : "") +
-      (here && COUNT > 1 ? `The same part, ${here}: ${right} of ${COUNT - 1} rings; orange: another part. ` : "") +
+      (here && COUNT > 1 ? `The same part, ${here}: ${right} of ${COUNT - 1} rings${right < COUNT - 1 ? "; orange: another part" : ""}. ` : "") +
       (kept ? "Kept." : "");
 }
