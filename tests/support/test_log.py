@@ -91,7 +91,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_the_next_row(tmp_path):
         take_step(run_log)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_the_first_signal_is_caught_and_the_second_has_its_usual_effect(number):
     heard = []
     usual = signal.signal(number, lambda n, _: heard.append(n))

@@ -3,7 +3,6 @@
 import argparse
 import os
 import re
-import resource
 import urllib.error
 
 import pytest
@@ -163,6 +162,7 @@ def test_the_program(tmp_path, capsys):
 def test_a_file_that_cannot_be_written_whole_is_one_line(tmp_path, capsys, out):
     """Here its size is limited; on a full disk, too, safetensors raises an error of its own."""
     torch.save(toy().state_dict(), tmp_path / "vit.pt")
+    resource = pytest.importorskip("resource")  # not on Windows
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
