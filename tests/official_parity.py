@@ -241,5 +241,5 @@ def main(path):
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1], "dinov2", "train").is_dir() or not find_spec("omegaconf"):
-        sys.exit(__doc__)
+        sys.exit("give the path of a clone of facebookresearch/dinov2, after pip install omegaconf")
     sys.exit(main(sys.argv[1]))
