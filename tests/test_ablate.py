@@ -120,6 +120,13 @@ def test_wrong_flags_are_one_line(arguments, tmp_path, monkeypatch, capsys, flag
         assert main(arguments) == 2 and "ablation.jsonl is damaged" in capsys.readouterr().err
 
 
+def test_a_network_in_training_does_not_teach(arguments, monkeypatch, capsys):
+    """Only a finished larger network, which has a vit.pt, teaches the distilled arm."""
+    monkeypatch.setattr(ablate, "train_arm", lambda *_: pytest.fail("it was trained"))
+    assert main(["--arms", "distilled", "--seeds", "1", *arguments]) == 1
+    assert "0 runs, distilled_0 failed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_arm_save_and_leaves_no_process(tmp_path, monkeypatch, number):
     (tmp_path / "train.py").write_text("""
