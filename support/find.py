@@ -109,10 +109,11 @@ def find_in_folder(folder):
 
 
 def note_archives(place, names):
-    """Print that archives inside of a folder or of an archive are not read, if there are any."""
-    if skipped := [name for name in names if ARCHIVE.fullmatch(name) and tidy(name, {Path(name).suffix.lower()})]:
-        say_once(f"{place}: skipped {len(skipped)} archives in it, for example {skipped[0]}; unpack them, or give one "
-                 "to --data; only a folder that holds nothing but .tar files is read as one dataset")
+    """Print that archives inside of `place` are not read, and files whose names lead out of it, if there are any."""
+    inside = [name for name in names if ARCHIVE.fullmatch(name) and tidy(name, {Path(name).suffix.lower()})]
+    if skipped := inside + [name for name in names if ".." in name.split("/")]:
+        say_once(f"{place}: skipped {len(skipped)} archives in it or names with .., for example {skipped[0]}; unpack "
+                 "them, or give one to --data; only a folder that holds nothing but .tar files is read as one dataset")
 
 
 def find_in_list(path):
