@@ -128,7 +128,7 @@ function draw() {
     words.className = view < 4 && found != here ? "other" : "";
   });
   at("ends").innerHTML = [`Cosine with the patch: ${low.toFixed(2)} <span class="bar"></span> 1.00`,
-    "The colours of pca.png: a second PCA, of the foreground of all these pictures; the background is black",
+    "A second PCA, of the foreground of all these pictures (in pca.png, of each row); the background is black",
     "The foreground, by the first PCA; the background is black",
     `Attention of [CLS], mean of all heads: 0 <span class="bar"></span> the largest of each picture`,
     "Click a picture: the others follow, the nearest first, with the cosine of their [CLS]"][view];

@@ -22,10 +22,10 @@ from PIL import Image
 
 from attention import cls_attention
 from augment import normalize
-from pca_viz import PAIRS_PER_ROW, drawn_classes, fine_tokens, patch_parts, pca_rgb
-from support.cli import Parser, add_device, add_scale, report_errors
+from pca_viz import PAIRS_PER_ROW, add_images, drawn_classes, fine_tokens, parse_images, patch_parts, pca_rgb
+from support.cli import Parser, report_errors
 from support.device import choose_threads, find_device
-from support.files import UserError, check_out, say_once, write_safely
+from support.files import say_once, write_safely
 from support.images import read_images
 from support.shapes import PARTS
 from support.weights import load_vit
@@ -100,15 +100,8 @@ def write_page(vit, images, size, path, parts=None):
 def main(argv=None):
     """Write the page that the command line asks for, and return the exit status."""
     parser = Parser(prog="explore.py", description="Write a page that shows where a patch lies in other pictures.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
-    parser.add_argument("--out", type=Path, default=Path("explore.html"), help="the page (default: %(default)s)")
-    add_scale(parser)
-    add_device(parser)
-    args = parser.parse_args(argv)
-    check_out(args.out)
-    if args.out.absolute() in [Path(image).absolute() for image in args.images]:
-        raise UserError(f"--out {args.out} would replace one of the images; choose another name")
+    add_images(parser, "explore.html")
+    args = parse_images(parser, argv)
     device, threads = find_device(args.device), choose_threads()
     vit = load_vit(args.weights, device)
     print(f"{args.weights} on {device}, {threads}")

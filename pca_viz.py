@@ -192,14 +192,30 @@ def draw_panels(rows, path, lines=(), width=1.6):
     write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
 
 
+def add_images(parser, out):
+    """Add the flags of a program that draws images: IMAGE, --weights, --out, --scale and --device."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
+    parser.add_argument("--out", type=Path, default=Path(out), help="the file to write (default: %(default)s)")
+    add_scale(parser)
+    add_device(parser)
+
+
+def parse_images(parser, argv):
+    """The command line of such a program; UserError if --out cannot be written, or is one of the images."""
+    args = parser.parse_args(argv)
+    check_out(args.out)
+    if args.out.absolute() in [Path(image).absolute() for image in args.images]:
+        raise UserError(f"--out {args.out} would replace one of the images; choose another name")
+    return args
+
+
 @report_errors("pca_viz.py", ValueError)
 @torch.inference_mode()
 def main(argv=None):
     """Draw the picture that the command line asks for, and return the exit status."""
     parser = Parser(prog="pca_viz.py", description="Draw images beside the PCA colours of their patches.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
-    parser.add_argument("--out", type=Path, default=Path("pca.png"), help="the picture (default: %(default)s)")
+    add_images(parser, "pca.png")
     parser.add_argument("--size", type=side, help="short side in pixels (default: the network's own)")
     parser.add_argument("--keep-aspect", action="store_true", help="show the whole image, not only its middle square")
     parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="higher keeps less (default: %(default)s)")
@@ -207,12 +223,7 @@ def main(argv=None):
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--matches", action="store_true", help="draw lines between matching patches of two images")
     instead.add_argument("--attention", action="store_true", help="show where [CLS] looks, for each head")
-    add_scale(parser)
-    add_device(parser)
-    args = parser.parse_args(argv)
-    check_out(args.out)
-    if args.out.absolute() in [Path(image).absolute() for image in args.images]:
-        raise UserError(f"--out {args.out} would replace one of the images; choose another name")
+    args = parse_images(parser, argv)
     device, threads = find_device(args.device), choose_threads()
     vit = load_vit(args.weights, device)
     print(f"{args.weights} on {device}, {threads}")

@@ -61,6 +61,7 @@ def arrow(axes, *points, **look):
 
 
 def main():
+    """Draw the picture."""
     image, globals_, masked, locals_ = make_views()
     figure = Figure(figsize=(8.3, 8.6))
     axes = figure.add_axes((0, 0, 1, 1))

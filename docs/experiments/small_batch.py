@@ -36,6 +36,7 @@ BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"  # by Okabe and Ito
 
 
 def main(data="cifar10", folder="runs/small_batch"):
+    """Train the arms that are missing, draw the picture and print the scores; returns the exit status."""
     recipe, runs = get_recipe("cifar10", data=data, hires_share=0.0), {}
     size, n = recipe.global_size, 10_000  # k-NN is measured at this size, by so many training images
     train.evaluate_run = lambda run, vit, splits: measure_knn(vit, *splits, size, n)
