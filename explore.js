@@ -8,7 +8,7 @@ const features = Float32Array.from(codes, (c, i) => DATA.low[i % K] + c * DATA.s
 document.head.insertAdjacentHTML("beforeend", `<style>
 :root { color-scheme: light dark; font: 16px system-ui, sans-serif }
 body { margin: 1em auto; max-width: 70em; padding: 0 .7em }
-#grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: .6em }
+h1 { font-size: 1.5em } #grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: .6em }
 figure { margin: 0 } figcaption { font-size: .85em; height: 1.3em; white-space: nowrap }
 #words { min-height: 2.6em; margin: .5em 0 } #words, #ends { max-width: 46em }
 .other { color: light-dark(#a33000, #ffa070) } figure.here { outline: 3px solid; outline-offset: 2px }

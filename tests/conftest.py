@@ -1,8 +1,10 @@
 """What tests share."""
 
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import zlib
 from types import SimpleNamespace
 
@@ -38,6 +40,22 @@ def _as_rank(rank, world, port, work, *arguments):
     os.environ |= {"LOCAL_WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     work(rank, *arguments)
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """browse(page, script="") -> the HTML that Chromium makes of a page, after a <script> that is added at its end."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None) or pytest.skip("no Chromium; Debian's is chromium")
+
+    def dump(page, script=""):
+        driven = tmp_path / "driven.html"
+        driven.write_text(f"{page.read_text(encoding='utf-8')}<script>{script}</script>", encoding="utf-8")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--allow-file-access-from-files",
+                 f"--user-data-dir={tmp_path}", "--virtual-time-budget=600000", "--dump-dom"]  # fmt: skip
+        return subprocess.run([program, *flags, driven], capture_output=True, text=True, timeout=300).stdout
+
+    return dump
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ pytest tests/test_explore.py
 import base64
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -18,8 +16,6 @@ import explore
 from pca_viz import fine_tokens
 from support.shapes import draw_shapes
 from vit import vit_pico
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +45,20 @@ def test_cosines_of_the_page(page):
     assert not re.search(r"https?://|@import|fetch\(", text) and path.stat().st_size < 3e6
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium; Debian's package is chromium")
-def test_pointing_rings_the_best_match(page, tmp_path):
+def test_pointing_rings_the_best_match(page, browse):
     """The pointer on row 5, column 7 of the second picture: each other picture rings the patch of largest cosine."""
     path, data, x = page
-    drive = """<script>onload = () => {
+    drive = """onload = () => {
       const c = document.querySelectorAll("canvas")[1], b = c.getBoundingClientRect();
       c.dispatchEvent(new PointerEvent("pointermove", {clientX: b.left + b.width * 7.5 / 16,
                                                        clientY: b.top + b.height * 5.5 / 16}));
       document.body.dataset.found = [...document.querySelectorAll("canvas")].map(c => c.dataset.best);
-      document.body.dataset.words = [...document.querySelectorAll("figcaption")].map(c => c.textContent); };</script>"""
-    (tmp_path / "driven.html").write_text(path.read_text(encoding="utf-8") + drive, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    done = subprocess.run([CHROMIUM, *flags, tmp_path / "driven.html"], capture_output=True, text=True, timeout=120)
+      document.body.dataset.words = [...document.querySelectorAll("figcaption")].map(c => c.textContent); };"""
+    shown = browse(path, drive)
     best = (x @ x[1, 5 * 16 + 7]).argmax(1).tolist()
-    assert re.search(r'data-found="([^"]*)"', done.stdout)[1] == ",".join(map(str, best))
+    assert re.search(r'data-found="([^"]*)"', shown)[1] == ",".join(map(str, best))
     parts = np.frombuffer(base64.b64decode(data["parts"]), np.uint8).reshape(6, 256)
-    said = re.search(r'data-words="([^"]*)"', done.stdout)[1].split(",")[1::2]
+    said = re.search(r'data-words="([^"]*)"', shown)[1].split(",")[1::2]
     assert said == [f" {data['names'][parts[i, n]]}" for i, n in enumerate(best)]
 
 

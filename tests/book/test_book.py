@@ -25,7 +25,6 @@ from vit import vit_pico  # noqa: E402
 
 pytestmark = pytest.mark.slow
 ROOT = Path(build.__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -121,17 +120,13 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     assert "pip install -r book/requirements.txt" in pygments and "mean --out" in flag
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium; Debian's package is chromium")
-def test_a_browser_draws_every_page(folder, tmp_path):
+def test_a_browser_draws_every_page(folder, tmp_path, browse):
     """At 1280 and 390 pixels: nothing is wider than its column, nothing overlaps, and every letter has a glyph."""
     names = sorted(path.name for path in folder.glob("*.html"))
     given = f"const FOLDER = {json.dumps(folder.as_uri())}, PAGES = {json.dumps(names)};"
-    script = f"<script>{given}{(ROOT / 'tests/look.js').read_text(encoding='utf-8')}</script>"
-    (tmp_path / "look.html").write_text(f"<!DOCTYPE html><meta charset='utf-8'><body>{script}", encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--allow-file-access-from-files",
-             f"--user-data-dir={tmp_path}", "--virtual-time-budget=600000", "--dump-dom"]  # fmt: skip
-    done = subprocess.run([CHROMIUM, *flags, tmp_path / "look.html"], capture_output=True, text=True, timeout=300)
-    found = re.search(r'<pre id="found">([^<]*)</pre></body>', done.stdout)
+    (tmp_path / "look.html").write_text("<!DOCTYPE html><meta charset='utf-8'><body>", encoding="utf-8")
+    shown = browse(tmp_path / "look.html", given + (ROOT / "tests/look.js").read_text(encoding="utf-8"))
+    found = re.search(r'<pre id="found">([^<]*)</pre></body>', shown)
     assert json.loads(html.unescape(found[1])) == {"seen": 2 * len(names)}
 
 
