@@ -3,11 +3,11 @@
     python ablate.py                                              16 arms, three seeds each, the built-in images
     python ablate.py --arms dino whole --seeds 2 --steps 1000     any flag of train.py applies to all arms
 
-The first arms add one component after another, from DINO alone to the whole recipe.  The next ones remove one.  The
-last ones train at high resolution from the first step (Fig. 6), a larger network, and a small one that it teaches
-(Fig. 5).  train.py trains each arm in a process and a folder of its own, and the same command continues after Ctrl-C or
-a crash.  All arms are measured at the recipe's last resolution: k-NN, also at half of it; a linear classifier; and for
-the built-in images the retrieval of things, and the foreground and the matches of patches.
+The first arms add one component after another, from DINO alone to the whole recipe.  The next ones remove one.  Then
+come high resolution from the first step (Fig. 6), a larger network, and the small network distilled from it (Fig. 5).
+train.py trains each arm in a process and a folder of its own, and the same command continues after Ctrl-C or a crash.
+All arms are measured at the recipe's last resolution: k-NN, also at half of it; a linear classifier; and for the
+built-in images the retrieval of things, and the foreground and the matches of patches.
 """
 
 import json
@@ -49,7 +49,7 @@ ARMS = {
     "no-sinkhorn": {"centering": "softmax"},
     "no-masks": {"mask_probability": 0.0},  # and so no patch loss
     "no-local": {"n_local": 0},
-    "no-ema": {"momentum": 0.0, "momentum_end": 0.0},  # the teacher is the student of the last step
+    "no-ema": {"momentum": 0.0, "momentum_end": 0.0},  # no average: the teacher starts each step as the student
     "high": {"hires_share": 0.0},  # at the high resolution from the first step
     "larger": {"arch": "vit_nano"},
     "distilled": {"teacher": "larger"},  # whole, taught by the larger network of the same seed

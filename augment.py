@@ -4,7 +4,7 @@ Each image gives 2 global and L local random views.  Each view gets these change
 numbers (X has values in [0, 1]):
 
     crop      X = W_y · image · W_xᵀ        a random box, resized by antialiased bicubic; a flip reverses W_x
-    jitter    X ← cut(s·X + (1 − s)·ref)    ref = 0: brightness; mean grey: contrast; grey: saturation;
+    jitter    X ← cut(s·X + (1 − s)·ref)    s random; ref = 0: brightness; mean grey: contrast; grey: saturation;
                                             and the hue; cut to [0, 1]; the four in random order
     grey      X ← grey(X)
     blur      X ← K_y · X · K_xᵀ            Gaussian, mirrored at the edges
@@ -65,8 +65,8 @@ def weighted_rows(x, source, rows, weights):
 def bicubic_taps(length, longest, flip, out_size):
     """Taps (n, out_size, T) of Pillow's bicubic filter: rows, counted from the start of the box, and weights.
 
-    length (n,): sides of the boxes, the largest of them as a number; flip (n,).  When it shrinks, Pillow widens the
-    cubic by the scale; it cuts the cubic at the edge of the box, and normalises the weights.
+    length (n,): side of each box; longest: the largest, as a number; flip (n,) bool.  When the image shrinks, Pillow
+    widens the cubic by the scale; it cuts the cubic at the edge of the box, and normalises the weights.
     """
     n_taps = math.ceil(4 * max(1.0, longest / out_size)) + 1
     length, flip = length.float()[:, None], flip[:, None]  # (n, 1)
@@ -130,8 +130,8 @@ def hue(x, turn):
     Along the circle each channel is a trapezoid between the pixel's minimum m and maximum v: it rises for a
     sixth of a turn, stays at v for two, falls for one, stays at m for two.  Let C = v − m and k = 6·C·|turn|.
     On the way red → green → blue, the channel X, with P before it and N after it, becomes the smaller of
-        2·X − mid + k        (on its rising side X is the middle one: X + k)
-        X + P − N + C − k    (on its falling side P = m and N = v: X − k)
+        2·X − mid + k        mid: the middle channel; on its rising side that is X: X + k
+        X + P − N + C − k    on its falling side P = m and N = v: X − k
     cut to [m, v].  This needs no case for each colour and no division.  The other way round, P and N change places.
     """
     v, m, total = x.amax(1, keepdim=True), x.amin(1, keepdim=True), x.sum(1, keepdim=True)  # (n, 1, h, w)

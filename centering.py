@@ -2,7 +2,7 @@
 
     p_t = softmax((z_t − c) / τ_t),        c ← m·c + (1 − m)·mean_b z_t
 
-    z_t  logits  (B, K)   teacher scores
+    z_t  logits  (B, K)   teacher scores of B rows, as in sinkhorn.py
     c    centre  (K,)     moving average over earlier batches and all ranks; m is its momentum
     τ_t  temp             teacher temperature (dino_loss.py)
 

@@ -8,7 +8,7 @@
     PCA hash → embed → self-de-duplication → relative de-duplication → retrieval
 
     copies of each other     i ~ j  where ⟨e_i, e_j⟩ > 0.6 and j is one of i's 64 nearest; one of each component stays
-    copies of a test image   i ~ j  where ⟨e_i, e_j⟩ > 0.45, test images included; their whole components go
+    copies of a test image   i ~ j  where ⟨e_i, e_j⟩ > 0.45, test images included; a component that has one is removed
     retrieval, samples       the k uncurated images nearest to each curated one
     retrieval, clusters      random images of each k-means cluster with more than 3 curated images
 
@@ -48,7 +48,7 @@ from support.find import read_file
 from support.images import estimate_scale, whole_patches
 from support.weights import load_vit
 
-SMALL = 1_000_000  # App. A: fewer curated images are retrieved by clusters, more by samples
+SMALL = 1_000_000  # App. A: for fewer curated images retrieve by clusters, otherwise by samples
 CLUSTERS, PER_CLUSTER, MIN_HITS, MAX_TOTAL = 100_000, 10_000, 3, 1_000_000  # App. A
 CLUSTER_SIZE = 100  # ours: images for each cluster; small pools have fewer clusters
 HASH_BITS = 2  # ours: bits of 64 in which the hashes of copies may differ
@@ -68,10 +68,10 @@ def remove_near(embeddings, reference, threshold=0.45, k=64):
 
 
 def copies_of(embeddings, threshold, k=64, reference=None):
-    """(N, D) -> (N,) the first row of each row's component, or with reference (R, D) a reference of it; −1: it stays.
+    """(N, D) -> (N,) the row, or with reference (R, D) the reference, that replaces each row; −1: the row stays.
 
-    The graph has an edge from each row to those of its k nearest others with a cosine above threshold, and to its
-    nearest reference if that is.
+    The graph joins each row to those of its k nearest others whose cosine is above threshold, and to its nearest
+    reference if their cosine is.
     """
     n, edges = len(embeddings), edges_above(embeddings, threshold, k)
     if reference is None:

@@ -15,9 +15,9 @@ H is linear in p_t.  So each student view needs one cross-entropy, with the sum 
 
 A low temperature sharpens a softmax, a high one flattens it.  The teacher's τ_t (sinkhorn.py, centering.py) is below
 the student's τ_s: its targets are sharper than the student's outputs, so the student sharpens too.  A short run with
-small batches needs a colder teacher.  At first a prototype's cosines with the images of a batch differ by 0.03 (one
-deviation), which is less than 1 nat at τ_t = 0.04 and 3 at 0.01.  With less than 1 nat the balanced targets are nearly
-flat.  Many steps with 2,048 images leave that start; 400 steps with 32 did not (docs/results.md).
+small batches needs a lower τ_t.  At first the cosines of a prototype with the images of a batch have a standard
+deviation of 0.03.  Divided by τ_t = 0.04 this is below 1, and the balanced targets are nearly flat; divided by 0.01 it
+is 3.  Many steps with 2,048 images leave flat targets; 400 steps with 32 images did not (docs/results.md).
 """
 
 

@@ -35,7 +35,7 @@ KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the largest that it tries (
 TOKENS = 2**27  # ours: the most floats of patch tokens for segmentation, 512 MiB; fewer images are used if need be
 SIMILARITIES = 2**24  # ours: cosines in memory at once in k-NN, 64 MiB
 EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at a lower one is evaluated at its own
-PIXEL_SIZE = 32  # ours: of the baselines; 3·32² = 3072 features for raw pixels
+PIXEL_SIZE = 32  # ours: side of the images for --weights pixels; 3·32² = 3072 features
 
 
 @torch.no_grad()
@@ -64,8 +64,8 @@ def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256):
 def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=KS, temp=0.07):
     """Accuracy of the weighted k-NN vote for each k in ks: fractions in [0, 1].
 
-    (N, D), (N,), (M, D), (M,): features of any float type and length, labels 0 … C−1.  A k above N means N.  The lower
-    of two classes with equal votes wins.  Raises ValueError like `count_classes`.
+    (N, D), (N,), (M, D), (M,): features of any float type, not normalized; labels 0 … C−1.  A k above N means N.  Of
+    two classes with equal votes the lower wins.  Raises ValueError like `count_classes`.
     """
     n_classes = count_classes(train_features, train_labels, test_features, test_labels)
     assert min(ks) >= 1 and temp > 0, f"need k of at least 1 and a temperature above 0, got {ks} and {temp}"
@@ -77,7 +77,7 @@ def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=
     for x, y in zip(test_features.split(rows), test_labels.split(rows), strict=True):
         x, y = F.normalize(x.to(train.device).float(), dim=1), y.to(train.device)  # (m, D), (m,)
         similarity, neighbour = (x @ train.T).topk(max(ks), dim=1)  # (m, k) each, nearest first
-        weight = ((similarity - similarity[:, :1]) / temp).exp()  # (m, k), over the largest, so that none overflows
+        weight = ((similarity - similarity[:, :1]) / temp).exp()  # (m, k), divided by the largest: no overflow
         label = train_labels[neighbour]  # (m, k)
         for i, k in enumerate(ks):
             votes = weight.new_zeros(len(x), n_classes).scatter_add_(1, label[:, :k], weight[:, :k])  # (m, C)
@@ -162,7 +162,7 @@ def evaluate(args):
         raise UserError(f"{args.data} does not have labels in both splits: put the images of each class into a folder, "
                         "or list them in a .csv with path,label; --save FILE.npz alone needs no labels")  # fmt: skip
     kinds = args.linear or ["grid", "logistic"] + ["parts"] * (vit is not None and splits[0].parts is not None)
-    dim = vit.embed_dim if vit and measured and "grid" in kinds else None  # of the four features of B.3
+    dim = vit.embed_dim if vit and measured and "grid" in kinds else None  # None: x is [CLS] or pixels
     key = probe_tokens if dim else "x_norm_clstoken"
     (x, good), (test_x, test_good) = (split_features(vit, images, size, key) for images in splits)
     cls, test_cls = (next(iter(named_features(z, dim).values())) for z in (x, test_x))  # [CLS] or pixels

@@ -1,4 +1,4 @@
-"""Write one page to move the pointer over: where a patch lies in every other picture. (DINOv2 §7.5, Fig. 10)
+"""Write a page: point at a patch, and see the most similar patches of all pictures. (DINOv2 §7.5, Fig. 10)
 
     python explore.py IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out explore.html
 
@@ -50,7 +50,7 @@ def encode(x):
 
 
 def largest_size(vit, n):
-    """The largest side in pixels, so that n images on a page have SIDE² patches or fewer, and BYTES are enough."""
+    """The largest image side in pixels: an image has at most SIDE² patches, and n images fit into BYTES."""
     side = min(SIDE, math.isqrt(BYTES // (2 * COMPONENTS * n)))
     return side // 2 * vit.patch_size  # patches are shifted by half, so a side has twice as many
 

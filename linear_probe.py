@@ -30,7 +30,7 @@ ROWS = 4096  # ours: rows whose logits are in memory at once
 
 
 def probe_tokens(vit, images):
-    """Images (b, 3, H, W) -> (b, (n + 1)·D): [CLS] of the last n = 4 blocks (B.3), then the last mean patch token."""
+    """Images (b, 3, H, W) -> (b, (n + 1)·D): [CLS] of the last n = 4 blocks (B.3), the last one's mean patch."""
     layers = vit.get_intermediate_layers(images, n=min(4, len(vit.blocks)), return_class_token=True)
     return torch.cat([*(cls for _, cls in layers), layers[-1][0].float().mean(1)], dim=1)
 
@@ -144,8 +144,8 @@ def fit_logistic(x, y, penalty, W):
 def logistic_regression(train_features, train_labels, test_features, test_labels):
     """(Test accuracy, λ) of logistic regression (§7.2); λ is chosen on a tenth of the training images.
 
-    Arguments as for `linear_accuracy`.  The largest of equally good λ wins, and is then fitted to all training images,
-    as in the official code.
+    Arguments as for `linear_accuracy`.  Of equally good λ the largest wins.  W is then fitted with it to all training
+    images, as in the official code.
     """
     n_classes = count_classes(train_features, train_labels, test_features, test_labels)
     held_out, rows, _ = hold_out_tenth(len(train_features))

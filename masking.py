@@ -7,10 +7,11 @@ Half of the global views are masked, each with rectangles until a share of 10 to
     place ~ uniform, also across the edge    so that every patch is covered about equally often
 
 A rectangle that covers more than m new patches is rejected.  After 24 rectangles (ROUNDS) random patches fill the rest.
-The shares of a batch are the centres of equal strata of `ratio`, so the number of masked patches M depends on the
-arguments only, and no shape in a step ever changes.  The official M varies: each share is drawn within its stratum, and
-on 16×16 patches 8 % of the masks end short.  The official rectangles stay inside, so corners are masked 4 % of the time
-and the centre 52 %.  Our rectangles meet less often: a mask has 4.5 connected pieces on average, an official one 2.6.
+The range `ratio` is cut into equal parts (strata), and each masked view gets the middle of one.  So the number of
+masked patches M depends on the arguments only, and no tensor in a step ever changes its shape.  The official M varies:
+each share is drawn within its stratum, and on 16×16 patches 8 % of the masks cover less than their share.  The official
+rectangles stay inside, so corners are masked 4 % of the time and the centre 52 %.  Our rectangles meet less often: a
+mask has 4.5 connected pieces on average, an official one 2.6.
 """
 
 import math
@@ -19,7 +20,7 @@ import torch
 
 MIN_AREA = 4  # patches, BEiT
 ASPECT = (0.3, 1 / 0.3)  # BEiT
-ROUNDS = 24  # ours: then 1 mask in 500 is still short
+ROUNDS = 24  # ours: then 1 mask in 500 still covers less than its share
 
 
 def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, generator=None):

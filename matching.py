@@ -29,7 +29,8 @@ def mutual_matches(a, b, foreground_a, foreground_b):
 def suppress_close(pairs, cosine, grids, share=0.08):
     """Non-maximum suppression, as in the paper: pairs (P, 2) -> the pairs that stay, largest cosine first.
 
-    A pair is dropped if a better one starts or ends within `share` of the longer side of the grid (ours).
+    From the best pair on, a pair is dropped if it starts or ends near one that was kept: within `share` of the
+    grid's longer side (ours).
     grids: (h, w) of the two images.
     """
     close = torch.zeros(len(pairs), len(pairs), dtype=torch.bool)

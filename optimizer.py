@@ -10,7 +10,7 @@
     η_θ = η · layer_decay^(n + 1 − layer) · (patch_embed_lr for the patch embedding)
     λ_θ = λ, or 0 for biases, norms and LayerScale
     η, λ  the scheduled learning rate and weight decay
-    layer of θ: 0 for the patch embedding and all tokens, 1 to n for the n blocks, n + 1 for the last norm and the heads
+    layer of θ: 0 for the patch embedding, positions and learned tokens, 1 to n for the n blocks, n + 1 for all else
 """
 
 import torch

@@ -3,7 +3,7 @@
     python pca_viz.py IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out pca.png [--matches | --attention]
 
     s = scale((X − μ) v₁)                    scale(a) = (a − min a) / (max a − min a), per column
-    F = {rows of X with s > θ}
+    F = {rows of X with s > θ}               or with 1 − s > θ: the side that looks like the object
     rgb = scale((F − μ_F) [u₁ u₂ u₃])
 
     X     (P, D)    patch features of all images together, so that a part has one colour in every image
@@ -90,7 +90,7 @@ def foreground_mask(first, grids, threshold, invert):
     border = torch.ones(len(first), dtype=torch.bool)  # (P,), the outermost patches of each image
     for part, grid in zip(border.split([h * w for h, w in grids]), grids):
         part.view(grid)[1:-1, 1:-1] = False
-    # The sum of a side's weights is the difference of its shares, times a whole number, so that a tie is a tie.
+    # A side's sum of weights is proportional to the difference of its shares, and exact, because weights are whole.
     weight = torch.where(border, (~border).sum(), -border.sum())  # (P,)
 
     sides = [first > threshold, 1 - first > threshold]  # (P,) each; NaN is above no threshold

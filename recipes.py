@@ -1,7 +1,8 @@
 """Every hyper-parameter of the named recipes (Tables 16 and 17, §4, §5, B.1, B.2; official YAML files for the rest).
 
 `train.py --recipe NAME` trains one of them, and every field is a flag: `--koleo_weight 0.2`, `--no-amp`.
-Durations are shares of a phase's steps, so fewer steps and the high-resolution phase compress all schedules (B.2).
+Warm-ups and freezing are shares of a phase's steps, so fewer steps and the high-resolution phase compress all schedules
+(B.2).  head_warmup and hires_share are shares of the run.
 Comments name the source of a value: "yaml" is the official ssl_default_config.yaml, "ours" is our own choice.
 """
 
@@ -87,7 +88,7 @@ class Recipe:
     # running
     amp: bool = _f(True, "bf16 autocast, if the device supports it")
     compile: bool = _f(False, "torch.compile the blocks of both ViTs")
-    micro_batch: int = _f(0, "images per GPU and backward pass; 0: all. Centering and KoLeo see only these", (0, 10**9))
+    micro_batch: int = _f(0, "images per GPU and backward pass, for centering and KoLeo too; 0: all", (0, 10**9))
     checkpointing: bool = _f(False, "activation checkpointing: less memory, more time")
     workers: int = _f(0, "processes that decode streamed images, per GPU; 0: one per core", (0, 1000))
     seed: int = _f(0, "random seed", (0, 10**9))
@@ -108,7 +109,7 @@ shapes = Recipe(
     hires_share=0.02, hires_size=64, hires_image_size=64, hires_lr=5e-4, init_lr=1e-3,
 )  # fmt: skip
 
-# Photos of 32² pixels.  With few prototypes and a cold teacher, small batches soon leave the loss ln K.  All ours.
+# Photos of 32² pixels.  Few prototypes and a low teacher temperature let small batches leave flat targets.  All ours.
 cifar10 = Recipe(
     name="cifar10", data="cifar10", image_size=32, global_size=24, local_size=12, n_local=4,
     global_scale=(0.4, 1.0), local_scale=(0.15, 0.5), blur_sigma=(0.1, 0.5),
@@ -147,8 +148,8 @@ vitl14 = Recipe(
 vitg14 = replace(vitl14, name="vitg14", arch="vit_giant2")  # Table 17
 
 # Distilled from ViT-g/14 (§5), as the released ViT-S, B and L.  These need --teacher.  No official configuration was
-# released; values in neither table are those of vitl14, with its high-resolution phase, because the released networks
-# have positions for 518² (official eval/vits14_pretrain.yaml).
+# released; values in neither table are vitl14's.  So is the high-resolution phase: the released networks have positions
+# for 518² (official eval/vits14_pretrain.yaml).
 vits14_distilled = replace(
     vitl14, name="vits14_distilled", teacher="?",  # §5: the ViT-g, which you give
     arch="vit_small", ffn="mlp",  # Table 17

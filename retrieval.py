@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 
 def mean_average_precision(queries, gallery, positives, ignored=None):
-    """The mAP, in [0, 1], of features (Q, D) and (N, D), any float type and length.
+    """The mAP, in [0, 1], of features (Q, D) and (N, D), of any float type, not normalized.
 
     positives, ignored: (Q, N) bool; what is ignored counts neither as a hit nor as a miss.  Of equal cosines the first
     picture comes first.  Queries without a positive are left out.  ValueError if none has one, or for NaN.

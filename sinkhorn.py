@@ -11,14 +11,14 @@ The solution is exp(Z/τ) with rows and columns rescaled.  Start from Q = exp(Z/
 
 At the end each row sums to 1.  Column sums are only nearly equal: iterations bring the largest and the smallest closer.
 
-    Z  logits  (B, K)   teacher scores for K prototypes of B samples: the [CLS] tokens of both global views together,
-                        or the masked patches.  A rank passes its own rows; Σ_b goes over the rows of all ranks
+    Z  logits  (B, K)   teacher scores for K prototypes of B rows: the [CLS] tokens of both global views together,
+                        or the masked patches.  A rank (GPU) passes its own rows; Σ_b is over all ranks
     τ  temp             teacher temperature (dino_loss.py)
     Q  (B, K)           targets
 
-Iteration 1 works in logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones need not: when
-columns sum to 1, no row sums to more than K, so each column keeps at least 1/K.  The official code returns NaN once a
-score reaches 3.55 at τ = 0.04, or once a prototype lies about 104 − ln(B·K) nats below the others (0/0, all NaN).
+Iteration 1 works in logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones need not: when columns
+sum to 1, no row sums to more than K, so each column keeps at least 1/K.  The official code returns NaN if a score
+reaches 3.55 at τ = 0.04 (overflow), or if all values of one prototype underflow to 0 (0/0).
 """
 
 import torch

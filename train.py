@@ -9,12 +9,13 @@
     loss = w_D · L_DINO + w_I · L_iBOT + w_K · Σ_v L_KoLeo(global view v)
     teacher ← m · teacher + (1 − m) · student
 
-The weights w are the recipe's dino_weight, ibot_weight and koleo_weight; 1, 1 and 0.1 in the paper.  In distillation
-the teacher is another network and stays frozen; the EMA of the student is then only the result (§5).
+The weights w are the recipe's dino_weight, ibot_weight and koleo_weight; 1, 1 and 0.1 in the paper.  m is the momentum
+of the moving average (EMA).  In distillation the teacher is another network and stays frozen; the EMA of the student is
+then only the result (§5).
 
-A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png, pca.png and explore.html in its folder.  Everything
-random in step s is drawn from seeds made of (seed, s, rank), so a resumed run repeats an uninterrupted one: on a CPU to
-the last bit.  On a GPU the last bits of sums vary.
+A run leaves checkpoint.pt, vit.pt, metrics.jsonl, curves.png, pca.png and explore.html in its folder.  All
+random numbers come from seeds made of the run's seed and the step and rank, or the epoch.  So a resumed run repeats an
+uninterrupted one: on a CPU to the last bit.  On a GPU the last bits of sums vary.
 """
 
 import math
@@ -49,7 +50,7 @@ from support.start import check_images, load_splits_of, make_crop, prepare_run, 
 
 
 def phases(r):
-    """(name, first step, end, base learning rate) of each: only the heads, with --init; low resolution; high."""
+    """The phases, each (name, first step, end, base learning rate): only the heads (--init), low resolution, high."""
     low = r.steps - round(r.steps * r.hires_share)
     heads = min(round(r.steps * r.head_warmup), low) if r.init else 0
     return [("heads", 0, heads, r.lr), ("low", heads, low, r.init_lr if r.init else r.lr),
@@ -99,7 +100,7 @@ def train_step(run, images, crop, values):
 
 
 def make_seed(seed, step, use=0):
-    """One seed for each step, rank and use."""
+    """One seed for each step, rank and use: 0 for masks and stochastic depth, i for the crops of piece i."""
     return hash((seed, step, distributed.rank(), use)) % 2**62  # a hash of ints is the same in every process
 
 
@@ -155,7 +156,7 @@ def update_student(run, values):
 
 @torch.no_grad()
 def update_teacher(student, ema, momentum):
-    """teacher ← m · teacher + (1 − m) · student, for all parameters at once."""
+    """ema ← m · ema + (1 − m) · student, for all parameters at once."""
     old, new = (distributed.local_shards(network) for network in (ema, student))
     torch._foreach_lerp_(old, new, 1 - momentum)
 
@@ -197,9 +198,9 @@ def gather_vit(run):
 
 
 def evaluate_run(run, vit, splits):
-    """Return the k-NN scores at the resolution of the last phase; draw pca.png too, except before the first step.
+    """Return all scores at the last phase's resolution; draw pca.png (not before step 1), at the end explore.html.
 
-    Uses eval_images training images during the run and all at the end; of a streamed dataset always eval_images.
+    k-NN uses eval_images training images during the run, all at the end; a streamed split gives eval_images or fewer.
     """
     r, last = run.recipe, run.step == run.recipe.steps
     size = schedules_at(r.steps - 1, r)["global_size"]

@@ -1,6 +1,6 @@
 """The Vision Transformer of DINOv2 (§5, Table 17; Dosovitskiy et al. 2021; registers: Darcet et al. 2024).
 
-    x₀ = [cls; reg₁…reg_R; E·patchᵢ] + position       registers have no position
+    x₀ = [cls; reg₁…reg_R; E·patchᵢ] + position       E: patch embedding; registers have no position
     x ← x + λ₁ ⊙ Attention(LayerNorm(x))              λ: LayerScale (CaiT, Touvron et al. 2021)
     x ← x + λ₂ ⊙ MLP(LayerNorm(x))                    MLP with GELU, or SwiGLU for networks trained from scratch
 
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stem import conv_stem
 
-PLAIN_ATTENTION = 512  # ours: up to this many tokens, a CPU computes attention as written
+PLAIN_ATTENTION = 512  # ours: up to this many tokens, a CPU computes attention by the plain formula
 
 # ---------------------------------------------------------------------------- a block
 
@@ -46,7 +46,7 @@ class Attention(nn.Module):
 
 def attend(q, k, v):
     """softmax(q kᵀ/√d) v for each head: three (b, h, n, d) -> (b, h, n, d)."""
-    # On a CPU a training step takes 1.3 to 1.5 times as long with the fused kernel; but it needs no (n, n) matrix.
+    # On a CPU a training step takes 1.3 to 1.5 times as long with the fused kernel, which needs no (n, n) matrix.
     if q.device.type != "cpu" or q.shape[2] > PLAIN_ATTENTION:
         return F.scaled_dot_product_attention(q, k, v)
     return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
@@ -118,9 +118,10 @@ def split_batches(x, shapes):
 
 
 def draw_subsets(shapes, rate, depth, device):
-    """Stochastic depth (§5): for each block, the random samples for which its two branches are computed.
+    """Stochastic depth (§5): draw the samples for which each block computes its two branches.
 
-    Rows of both branches 2 × (T',), shapes [(k, n), ...], scale b/k (T', 1), with k = max(int(b·(1 − rate)), 1).
+    Returns for each block the rows of both branches, 2 × (T',); the shapes that stay, [(k, n), ...]; and the scale b/k,
+    (T', 1).  k = max(int(b·(1 − rate)), 1).
     """
     rows, kept = [], []
     for place in split_batches(torch.arange(sum(b * n for b, n in shapes), device=device), shapes):  # (b, n)
@@ -169,7 +170,7 @@ class ViT(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         self.blocks = nn.ModuleList(Block(dim, n_heads, ffn, layer_scale) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        for module in self.modules():  # Conv2d layers keep PyTorch's deviation: 0.0238 for patches of 14, as official
+        for module in self.modules():  # patch_embed.proj keeps PyTorch's deviation, as official
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)  # ours; official: 0.02
                 nn.init.zeros_(module.bias)

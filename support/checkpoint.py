@@ -1,6 +1,7 @@
 """checkpoint.pt: everything that --resume needs, for any number of processes.
 
-It holds no random states: everything random in step s is drawn from seeds made of (seed, s, rank).
+It holds no random states: all random numbers come from seeds made of the run's seed and the step and rank, or the
+epoch.
 """
 
 import argparse

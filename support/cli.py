@@ -85,13 +85,13 @@ def add_device(parser):
 
 
 def add_scale(parser):
-    """Add the flag --scale, which says how deep grey images are read."""
+    """Add the flag --scale, the values that become black and white in grey images of more than 8 bits."""
     parser.add_argument("--scale", type=number(-1e30, 1e30), nargs=2, action=Interval, metavar=("LOW", "HIGH"),
                         help="black and white in grey images deeper than 8 bits (default: estimated from the files)")
 
 
 class Terminal:
-    """A text stream that escapes control characters, and what its encoding lacks: no name may steer a terminal."""
+    """A text stream that escapes control characters (from file names) and what its encoding lacks."""
 
     def __init__(self, stream):
         self.stream = stream or open(os.devnull, "w")  # None: it was closed before the program started
@@ -100,7 +100,7 @@ class Terminal:
         return getattr(self.stream, name)
 
     def write(self, text):
-        if text.strip("\n\x1b[A"):  # not only tqdm's moves of the cursor; its bars begin with \r
+        if text.strip("\n\x1b[A"):  # tqdm's cursor moves pass; its bars begin with \r
             text = re.sub(r"(?!^\r)[^\n]", lambda character: printable(character[0]), text)
         encoding = self.stream.encoding or "utf-8"
         try:

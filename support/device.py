@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from support.files import UserError
 
-ROUNDS = 20  # ours: of timing each number of threads; a third of a second on two cores
+ROUNDS = 20  # ours: timings of each number of threads; a third of a second on two cores
 
 
 def default_device():
@@ -66,7 +66,7 @@ def fastest_threads():
 
 
 def keep_pages():
-    """Make glibc keep freed memory for this process; otherwise it clears every large tensor's pages again."""
+    """Make glibc keep freed memory for this process; otherwise the kernel clears each large tensor's pages again."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX

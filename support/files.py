@@ -42,7 +42,7 @@ def check_regular(path):
 
 
 def read_bytes(path):
-    """The bytes of an image file; ValueError for a file that would hang the program or fill the memory."""
+    """The bytes of a file; ValueError for a file that would hang the program or fill the memory."""
     check_regular(path)
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"larger than the limit of {MAX_BYTES // 2**20} MiB")

@@ -117,7 +117,7 @@ def note_archives(place, names):
 
 
 def find_in_list(path):
-    """A list of images or of shards -> absolute names, "", {name: (split, class)}; relative names start at it."""
+    """A list of images or of shards -> absolute names, "", {name: (split, class)}; names are relative to its folder."""
     lines = re.split("\r\n?|\n", read_bytes(path).decode("utf-8-sig", "surrogateescape"))  # names may be any bytes
     if path.suffix.lower() == ".txt":
         rows = [(*PATH_AND_CLASS.fullmatch(line.strip()).groups(), None) for line in lines]

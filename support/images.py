@@ -1,8 +1,9 @@
 """Images of a folder, a list, an archive or a built-in dataset, decoded to uint8 squares.
 
 `load_splits` returns both splits, `batches` the endless stream of training, `in_order` the single pass of evaluation.
-The paper decodes an image again for each view.  Here it is decoded once, to its centre square, and `augment.py` cuts
-the views on the device.  A split above MEMORY_LIMIT is streamed: training then draws another square in each epoch.
+The official code decodes an image again in each epoch.  Here it is decoded once in a run, to its centre square, and
+`augment.py` cuts the views on the device.  A split above MEMORY_LIMIT is streamed: training then decodes another random
+square of each image in each epoch.
 """
 
 import contextlib
@@ -32,11 +33,11 @@ from support.find import FORMATS, find_files, read_file, skipped_line
 from support.splits import choose_splits, unwrapped
 
 MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels in memory; a larger dataset is streamed
-SAMPLED_FILES, SAMPLED_VALUES = 64, 2**16  # ours: of a dataset and of each file, to estimate the intensity range
-PERCENTILES = (0.1, 99.9)  # ours: of the sampled values, shown as black and white
-GREY = 128  # of transparent pixels and missing values: white would hide white drawings, and black hide black ones
+SAMPLED_FILES, SAMPLED_VALUES = 64, 2**16  # ours: files of a dataset, values of a file: for the intensity range
+PERCENTILES = (0.1, 99.9)  # ours: these percentiles of the sampled values become black and white
+GREY = 128  # for transparent pixels and missing values: white would hide white drawings, black would hide black ones
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # broken files are reported once, here
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow refuses images of twice that size, 179 MP
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above 89 MP; above 179 MP Pillow refuses
 
 
 @dataclass
@@ -140,7 +141,7 @@ def decode_rows(images, rows):
 
 
 def in_memory(images, n, size):
-    """The split, or of a streamed one n random images, or as many as memory takes: the same ones in each call."""
+    """The split; of a streamed one n random images, fewer if memory is short, the same ones in each call."""
     if images.pixels is not None:
         return images
     if images.sample is None:
@@ -269,7 +270,7 @@ def resize(image, width, height, place=0.5):
 
 
 def picture(raw, size, scale=None):
-    """The bytes of an image file -> upright RGB image; a JPEG may be smaller than stored, but its sides are ≥ 2·size.
+    """The bytes of an image file -> upright RGB image; a large JPEG is decoded smaller, but not below 2·size.
 
     scale: (low, high), the values that become 0 and 255 in grey images deeper than 8 bits; None: from this image alone.
     """

@@ -1,12 +1,13 @@
 """What a run reports: metrics.jsonl, curves.png, the progress bar, the collapse meter (cf. Caron et al. 2021, §5.3).
 
-A loss near ln K means slow learning or the uniform collapse; a small loss means success or the collapse to one code.
-Two entropies of the teacher's targets p_t, as shares of ln K, tell them apart:
+Collapse: all images get the same target.  A loss near ln K (K prototypes) means slow learning or the uniform collapse;
+a small loss means success or the collapse to one prototype.  Two entropies of the teacher's targets p_t, as shares of
+ln K, tell them apart:
 
                       H(p_t), mean over images    H(mean of p_t over images)
     learning          below 1                     near 1
     uniform collapse  near 1                      near 1
-    one code          near 0                      near 0
+    one prototype     near 0                      near 0
 """
 
 import contextlib
@@ -60,7 +61,7 @@ class RunLog:
             write_metrics(self.path, self.rows)
         self.began = time.perf_counter() - (self.rows[-1].get("seconds", 0.0) if self.rows else 0.0)
         self.healthy = torch.ones((), dtype=torch.bool, device=run.device)
-        self.flops = {}  # of each kind of step
+        self.flops = {}  # {kind of step: FLOPs}
         self.bar = tqdm(total=run.recipe.steps * run.recipe.batch, initial=run.step * run.recipe.batch, unit="img",
                         disable=not self.first, mininterval=1)  # fmt: skip
         self.last = time.perf_counter(), run.step  # images/s are measured from here on
@@ -149,7 +150,7 @@ def collapse_meter(p_t, cls):
     """Targets (2, B, K) and teacher [CLS] (2·B, D) -> a dict of scalar tensors.
 
     entropy_image: mean H(p_t) / ln K.  entropy_mean: H(mean p_t) / ln K.  cosine: mean cosine between the [CLS]
-    tokens of different images in view 1.
+    tokens of different images in the first global view.
     """
     log_K = math.log(p_t.shape[-1])
     entropy_image = -torch.special.xlogy(p_t, p_t).sum(dim=-1).mean()
@@ -166,7 +167,7 @@ def collapse_warning(meter):
     if meter["entropy_image"] > 0.98 and meter["entropy_mean"] > 0.98:
         return "uniform collapse: every image gets the same flat target; lower --teacher_temp or --n_prototypes"
     if meter["entropy_mean"] < 0.05:
-        return "collapse to one code: every image gets one prototype; raise --teacher_temp or use --centering sinkhorn"
+        return "collapse: every image gets the same prototype; raise --teacher_temp or use --centering sinkhorn"
     if meter["cosine"] > 0.99:
         return "the features of all images are nearly the same; lower --lr or raise --koleo_weight"
 

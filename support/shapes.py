@@ -1,8 +1,8 @@
 """The built-in dataset, ours: ten kinds of animals and vehicles, drawn from a seed, with the part of each pixel.
 
-Parts, their arrangement and the coat make the kind; all else is random and independent of it.  An object is drawn
-part by part, from the back, in its own frame: x forward, y down, about 2 long.  A part is the signed distance from an
-outline (negative inside), in a frame (a, b) that is moved to a place and rotated by an angle.
+Parts, their arrangement and the coat (a texture) make the kind; all else is random and independent of it.  An object is
+drawn part by part, from the back, in its own frame: x forward, y down, about 2 long.  A part is given by the signed
+distance to its outline (negative inside), in a frame (a, b) that is moved to a place and rotated by an angle.
 """
 
 import math
@@ -20,7 +20,7 @@ DOWN, BACK = math.pi / 2, math.pi
 
 
 def oval(a, b, length, width):
-    """An outline: distance from a centred oval; half axes."""
+    """An outline: distance from a centred oval; length and width are half axes."""
     return (torch.hypot(a / length, b / width) - 1) * torch.minimum(length, width)
 
 
@@ -37,7 +37,7 @@ def limb(a, b, length, start, end):
 
 
 def blade(a, b, length, start, end, sweep=0.0):
-    """Distance from a blade that begins at (0, 0), along a; half widths of its start and end; b of its end."""
+    """Distance from a blade that begins at (0, 0), along a; half widths at its start and end; sweep: b at the end."""
     width = start + (end - start) * a / length
     return torch.maximum((b - sweep * a / length).abs() - width, (a - length / 2).abs() - length / 2)
 
@@ -52,7 +52,8 @@ def dot(a, b, radius):
     return (0.5 + (radius - torch.hypot(a, b)) / 0.2).clamp(0, 1)
 
 
-# Of a part, for all kinds; a, b: the part's frame, divided by its length and width (ovals and boxes: by half of them).
+# Textures of parts, for all kinds.  a, b: the part's frame; a is divided by the length (ovals and boxes: half of it),
+# b by half the width.
 TEXTURES = {
     "head": lambda a, b: 1 - dot(a - 0.1, b + 0.25, 0.4),  # an eye
     "leg": lambda a, b: (0.5 + (0.7 - a) / 0.1).clamp(0, 1),  # a dark foot

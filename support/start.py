@@ -23,7 +23,7 @@ from support.files import UserError, reason_of
 from support.images import load_splits
 from support.weights import load_vit
 
-# --resume may change these.  amp and compile change rounding, micro_batch the draws of a step, the others no result.
+# --resume may change these.  amp and compile change rounding, micro_batch what a step draws and centers.
 CHANGEABLE = ("data", "teacher", "workers", "micro_batch", "checkpointing", "compile", "amp", "log_every", "save_every",
               "eval_every", "eval_images")  # fmt: skip
 NEW_RUN = "or go on from its weights: python train.py --recipe {} --init {}/checkpoint.pt --out NEW, with your flags"
@@ -42,10 +42,10 @@ class Run:
     centering: nn.ModuleDict  # the two moving centres; empty for Sinkhorn-Knopp
     optimizer: torch.optim.Optimizer
     step: int = 0
-    training_flops: int = 0  # of the steps so far, on all ranks
+    training_flops: int = 0  # for the steps so far, on all ranks
     out: Path = Path()  # the folder of its files
     images_digest: str = ""  # of the names of its images, their classes and splits
-    teacher_digest: list = field(default_factory=list)  # of the network that it distils
+    teacher_digest: list = field(default_factory=list)  # checksums of the distilled network
 
 
 def start_run(r, device, weights=None, img_size=None):

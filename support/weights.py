@@ -85,7 +85,7 @@ def download_official(name):
 def find_backbone(contents):
     """The named tensors of one ViT, in any library's names, from a file's contents; a teacher's if there is one."""
     nested = {f"{name}.{k}": x for name, part in contents.items() if isinstance(part, dict) for k, x in part.items()}
-    inserted = r"(_\w+_wrapped_module|_orig_mod|module)\.|(?<=blocks\.)\d+\.(?=\d+\.)"  # by PyTorch; official chunks
+    inserted = r"(_\w+_wrapped_module|_orig_mod|module)\.|(?<=blocks\.)\d+\.(?=\d+\.)"  # wrappers; official chunks
     state = {re.sub(inserted, "", key): x for key, x in (contents | nested).items()}
     found = [match[1] for key in state if (match := re.fullmatch(r"(|.*\.)(embeddings\.)?cls_token", key))]
     prefix = min(found, key=lambda prefix: ("teacher" not in prefix, len(prefix)), default="")

@@ -134,7 +134,7 @@ def test_collapse_warnings():
     healthy = {"entropy_image": 0.5, "entropy_mean": 0.99, "cosine": 0.3}
     assert collapse_warning(healthy) is None
     assert "uniform" in collapse_warning({**healthy, "entropy_image": 0.995})
-    assert "one code" in collapse_warning({**healthy, "entropy_image": 0.01, "entropy_mean": 0.01})
+    assert "same prototype" in collapse_warning({**healthy, "entropy_image": 0.01, "entropy_mean": 0.01})
     assert "same" in collapse_warning({**healthy, "cosine": 0.999})
 
 
