@@ -76,7 +76,10 @@ def write_page(vit, images, size, path, parts=None):
     attention = torch.cat([cls_attention(vit, image, vit.n_blocks - 1).mean(1).cpu() for image in x])  # (I, N / 4)
     rgb, foreground = pca_rgb(tokens)
     features, low, step = quantize(tokens)
-    data = {"side": math.isqrt(tokens.shape[1]), "low": low.tolist(), "step": step.tolist(),
+    about = (f"The features of a ViT {vit.embed_dim} wide and {vit.n_blocks} deep, which sees pictures of {size}² pixels in "
+             f"patches of {vit.patch_size}², shifted by half a patch. ")  # fmt: skip
+    about += "The names of the parts are true ones; the network never saw them. " * (parts is not None)
+    data = {"about": about, "side": math.isqrt(tokens.shape[1]), "low": low.tolist(), "step": step.tolist(),
             "features": encode(features),
             "rgb": encode((rgb * 255).byte()), "foreground": encode(foreground.byte()), "pictures": [],
             "attention": encode((attention / attention.amax(1, keepdim=True) * 255).byte()),
@@ -99,7 +102,7 @@ def write_page(vit, images, size, path, parts=None):
 @report_errors("explore.py", ValueError)
 def main(argv=None):
     """Write the page that the command line asks for, and return the exit status."""
-    parser = Parser(prog="explore.py", description="Write a page that shows where a patch lies in other pictures.")
+    parser = Parser(prog="explore.py", description="Write a page: point at a patch, and see the most similar ones.")
     add_images(parser, "explore.html")
     args = parse_images(parser, argv)
     device, threads = find_device(args.device), choose_threads()
