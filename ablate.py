@@ -122,13 +122,14 @@ def write_results(rows, out):
 def main(argv=None):
     """Run the program and return its exit status."""
     parser = Parser(prog="ablate.py", description="The paper's ablation.  Any flag of train.py applies to all arms.")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM",
+                        help=f"{', '.join(ARMS)} (default: all)")
     parser.add_argument("--seeds", type=positive, default=3, help="runs of each arm (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the runs and results (default: runs/ablation_RECIPE)")
     args, flags = parser.parse_known_args(argv)
     options, r, changes = parse_args(flags, "ablate.py")
     if differ := changes.keys() & {"seed", *(name for arm in args.arms for name in ARMS[arm])}:
-        raise UserError(f"the runs differ in --{min(differ)}; leave it out")
+        raise UserError(f"ablate.py sets --{min(differ)} itself; leave it out")
     device, out = find_device(options.device), args.out or Path(f"runs/ablation_{r.name}")
     choose_threads()
     image_size, size = (schedules_at(r.steps - 1, r)[name] for name in ("image_size", "global_size"))
@@ -154,10 +155,10 @@ def main(argv=None):
             if arm == "untrained":
                 make_folder(folder)
                 network = start_run(replace(r, seed=seed), device).ema.backbone
-            elif (  # a larger network that is still in training is no teacher
-                arm == "distilled" and not (out / f"larger_{seed}" / "vit.pt").exists()
-                or train_arm([*flags, *flags_of(arm, seed, r, out)], folder)
-            ):
+            elif arm == "distilled" and not (out / f"larger_{seed}" / "vit.pt").exists():  # it may be in training still
+                failed.append(f"{folder.name} (run the arm larger first)")
+                continue
+            elif train_arm([*flags, *flags_of(arm, seed, r, out)], folder):
                 failed.append(folder.name)
                 continue
             else:

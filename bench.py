@@ -142,10 +142,10 @@ def count_memory(r, device_type):
 def main(argv=None):
     """Run the program and return its exit status."""
     keep_pages()
-    parser = Parser(prog="bench.py", description="Time training steps.  The flags of train.py choose the step.")
+    parser = Parser(prog="bench.py", description="Time training steps.  All flags of train.py work too.")
     parser.add_argument("--steps", type=positive, default=5, help="steps that are timed (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    parser.add_argument("--memory", choices=("cpu", "cuda"), help="count the memory of a step there, and run nothing")
+    parser.add_argument("--memory", choices=("cpu", "cuda"), help="count a step's memory there, without running it")
     args, flags = parser.parse_known_args(argv)
     options, r, _ = parse_args(flags + ["--no-compile"] * bool(args.memory), "bench.py")
     if r.init:

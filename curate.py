@@ -184,7 +184,7 @@ def select_by_features(args, found, vit, scale, work, copies):
         paths = drop(copies, "relative de-duplication", paths, kept, near, lambda i, j: e[i] @ e_near[j])
         e = e[kept < 0]
         if not paths:
-            raise UserError("every image is in a component of an excluded one; raise --reference-threshold")
+            raise UserError("every image counts as a copy of an excluded one; raise --reference-threshold")
     if args.curated:
         curated, e_curated = features["curated"]
         mode = args.mode or ("clusters" if len(curated) < SMALL else "samples")
@@ -208,7 +208,7 @@ def drop(copies, stage, paths, kept, others, compare):
     rows, n = np.flatnonzero(kept >= 0), np.sum(kept > -2)
     print_first(f"{stage}: {len(rows)} of {n} images are copies ({len(rows) / n:.0%})")
     if len(rows) > n / 2:
-        print_first("WARNING: over half.  If pairs in the .copies.csv are not alike, this stage's threshold is wrong")
+        print_first("WARNING: over half of the images.  If pairs in .copies.csv are not alike, raise the threshold")
     copies += [(paths[i], others[kept[i]], stage, f"{compare(i, kept[i]):.6g}") for i in rows]
     return [path for path, other in zip(paths, kept) if other == -1]
 
@@ -222,13 +222,15 @@ def main(argv=None):
     add("--curated", help="images to look for (default: none, find copies and stop)")
     add("--exclude", help="evaluation images: what is like them is left out")
     add("--weights", help="vit.pt, checkpoint.pt, an official name or file (default: none, only the PCA hash is used)")
-    add("--out", type=Path, default=Path("selected.txt"), help="the list" + default)
+    add("--out", type=Path, default=Path("selected.txt"), help="list of the selected images" + default)
     add("--html", metavar="PAGES", help="list image addresses of saved pages in addresses.txt beside --out, and stop")
-    add("--self-threshold", type=number(-1, 1), default=0.6, help="cosine above which two images are copies; 0.6 and "
-        "0.45 are for the paper's copy-detection embedding, and too low for a [CLS] token: try 0.8" + default)
-    add("--reference-threshold", type=number(-1, 1), default=0.45, help="the same, to an excluded image" + default)
-    add("--mode", choices=("samples", "clusters"), help=f"(default: clusters for fewer than {SMALL} curated images)")
-    add("--per-image", type=positive, default=4, help="samples: images for each curated one" + default)
+    add("--self-threshold", type=number(-1, 1), default=0.6, help="cosine above which two images are copies; "
+        "for the [CLS] of a ViT try 0.8" + default)
+    add("--reference-threshold", type=number(-1, 1), default=0.45, help="cosine above which an image is a "
+        "copy of an excluded one; for the [CLS] of a ViT try 0.8" + default)
+    add("--mode", choices=("samples", "clusters"), help="the nearest images of each curated one, or random "
+        f"images of its cluster (default: clusters for fewer than {SMALL} curated images)")
+    add("--per-image", type=positive, default=4, help="with --mode samples: images for each curated one" + default)
     add("--size", type=side, default=224, help="side of an embedded image, rounded to whole patches" + default)
     add_scale(parser)
     add_device(parser)
@@ -236,7 +238,7 @@ def main(argv=None):
     for path in (args.out, *(args.out.with_suffix(end) for end in (".csv", ".copies.csv", ".png"))):
         check_out(path)
     if args.out.suffix in (".csv", ".png"):
-        raise UserError(f"--out {args.out}: {args.out.suffix} is written beside the list; give the list another ending")
+        raise UserError(f"--out {args.out}: curate.py writes another file of this name; choose an ending such as .txt")
     if args.html:
         addresses, path = image_addresses(args.html), args.out.with_name("addresses.txt")
         write_text(path, "".join(f"{address}\n" for address in addresses))

@@ -133,7 +133,7 @@ def load_network(args):
 def split_features(vit, images, size, key):
     """Features (N, D') of a split's readable images, raw pixels without a network; and which these are, (N,) bool."""
     if vit is None and images.pixels is None:
-        raise UserError("there are too many images for --weights pixels, which holds all of them in memory")
+        raise UserError("--weights pixels holds all images in memory, and there are too many; use fewer")
     x = frozen_features(vit, images, size, key) if vit else images.pixels.flatten(1).float() / 255
     good = images.readable()  # a streamed split finds broken files only while it is read
     return x[good], good
@@ -199,7 +199,7 @@ def print_scores(args, kinds, dim, x, y, test_x, test_y):
     """
     known = torch.isin(test_y, y)
     if not known.any() or len(y.unique()) < 2:
-        raise UserError(f"{args.data}: there are no two classes with training images, of which one has test images")
+        raise UserError(f"{args.data}: two classes need training images, and one of them test images; check folders")
     if not known.all():
         print(f"{(~known).sum()} of {len(known)} test images are of classes without training images, and are left out")
     test_y, train, test = test_y[known], named_features(x, dim), named_features(test_x[known], dim)
@@ -245,14 +245,14 @@ def main(argv=None):
                         "pixels: raw pixels, to compare with")
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
     parser.add_argument("--other", help="a second test set, of another kind, with the classes of --data (Table 6)")
-    parser.add_argument("--labels", choices=CHOICES["labels"], default="auto", help="none: --data names no classes")
+    parser.add_argument("--labels", choices=CHOICES["labels"], default="auto", help="none: folders are not classes")
     parser.add_argument("--size", type=side, help="side of the images in pixels (default: the network's own, at most "
                         f"{EVAL_SIZE}; {PIXEL_SIZE} for pixels)")
     parser.add_argument("--k", type=positive, nargs="+", help="neighbours that vote (default: 20 200)")
-    parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), help="linear probes, "
-                        "logistic regression; segmentation and retrieval in --data shapes (default: all)")
+    parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), help="grid: linear probes; "
+                        "logistic: logistic regression; parts: segmentation and retrieval, for --data shapes (all)")
     parser.add_argument("--save", type=Path, metavar="FILE.npz", help="save the features of all images for NumPy; "
-                        "measure only if --k or --linear is given")
+                        "measure only with --k, --linear or --other")
     add_scale(parser)
     add_device(parser)
     args = parser.parse_args(argv)

@@ -52,7 +52,7 @@ def count_classes(train_features, train_labels, test_features, test_labels):
             shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
             raise ValueError(f"{name}: need features (N, D) and labels (N,) with N above 0, got {shapes}")
         if not x.isfinite().all():
-            raise ValueError(f"{name} features hold NaN or infinite values: the network has diverged")
+            raise ValueError(f"{name} features are not finite: the network diverged; use an earlier checkpoint")
     return int(max(train_labels.max(), test_labels.max())) + 1
 
 

@@ -53,7 +53,7 @@ def pca_rgb(patch_tokens, threshold=0.5, invert=False, grids=None):
     x = patch_tokens.detach().cpu().double().flatten(0, -2)  # (P, D)
     grids = grids or [(math.isqrt(shape[1]), math.isqrt(shape[1]))] * shape[0]
     if not x.isfinite().all():
-        raise ValueError("patch_tokens hold NaN or infinite values: the network has diverged")
+        raise ValueError("patch_tokens hold NaN or infinite values: the network diverged; use an earlier checkpoint")
     foreground = foreground_mask(pca(x, 1)[:, 0], grids, threshold, invert)
     return foreground_rgb(x, foreground).view(*shape, 3).to(device), foreground.view(shape).to(device)
 
@@ -218,7 +218,8 @@ def main(argv=None):
     add_images(parser, "pca.png")
     parser.add_argument("--size", type=side, help="short side in pixels (default: the network's own)")
     parser.add_argument("--keep-aspect", action="store_true", help="show the whole image, not only its middle square")
-    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="higher keeps less (default: %(default)s)")
+    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="foreground: patches whose first component "
+                        "is above it, from 0 to 1 (default: %(default)s)")
     parser.add_argument("--invert", action="store_true", help="swap foreground and background")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--matches", action="store_true", help="draw lines between matching patches of two images")

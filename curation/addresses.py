@@ -36,6 +36,8 @@ class ImageTags(HTMLParser):
 def image_addresses(place):
     """A saved page, or a folder of pages -> the addresses of their images, each once, in order."""
     place, found = Path(place), {}
+    if not place.exists():
+        raise UserError(f"there is no page or folder {place}")
     pages = sorted(path for path in place.rglob("*") if path.suffix.lower() in PAGES) if place.is_dir() else [place]
     for page in filter(Path.is_file, pages):
         parser = ImageTags()

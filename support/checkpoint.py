@@ -70,7 +70,7 @@ def read_checkpoint(path):
         raise
     except Exception:  # torch.load raises many kinds of errors for a file of another kind
         pass
-    raise UserError(f"{path} is not a checkpoint of train.py")
+    raise UserError(f"{path} is not a checkpoint of train.py; give the checkpoint.pt of a run")
 
 
 def restore(run, saved):
@@ -82,7 +82,7 @@ def restore(run, saved):
         run.step, run.training_flops, moments = saved["step"], saved["training_flops"], saved["optimizer"]["state"]
         run.images_digest = saved["images_digest"]
         if saved["teacher_digest"] != run.teacher_digest:
-            raise ValueError(f"the run began with another --teacher than {run.recipe.teacher}")
+            raise UserError(f"the run began with another --teacher than {run.recipe.teacher}; give that one")
         if not 0 < run.step <= run.recipe.steps or not moments:
             raise ValueError(f"step {run.step} of {run.recipe.steps}, with {len(moments)} moments")
         dcp.set_model_state_dict(run.student, saved["student"], options=whole)
@@ -96,4 +96,5 @@ def restore(run, saved):
         for p in unused.values():
             run.optimizer.state.pop(p, None)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{run.out}/checkpoint.pt does not fit ({reason_of(error)[:200]}); give it to --init") from None
+        raise UserError(f"{run.out}/checkpoint.pt does not fit ({reason_of(error)[:200]}); start a new "
+                        f"run from it: --init {run.out}/checkpoint.pt --out NEW") from None

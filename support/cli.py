@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             near = difflib.get_close_matches(unknown[0], self._option_string_actions, n=3)
-            raise UserError(f"unknown argument {unknown[0]}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+            advice = f"did you mean {' or '.join(near)}?" if near else "see --help"
+            raise UserError(f"unknown argument {unknown[0]}; {advice}")
         return options
 
 
@@ -87,7 +88,7 @@ def add_device(parser):
 def add_scale(parser):
     """Add the flag --scale, the values that become black and white in grey images of more than 8 bits."""
     parser.add_argument("--scale", type=number(-1e30, 1e30), nargs=2, action=Interval, metavar=("LOW", "HIGH"),
-                        help="black and white in grey images deeper than 8 bits (default: estimated from the files)")
+                        help="values shown as black and white, in grey images of more than 8 bits (default: estimated)")
 
 
 class Terminal:
@@ -120,7 +121,7 @@ def report_errors(program, *kinds):
             with contextlib.redirect_stdout(Terminal(sys.stdout)), contextlib.redirect_stderr(Terminal(sys.stderr)):
                 try:
                     if {"RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys() and not launched_by_torchrun():
-                        raise UserError(f"{', '.join(RANKS)} are not set as torchrun does; unset all, or use torchrun")
+                        raise UserError(f"unset {', '.join(RANKS)}: torchrun did not set them")
                     return main(argv)
                 except KeyboardInterrupt:
                     print(f"{program}: stopped", file=sys.stderr)
@@ -149,7 +150,7 @@ def describe_error(error, kinds=()):
     if isinstance(error, (UserError, *kinds)):
         return text, 2
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search(NO_MEMORY, text, re.I):
-        return "out of memory; with train.py use --micro_batch, --checkpointing, a smaller --batch or --workers 1", 1
+        return "out of memory; use a smaller --size; with train.py --micro_batch, --checkpointing or --workers 1", 1
     if "RANK" in os.environ and (isinstance(error, dist.DistError) or "gloo" in text):
         return f"rank {os.environ['RANK']} lost another rank; start all again, train.py with --resume", 1
     if isinstance(error, OSError):

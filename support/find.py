@@ -50,8 +50,8 @@ def find_files(data):
         if not names:
             raise ValueError("found no image")
     except Exception as error:  # damaged archives make Python's modules raise almost anything
-        raise UserError(f"{data}: cannot be read ({reason_of(error)}); give a folder, a .txt or .csv list, or a .zip, "
-                        ".tar, .tar.gz, .tar.bz2 or .tar.xz archive; or cifar10, or shapes") from None
+        raise UserError(f"{data}: cannot be read ({reason_of(error)}); give a folder, a .txt, .csv or .tsv list, or a "
+                        ".zip, .tar, .tar.gz, .tar.bz2 or .tar.xz archive") from None
     names = sorted(names, key=lambda name: name.split("/"))  # all of a/ comes before a-b/, as in a file tree
     return names, functools.partial(read_file, folder=folder), given
 
@@ -110,10 +110,10 @@ def find_in_folder(folder):
 
 def note_archives(place, names):
     """Print that archives inside of `place` are not read, and files whose names lead out of it, if there are any."""
-    inside = [name for name in names if ARCHIVE.fullmatch(name) and tidy(name, {Path(name).suffix.lower()})]
-    if skipped := inside + [name for name in names if ".." in name.split("/")]:
-        say_once(f"{place}: skipped {len(skipped)} archives in it or names with .., for example {skipped[0]}; unpack "
-                 "them, or give one to --data; only a folder that holds nothing but .tar files is read as one dataset")
+    if inside := [name for name in names if ARCHIVE.fullmatch(name) and tidy(name, {Path(name).suffix.lower()})]:
+        say_once(f"{place}: skipped {len(inside)} archives in it, for example {inside[0]}; unpack them, or give one")
+    if outside := [name for name in names if ".." in name.split("/")]:
+        say_once(f"{place}: skipped {len(outside)} files whose names have .., for example {outside[0]}; rename them")
 
 
 def find_in_list(path):

@@ -282,7 +282,7 @@ def picture(raw, size, scale=None):
     if image.mode[0] in "IF":  # integers or floats, grey
         x = np.asarray(image).astype(np.float64)  # (H, W)
         if not scale:
-            say_once("grey images deeper than 8 bits, none in the sample: each has its own range (--scale LOW HIGH)")
+            say_once("grey images of more than 8 bits: each gets its own range; --scale LOW HIGH gives all the same")
         low, high = scale or intensity_range(x)
         x = np.nan_to_num((x - low) / (high - low) * 255, nan=GREY, posinf=GREY, neginf=GREY)
         image = Image.fromarray(np.rint(x.clip(0, 255)).astype(np.uint8))
@@ -308,9 +308,9 @@ def open_image(raw):
         photometric, channels, extra, sign = (image.tag_v2.get(tag) for tag in (262, 277, 338, 339))
         colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(photometric, 1)  # RGB, CMYK, YCbCr, Lab; otherwise grey or a palette
         if (channels or 1) > colours + sum(kind in (1, 2) for kind in extra or ()):  # 1, 2: alpha
-            raise ValueError(f"{channels} channels, but {colours} are colours; write the three to be seen as RGB")
+            raise ValueError(f"{channels} channels, but {colours} are colours; choose three and save them as RGB")
         if photometric == 0 and bits > 8 or (bits, sign) in ((8, (2,)), (32, (1,)), (32, None)):
-            raise ValueError("Pillow misreads signed bytes, unsigned 32 bits and white zeros; convert it to 16 bits")
+            raise ValueError("Pillow misreads signed bytes, unsigned 32 bits and 0 as white; convert it to 16 bits")
     if bits > 8 and (image.mode[0] not in "IF" or image.format == "PPM" and bits < 16):  # those are stretched
         raise ValueError(f"{bits} bits a colour, and Pillow reads 8; convert it to 8 bits a colour")
     return image

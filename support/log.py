@@ -175,7 +175,8 @@ def collapse_warning(meter):
 def check_health(healthy, run):
     """Exit with status 1 after a gradient that was not finite; the last good checkpoint stays."""
     if not healthy:
-        sys.exit(f"step {run.step}: the gradients are not finite; stopped; a checkpoint in {run.out} is from before")
+        kept = f"; {run.out}/checkpoint.pt is of an earlier step" * (run.out / "checkpoint.pt").exists()
+        sys.exit(f"train.py: error: step {run.step}: gradients are not finite; start again with a lower --lr{kept}")
 
 
 def draw_curves(rows, recipe, path):

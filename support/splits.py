@@ -24,8 +24,8 @@ def choose_splits(names, given, data, labels="auto"):
         column = [(given[name][0] or TRAIN[0]).lower().replace("training", "train") for name in names]
         known = set(column)
         if TRAIN[0] not in known or known - set(TRAIN + HELD_OUT) and not known & set(HELD_OUT):
-            raise UserError(f"{data}: its splits are {', '.join(sorted(set(column))[:5])}; name them {TRAIN[0]} and "
-                            f"{', '.join(HELD_OUT[:-1])} or {HELD_OUT[-1]}")
+            raise UserError(f"{data}: its splits are {', '.join(sorted(set(column))[:5])}; name one {TRAIN[0]} "
+                            f"and one {HELD_OUT[0]} (or val)")
         parts = unwrapped([[split, *p] for split, p in zip(column, parts)])
     sides = sides_of_folders(parts, data, strict=not given)
     rows, neither = [], []  # (name, "train", "test" or None, class or None)

@@ -96,7 +96,7 @@ def check_images(run, splits):
     digest = "".join(images.digest for images in splits) or run.recipe.data
     if run.images_digest not in ("", digest):
         name, new_run = run.recipe.data, NEW_RUN.format(run.recipe.name, run.out)
-        raise UserError(f"{name}: other images than the run began with; undo it, {new_run}")
+        raise UserError(f"{name} does not hold the images that the run began with; put them back, {new_run}")
     run.images_digest = digest
     return splits
 
@@ -113,7 +113,7 @@ def check_start(r, device):
         raise UserError(f"--recipe {r.name} needs your images; give a folder or an archive with --data")
     world = distributed.world_size()
     if r.batch % world:
-        raise UserError(f"--batch {r.batch} does not divide among {world} processes")
+        raise UserError(f"--batch {r.batch} does not divide among {world} processes; use a multiple of {world}")
     if r.compile and world > 1:
         raise UserError("--compile works in a single process only; leave it out")
     if world > 1 and device.type == "cpu" and torch.__version__ < (2, 9):
@@ -123,8 +123,8 @@ def check_start(r, device):
     pixels = 3 * min(r.micro_batch or r.batch, r.batch // world) * (2 * r.global_size**2 + r.n_local * r.local_size**2)
     needed = 4 * (5 * weights / world + pixels)  # weights, gradients, two moments, the teacher; crops
     if needed > total_memory(device):
-        sizes = f"{needed / 2**30:,.0f} GiB, and there are {total_memory(device) / 2**30:,.0f}"
-        raise UserError(f"weights, moments and crops alone take {sizes}; use a smaller --arch or --batch")
+        sizes = f"{needed / 2**30:,.0f} GiB, and {device} has {total_memory(device) / 2**30:,.0f}"
+        raise UserError(f"the weights, AdamW's moments and the crops need {sizes}; use a smaller --arch or --batch")
 
 
 def find_checkpoint(options, recipe, changes):
@@ -209,8 +209,8 @@ def load_teacher(r):
         saved = read_checkpoint(r.teacher)
     except (OSError, UserError):  # not a checkpoint of train.py
         load_vit(r.teacher)  # raises if the file holds no network
-        raise UserError(f"--teacher {r.teacher} has no heads; train them first, by the same command with --teacher= "
-                        f"--init {r.teacher} --head_warmup 1 --hires_share 0 --out runs/teacher added; then use "
+        raise UserError(f"--teacher {r.teacher} has no heads; to train them, add --teacher= --init {r.teacher} "
+                        "--head_warmup 1 --hires_share 0 --out runs/teacher to this command; then use "
                         "--teacher runs/teacher/checkpoint.pt") from None  # fmt: skip
     theirs = recipe_of(saved, r.teacher)
     for name in ("patch_size", "n_prototypes"):

@@ -46,7 +46,7 @@ def load_vit(name_or_path, device="cpu"):
         config = Path(str(name_or_path).removesuffix("model.safetensors"), "config.json")  # of a Hugging Face folder
         heads = json.loads(read_bytes(config)).get("num_attention_heads") if config.exists() else None
         if heads not in (None, vit.num_heads):
-            raise ValueError(f"config.json asks for other heads than {vit.num_heads}, which are 64 channels wide")
+            raise ValueError(f"config.json says {heads} heads, but a network of this width has {vit.num_heads}")
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{name_or_path} does not hold a DINOv2 ViT ({reason_of(error)[:200]})") from None
     return vit.float().eval().requires_grad_(False).to(device)
@@ -63,7 +63,7 @@ def read_weights(name):
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"no weights at {name}: neither a file nor an official name") from None
+        raise UserError(f"no weights at {name}: neither a file nor an official name, such as dinov2_vits14") from None
     except Exception:  # both libraries raise many kinds of errors for a file of another kind
         raise UserError(f"{path} is not a weights file of PyTorch or safetensors") from None
 
@@ -137,7 +137,7 @@ def save_vit(vit, out):
     if out.suffix in (".pth", ".pt"):
         return write_safely(out, lambda path: torch.save(state, path))
     if out.suffix not in ("", ".safetensors"):
-        raise UserError(f"{out}: OUT must end in .pth, .pt or .safetensors, or be a folder")
+        raise UserError(f"{out}: OUT must end in .pth, .pt or .safetensors; a folder has no dot")
     if vit.stem:
         raise UserError(f"{out}: timm and Hugging Face have no ViT with a convolutional stem; write a .pth")
     if out.suffix:
@@ -167,12 +167,13 @@ def save_tensors(state, out):
     write_safely(out, lambda path: path.write_bytes(contents))
 
 
-@report_errors("support.weights")
+@report_errors("python -m support.weights")
 def main(argv=None):
     """The program; returns its exit status."""
-    parser = Parser(prog="support.weights", description="Convert the weights of a ViT to another kind of file.")
+    parser = Parser(prog="python -m support.weights", description="Convert the weights of a ViT to another format.")
     parser.add_argument("input", metavar="IN", help="an official name, a file or a folder of weights")
-    parser.add_argument("output", type=Path, metavar="OUT", help=".pth: official; .safetensors: timm; else a folder")
+    parser.add_argument("output", type=Path, metavar="OUT", help=".pth or .pt: official; .safetensors: timm; "
+                        "a name without an ending: a folder for Hugging Face")
     options = parser.parse_args(argv)
     save_vit(load_vit(options.input), options.output)
     print(options.output)

@@ -106,7 +106,7 @@ def test_the_linear_classifier_leaves_out_classes_without_training_images(tmp_pa
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--seed", "3"], "the runs differ in --seed"), (["--centering", "softmax"], "the runs differ in --centering"),
+    (["--seed", "3"], "ablate.py sets --seed itself"), (["--centering", "softmax"], "ablate.py sets --centering itself"),
     (["--data", ""], "--data"), (["--arm", "dino"], "unknown argument --arm"), ([], "other flags or images"),
 ])  # fmt: skip
 def test_wrong_flags_are_one_line(arguments, tmp_path, monkeypatch, capsys, flags, words):
@@ -124,7 +124,7 @@ def test_a_network_in_training_does_not_teach(arguments, monkeypatch, capsys):
     """Only a finished larger network, which has a vit.pt, teaches the distilled arm."""
     monkeypatch.setattr(ablate, "train_arm", lambda *_: pytest.fail("it was trained"))
     assert main(["--arms", "distilled", "--seeds", "1", *arguments]) == 1
-    assert "0 runs, distilled_0 failed" in capsys.readouterr().out
+    assert "0 runs, distilled_0 (run the arm larger first) failed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -173,7 +173,7 @@ def test_clusters_exclusion_and_no_retrieval(place, tmp_path, monkeypatch, capsy
         assert run(*flags(place, out), "--mode", "clusters") == 0
     assert 1 <= len(names(out)) <= 10
     assert run(*flags(place, out), "--exclude", place / "exclude", "--reference-threshold", -1) == 2
-    assert "every image is in a component" in capsys.readouterr().err
+    assert "every image counts as a copy" in capsys.readouterr().err
     alone, apart = tmp_path / "alone.txt", tmp_path / "apart.txt"
     common = "--uncurated", place / "pool", "--weights", place / "vit.pt", "--size", 32, "--self-threshold", 0.9999
     assert run(*common, "--out", alone) == 0
@@ -266,9 +266,9 @@ def test_three_ranks_select_the_same(place, tmp_path, monkeypatch):
     (("--weights", "junk/a.png"), "junk/a.png"),
     (("--weights", ""), "give --uncurated, and --weights if you give --curated or --exclude"),
     (("--mode", "clusters", "--curated", "one"), "no cluster holds more than 3"),
-    (("--out", "selected.csv"), "--out selected.csv: .csv is written beside the list"),
+    (("--out", "selected.csv"), "--out selected.csv: curate.py writes another file"),
     (("--out", "made.txt"), "made.copies.csv is a folder, a link or a device"),  # noticed before the work
-    (("--html", "nowhere"), "no <img> tag"),
+    (("--html", "nowhere"), "there is no page or folder nowhere"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(place, tmp_path, monkeypatch, capsys, more, words):
     for name in ("junk", "one", "made.copies.csv"):

@@ -67,7 +67,7 @@ def test_knn_in_chunks_and_with_too_large_a_k(monkeypatch):
 def test_wrong_features_are_named(accuracy):
     x, y, test_x, test_y = random_sets()
     x[3, 1] = float("nan")
-    with pytest.raises(ValueError, match="train features hold NaN"):
+    with pytest.raises(ValueError, match="train features are not finite"):
         accuracy(x, y, test_x, test_y)
     with pytest.raises(ValueError, match=r"test: need features .* got \(25, 4\) and \(24,\)"):
         accuracy(x.nan_to_num(), y, test_x, test_y[:-1])
@@ -203,7 +203,7 @@ def test_a_class_without_training_images_is_left_out(labelled, capsys):
     command = f"--weights pixels --data {labelled} --size 4 --k 1 --linear logistic".split()
     for i in range(3):
         (labelled / f"train/b/{i}.png").write_text("broken")
-    assert main(command) == 2 and "there are no two classes with training images" in capsys.readouterr().err
+    assert main(command) == 2 and "two classes need training images" in capsys.readouterr().err
     load_splits.cache_clear()
     shutil.move(labelled / "train/a", labelled / "train/c")
     shutil.copytree(labelled / "test/a", labelled / "train/a")
@@ -237,7 +237,7 @@ def test_a_second_test_set(labelled, tmp_path, capsys):
     ("--weights pixels --data shapes --other shapes", "--other shapes is --data, which holds the training"),
     ("--weights pixels --data shapes --device warp", "there is no device warp here"),
     ("--weights pixels --data LABELLED/test/a --save LABELLED/x.npz --k 1", "test/a does not have labels in both"),
-    ("--weights pixels --data LABELLED", "too many images for --weights pixels"),
+    ("--weights pixels --data LABELLED", "--weights pixels holds all images in memory"),
 ])  # fmt: skip
 def test_a_wrong_flag_or_dataset_is_one_line_and_status_2(capsys, argv, words, labelled, monkeypatch):
     if words.startswith("too many"):

@@ -171,5 +171,5 @@ def test_segmentation_learns_the_parts_of_tokens(short):
     assert other == pytest.approx(iou, abs=0.01)
     assert probe.segmentation_iou(x, parts, test_x, (test_parts + 1) % 3)[1] == rate
     x[1, 2, 0] = float("nan")
-    with pytest.raises(ValueError, match="train features hold NaN"):
+    with pytest.raises(ValueError, match="train features are not finite"):
         probe.segmentation_iou(x, parts, x, parts)

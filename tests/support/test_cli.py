@@ -135,9 +135,9 @@ def test_a_rank_that_lost_another_one(error, monkeypatch, capsys):
     with pytest.raises(RuntimeError):
         main()
     monkeypatch.setenv("RANK", "1")
-    assert main() == 2 and "MASTER_PORT are not set as torchrun does" in capsys.readouterr().err
+    assert main() == 2 and "MASTER_PORT: torchrun did not set them" in capsys.readouterr().err
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
-    assert main() == 2 and "MASTER_PORT are not set as torchrun does" in capsys.readouterr().err
+    assert main() == 2 and "MASTER_PORT: torchrun did not set them" in capsys.readouterr().err
     for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
     for size in ("0", "1"):

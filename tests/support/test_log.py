@@ -87,7 +87,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_the_next_row(tmp_path):
     run_log = make_log(tmp_path)
     take_step(run_log, grad_norm=float("nan"))
     take_step(run_log)
-    with pytest.raises(SystemExit, match="step 3: the gradients are not finite"):
+    with pytest.raises(SystemExit, match="step 3: gradients are not finite"):
         take_step(run_log)
 
 

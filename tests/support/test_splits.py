@@ -79,8 +79,8 @@ def test_splits_and_classes_of_a_list(given, train, test):
     (["train/a/1.png", "cats/a/1.png"], "", "are its folders cats, train splits or classes?"),
     (["val/a/1.png", "test/a/1.png"], "", "are its folders test, val splits or classes?"),
     (["cats/train/1.png", "cats/test/1.png", "dogs/train/1.png"], "", "are its folders cats, dogs splits or classes?"),
-    (["1.png", "2.png"], ("train", "dev"), "its splits are dev, train; name them train and test"),
-    (["1.png", "2.png"], ("test", "test"), "its splits are test; name them"),
+    (["1.png", "2.png"], ("train", "dev"), "its splits are dev, train; name one train and one test"),
+    (["1.png", "2.png"], ("test", "test"), "its splits are test; name one"),
 ])  # fmt: skip
 def test_what_could_be_splits_or_classes_is_refused(names, column, words):
     with pytest.raises(UserError, match=f"^set: {re.escape(words)}") as error:

@@ -164,8 +164,8 @@ def test_heads_for_a_teacher_and_distillation(folder, released, tmp_path, capsys
     command = start(folder, tmp_path / "run", teacher=released)
     assert main(command) == 2
     err = capsys.readouterr().err
-    assert "has no heads; train them first" in err and err.count("\n") == 1
-    added = err.split("command with ")[1].split(" added")[0].replace("runs/teacher", str(tmp_path / "teacher"))
+    assert "has no heads; to train them, add" in err and err.count("\n") == 1
+    added = err.split("them, add ")[1].split(" to this")[0].replace("runs/teacher", str(tmp_path / "teacher"))
     assert main(command + added.split()) == 0
     file, teacher = torch.load(released, weights_only=True), saved(tmp_path / "teacher")["teacher"]
     assert all(torch.equal(teacher[f"backbone.{name}"], x) for name, x in file.items())  # on the file's grid

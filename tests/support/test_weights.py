@@ -155,7 +155,7 @@ def test_the_program(tmp_path, capsys):
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 3'))
     for path in (folder, folder / "model.safetensors"):
-        refuse(path, "config.json asks for other heads than 2")
+        refuse(path, "config.json says 3 heads, but a network of this width has 2")
 
 
 @pytest.mark.parametrize("out", ["out.safetensors", "out"])
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_written_whole_is_one_line(tmp_path, capsys, out):
         assert main([str(tmp_path / "vit.pt"), str(tmp_path / out)]) == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert re.fullmatch(f"support.weights: error: {tmp_path}/.+: File too large\n", capsys.readouterr().err)
+    assert re.fullmatch(f"python -m support.weights: error: {tmp_path}/.+: File too large\n", capsys.readouterr().err)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["vit.pt"]
 
 
