@@ -35,7 +35,6 @@ KS = (20, 200)  # neighbours; 20 is DINO's best, 200 the largest that it tries (
 TOKENS = 2**27  # ours: the most floats of patch tokens for segmentation, 512 MiB; fewer images are used if need be
 SIMILARITIES = 2**24  # ours: cosines in memory at once in k-NN, 64 MiB
 EVAL_SIZE = 224  # paper: resolution of the evaluations; a network trained at a lower one is evaluated at its own
-PIXEL_SIZE = 32  # ours: side of the images for --weights pixels; 3·32² = 3072 features
 
 
 @torch.no_grad()
@@ -122,19 +121,9 @@ def allowed_ks(ks, n):
 # ---------------------------------------------------------------------------- Command line
 
 
-def load_network(args):
-    """The network of --weights, None for raw pixels, and the side of its images."""
-    if args.weights == "pixels":
-        return None, min(args.size or PIXEL_SIZE, PIXEL_SIZE)
-    vit = load_vit(args.weights, args.device)
-    return vit, whole_patches(args.size or min(vit.img_size, EVAL_SIZE), vit.patch_size)
-
-
 def split_features(vit, images, size, key):
-    """Features (N, D') of a split's readable images, raw pixels without a network; and which these are, (N,) bool."""
-    if vit is None and images.pixels is None:
-        raise UserError("--weights pixels holds all images in memory, and there are too many; use fewer")
-    x = frozen_features(vit, images, size, key) if vit else images.pixels.flatten(1).float() / 255
+    """Features (N, D') of a split's readable images, and which these are, (N,) bool."""
+    x = frozen_features(vit, images, size, key)
     good = images.readable()  # a streamed split finds broken files only while it is read
     return x[good], good
 
@@ -155,17 +144,18 @@ def other_test_set(args, vit, size, key, classes):
 
 def evaluate(args):
     """Save the features, or print a line per classifier with its score and hyper-parameters, or both."""
-    vit, size = load_network(args)
+    vit = load_vit(args.weights, args.device)
+    size = whole_patches(args.size or min(vit.img_size, EVAL_SIZE), vit.patch_size)
     splits = load_splits(args.data, size, 0, args.scale, args.labels)
     measured = not args.save or args.k or args.linear is not None or args.other
     if measured and any(images.labels is None for images in splits):
         raise UserError(f"{args.data} does not have labels in both splits: put the images of each class into a folder, "
                         "or list them in a .csv with path,label; --save FILE.npz alone needs no labels")  # fmt: skip
-    kinds = args.linear or ["grid", "logistic"] + ["parts"] * (vit is not None and splits[0].parts is not None)
-    dim = vit.embed_dim if vit and measured and "grid" in kinds else None  # None: x is [CLS] or pixels
+    kinds = args.linear or ["grid", "logistic"] + ["parts"] * (splits[0].parts is not None)
+    dim = vit.embed_dim if measured and "grid" in kinds else None  # None: x is [CLS] alone
     key = probe_tokens if dim else "x_norm_clstoken"
     (x, good), (test_x, test_good) = (split_features(vit, images, size, key) for images in splits)
-    cls, test_cls = (next(iter(named_features(z, dim).values())) for z in (x, test_x))  # [CLS] or pixels
+    cls, test_cls = (next(iter(named_features(z, dim).values())) for z in (x, test_x))  # [CLS]
     print(f"{args.weights}: {cls.shape[1]} features from {size}×{size} pixels, on {args.device}, {args.threads}")
     if args.save:
         save_features(args.save, splits, (cls, test_cls), (good, test_good))
@@ -175,7 +165,7 @@ def evaluate(args):
     x, y, test_y = x.to(args.device), splits[0].labels[good], splits[1].labels[test_good]
     other = other_test_set(args, vit, size, key, splits[0].classes) if args.other else None
     print_scores(args, kinds, dim, x, y, test_x, test_y)
-    if vit and splits[0].parts is not None and "parts" in kinds:
+    if "parts" in kinds:
         n = max(2, TOKENS // (vit.embed_dim * (size // vit.patch_size) ** 2))
         tokens, test_tokens = (frozen_features(vit, images.pixels[:n], size, "x_norm_patchtokens") for images in splits)
         parts, test_parts = (images.parts[:n] for images in splits)
@@ -189,7 +179,7 @@ def evaluate(args):
 
 def named_features(x, dim):
     """Features (N, D') -> {name: features}: the four of B.3 for a network `dim` wide, or x alone without dim."""
-    return b3_features(x, dim) if dim else {"pixels": x}
+    return b3_features(x, dim) if dim else {"[CLS]": x}
 
 
 def print_scores(args, kinds, dim, x, y, test_x, test_y):
@@ -206,8 +196,7 @@ def print_scores(args, kinds, dim, x, y, test_x, test_y):
     cls, test_cls = (next(iter(named.values())) for named in (train, test))
     print_row("chance", f"{1 / len(y.unique()):.2%}")  # a guess names any class of training
     ks = allowed_ks(args.k or KS, len(x))
-    centre = 0 if args.weights != "pixels" else cls.mean(0)  # pixels are all positive, so their cosines are all near 1
-    for k, accuracy in zip(ks, knn_accuracies(cls - centre, y, test_cls.to(args.device) - centre, test_y, ks)):
+    for k, accuracy in zip(ks, knn_accuracies(cls, y, test_cls, test_y, ks)):
         print_row(f"k-NN (k = {k})", f"{accuracy:.2%}")
     if "grid" in kinds:
         accuracy, name, rate = linear_probe(train, y, test, test_y)
@@ -241,13 +230,12 @@ def save_features(path, splits, features, readable):
 def main(argv=None):
     """Run the program and return its exit status."""
     parser = Parser(prog="evaluate.py", description="Measure frozen features by k-NN and linear classifiers.")
-    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file; or "
-                        "pixels: raw pixels, to compare with")
+    parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
     parser.add_argument("--data", required=True, help="labelled images, in any form that train.py takes")
     parser.add_argument("--other", help="a second test set, of another kind, with the classes of --data (Table 6)")
     parser.add_argument("--labels", choices=CHOICES["labels"], default="auto", help="none: folders are not classes")
     parser.add_argument("--size", type=side, help="side of the images in pixels (default: the network's own, at most "
-                        f"{EVAL_SIZE}; {PIXEL_SIZE} for pixels)")
+                        f"{EVAL_SIZE})")
     parser.add_argument("--k", type=positive, nargs="+", help="neighbours that vote (default: 20 200)")
     parser.add_argument("--linear", nargs="*", choices=("grid", "logistic", "parts"), help="grid: linear probes; "
                         "logistic: logistic regression; parts: segmentation and retrieval, for --data shapes (all)")
@@ -260,8 +248,8 @@ def main(argv=None):
         raise UserError(f"--other {args.other} is --data, which holds the training images; give another set")
     if args.save:
         check_out(args.save)
-    if "parts" in (args.linear or ()) and (args.weights == "pixels" or args.data != "shapes"):
-        raise UserError("--linear parts needs a network and --data shapes, the only dataset with known parts")
+    if "parts" in (args.linear or ()) and args.data != "shapes":
+        raise UserError("--linear parts needs --data shapes, the only dataset with known parts")
     args.device, args.threads = find_device(args.device), choose_threads()
     evaluate(args)
     return 0
