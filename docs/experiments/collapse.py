@@ -1,8 +1,6 @@
-"""Record book/collapse.json: the default recipe without one of the parts that keep it from collapse.
+"""Record book/collapse.json: three seeds of the default recipe, whole and with one part changed.
 
-    OMP_NUM_THREADS=1 python -m docs.experiments.collapse    the runs go into runs/collapse
-
-Trains each arm with three seeds.  A second call continues the runs.
+    OMP_NUM_THREADS=1 python -m docs.experiments.collapse    its runs are in runs/collapse; a second call continues them
 """
 
 import json
