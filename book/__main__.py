@@ -3,14 +3,16 @@
     python -m book    docs/book/index.html, with pictures by a network that is trained for a minute
 """
 
-import subprocess
+import copy
 import sys
 import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import train
 from book.drawing import things
 from support.cli import Parser, report_errors
 from support.device import choose_threads
@@ -24,12 +26,24 @@ SEEN = 6  # images of the PCA page; ours
 
 
 def train_a_minute(steps=STEPS):
-    """Run train.py with its default recipe cut short; return vit, images that it did not see, and rows of losses."""
-    with tempfile.TemporaryDirectory() as out:
+    """Run train.py with its default recipe cut short.  Return vit, images that it did not see, rows of losses, and
+    snapshots: (step, vit) of the moving average before training, at steps that double, and at the end; eight in all.
+    run: everything that training had at half of its steps.
+    """
+    kept, runs, real = {0, *(round(steps / 2**i) for i in range(1, 7))}, [], train.train_step
+
+    def train_step(run, *rest):
+        if run.step in kept:
+            runs.append(copy.deepcopy(run))
+        return real(run, *rest)
+
+    with tempfile.TemporaryDirectory() as out, mock.patch.object(train, "train_step", train_step):
         flags = ["--steps", str(steps), "--log_every", "5", "--device", "cpu", "--out", out]
-        subprocess.run([sys.executable, ROOT / "train.py", *flags], check=True)
+        if train.main(flags):
+            raise UserError("the network of the pictures was not trained; the lines above say why")
         vit, losses = load_vit(f"{out}/vit.pt"), read_metrics(Path(out) / "metrics.jsonl", steps)
-    return SimpleNamespace(vit=vit, images=things(SEEN, 8 * vit.patch_size), losses=losses)
+    images, snapshots = things(SEEN, 8 * vit.patch_size), [(run.step, run.ema.backbone) for run in runs]
+    return SimpleNamespace(vit=vit, images=images, losses=losses, snapshots=[*snapshots, (steps, vit)], run=runs[-1])
 
 
 @report_errors("book")

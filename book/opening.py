@@ -52,7 +52,7 @@ def tokens(s):
     """The student's tokens of the masked view."""
     vit, view, (figure, [axes]) = s.old.student.backbone, (s.view[None], s.mask[None]), panels(1, 2, 2.6)
     for ax, [x], title in zip(axes, (vit.embed(*view), vit.forward_features(*view)["x_prenorm"]), ("before", "after")):
-        x = (x / x.std(1, keepdim=True)).detach()
+        x = torch.nn.functional.layer_norm(x, x.shape[1:]).detach()
         ax.imshow(x, cmap="PuOr", vmin=-2, vmax=2, aspect="auto", interpolation="none")
         ax.set(title=title, xticks=[], yticks=range(len(x)), yticklabels=["[CLS]", *("mask" * m for m in s.mask)])
     return figure, {"n": len(x), "D": x.shape[1], "depth": vit.n_blocks}
