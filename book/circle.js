@@ -48,8 +48,8 @@ play.innerHTML = `<div><p><button>Step down the gradient</button></p><p aria-liv
 <table><tr><th>point</th><th>angle</th><th>nearest</th><th>d</th><th>gradient</th></tr>
 ${each(() => "<tr></tr>")}</table></div>`;
 play.prepend(picture);
-play.insertAdjacentHTML("beforeend", `<p>Drag a point, or choose it with Tab and move it with the arrow keys.  A line leads
-  to the nearest point.  An orange arrow shows where a step moves a point: minus the gradient.</p>`);
+play.insertAdjacentHTML("beforeend", `<p>Drag a point, or choose it with Tab and move it with the arrow keys.  A line
+  leads to the nearest point.  An orange arrow shows where a step moves a point: minus the gradient.</p>`);
 const [points, lines, arrows, labels, rows] =
   [".point", ".near", ".push", "text", "tr + tr"].map(name => [...play.querySelectorAll(name)]);
 
@@ -60,6 +60,7 @@ function move(i, to) {
 
 points.forEach((point, i) => {
   point.onpointerdown = event => point.setPointerCapture(event.pointerId);
+  point.ontouchstart = event => event.preventDefault(); // a finger on a point does not scroll the page
   point.onpointermove = event => {
     if (!point.hasPointerCapture(event.pointerId)) return;
     const box = picture.getBoundingClientRect(), x = event.clientX - box.left - box.width / 2;

@@ -51,9 +51,9 @@ def balancing(made):
     """
     z, centering = torch.tensor(CELLS).log(), SoftmaxCentering(4)
     centred = [centering(z, 1.0) for _ in range(61)]
-    targets = {f"{n} iterations": sinkhorn_knopp(z, 1.0, n) for n in (1, 2, 3)}
-    targets |= {f"{n} batches of centering": centred[n] for n in (0, 60)}
-    sums = [f"Column sums after {name}: {', '.join(f'{x:.3f}' for x in p.sum(0))}." for name, p in targets.items()]
+    targets = {f"Sinkhorn-Knopp, iteration {n}": sinkhorn_knopp(z, 1.0, n) for n in (1, 2, 3)}
+    targets |= {f"softmax centering after {n} batches": centred[n] for n in (0, 60)}
+    sums = [f"Column sums, {name}: {', '.join(f'{x:.3f}' for x in p.sum(0))}." for name, p in targets.items()]
     return section(balancing, "Move a matrix", [f"The rows: {CELLS}.", *sums], {"cells": CELLS, "centred": centred[0]})
 
 
@@ -67,7 +67,7 @@ def circle(made):
     gradient = torch.autograd.grad(loss, x)[0]
     d, nearest = torch.cdist(x, x).detach().fill_diagonal_(torch.inf).min(1)
     rows = enumerate(zip(DEGREES, nearest + 1, d, gradient.norm(dim=1)), 1)
-    words = [f"Point {i}, {at}°: nearest is {j}, d = {near:.3f}; gradient {g:.3f}." for i, (at, j, near, g) in rows]
+    words = [f"Point {i}, {at}°: nearest {j}, d = {near:.3f}; gradient {g:.3f} long." for i, (at, j, near, g) in rows]
     data = {"degrees": DEGREES, "numbers": {"loss": loss, "d": d, "nearest": nearest, "gradient": gradient}}
     return section(circle, "Move ten points", [f"The loss is {loss:.3f}.", *words], data)
 
