@@ -15,7 +15,7 @@ function draw() { // another batch
     button.innerHTML = `<i style="height: ${batch.counts[n] / 4}px"></i>${batch.counts[n]}`;
     button.disabled = !batch.counts[n];
   });
-  pick(batch.counts.indexOf(64));
+  pick(batch.counts.indexOf(38));
 }
 
 function show(n) { // the first n steps
@@ -55,4 +55,5 @@ seeds.onchange = draw;
 next.onclick = () => show(shown + 1);
 all.onclick = () => show(Infinity);
 first.onclick = () => show(1);
+seeds.value = 2;
 draw();

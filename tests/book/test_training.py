@@ -46,5 +46,5 @@ def test_the_words_about_collapse_hold_in_every_run():
     one, mean = ({arm: torch.tensor([run[name] for run in some])[..., 1] for arm, some in runs.items()}
                  for name in ("entropy_image", "entropy_mean"))  # fmt: skip
     assert mean["plain"].max() < 0.02 and one["warm"][:, 10:].min() > 0.98  # (seeds, steps / 20)
-    assert (mean["centre"][:, :20].amin(1) < 0.02).all() and mean["centre"][:, -1].min() > 0.8
+    assert (mean["centre"][:, :25].amin(1) < 0.02).all() and mean["centre"][:, 25:].min() > 0.4
     assert max(one[arm].max() for arm in ("whole", "copy")) < 0.6 < min(mean[arm].min() for arm in ("whole", "copy"))
