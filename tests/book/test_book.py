@@ -5,7 +5,6 @@ import json
 import multiprocessing as mp
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -16,11 +15,15 @@ import torch
 pytest.importorskip("pygments", reason="pip install -r book/requirements.txt")
 
 import book.__main__ as program  # noqa: E402
-from book import build, drawing, mathml, typeset  # noqa: E402
+import train  # noqa: E402
+import vit  # noqa: E402
+from book import build, drawing, mathml, notes, opening, typeset  # noqa: E402
 from book.exercises import EXERCISES, line_number  # noqa: E402
 from book.pages import read_rows  # noqa: E402
 from book.plates import PLATES  # noqa: E402
+from recipes import get_recipe  # noqa: E402
 from support.cli import parse_args  # noqa: E402
+from support.start import make_crop, start_run  # noqa: E402
 from vit import vit_pico  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -33,7 +36,9 @@ def folder(tmp_path_factory):
     vit = vit_pico(patch_size=8, img_size=64, layer_scale=0.5).eval()
     losses = [{"step": i, "dino": 3.4 - i, "ibot": 3.3 - i} for i in range(3)]
     out = tmp_path_factory.mktemp("book")
-    build.build(out, SimpleNamespace(vit=vit, images=drawing.things(program.SEEN, 64), losses=losses))
+    images, snapshots = drawing.things(program.SEEN, 64), [(step, vit) for step in range(8)]
+    run = start_run(get_recipe("shapes"), torch.device("cpu"))
+    build.build(out, SimpleNamespace(vit=vit, images=images, losses=losses, snapshots=snapshots, run=run))
     return out
 
 
@@ -52,17 +57,18 @@ def test_formulas_by_hand():
         "Σ_b'² p_ti,k / Σ_b q": "msubsup(∑ mrow(b ′) mrow(2)) mspace() msub(p mrow(t i , k)) mspace() / mspace() "
                                 "munder(∑ mrow(b)) mspace() q",
         "√(v̂)·0.9ⁱ < L_DINO": "msqrt(mover(v ^)) · msup(0.9 mrow(i)) < msub(L mrow(DINO))",
-        "in_dim^(n − 1) ≥ 1e-8": "msubsup(in mrow(dim) mrow(n − 1)) ≥ 1e−8",
+        "in_dim^(n − 1) ≥ 1e-8": "msup(mtext(in_dim) mrow(n − 1)) ≥ 1e−8",
     }.items():  # fmt: skip
         assert children_of(ElementTree.fromstring(mathml.mathml(formula))) == f"math({expected})"
     pieces = mathml.mathml("teacher ← −m · teacher + (1 − m) · student, if m").split("<wbr>")
-    assert list(map(text_of, pieces)) == ["teacher", "←−m", "·teacher", "+(1−m)", "·student,", "ifm"]
-    assert '<mo form="infix">+</mo>' in pieces[3]
+    assert list(map(text_of, pieces)) == ["teacher", "←−m·teacher", "+(1−m)·student,", "ifm"]
+    assert '<mo form="infix">+</mo>' in pieces[2]
 
 
 def test_text_with_blocks():
-    """In a sentence only backticks mark code.  A second line's only cell continues the last cell of the first."""
-    assert typeset.inline("`x < 1` and p_t of K") == "<code>x &lt; 1</code> and p_t of K"
+    """Sentences with code and a subscript.  A second line's only cell continues the last cell of the first."""
+    names = "<code>x &lt; 1</code>, p<sub>t</sub>, <code>in_dim</code>, <code>docs/my_log.py</code>"
+    assert typeset.inline("`x < 1`, p_t, in_dim, docs/my_log.py") == names
     shown = typeset.text_html("One\nline.\n\n    x  (B, D)  one.  A\n               two\n    y          3\n\n>>> 1\n1")
     assert shown.startswith("<p>One line.</p><table") and shown.endswith('<pre class="code">&gt;&gt;&gt; 1\n1</pre>')
     assert re.findall('<td colspan="(.)">', shown) == ["1", "1", "1", "2", "1"]
@@ -80,15 +86,16 @@ def test_each_page_has_every_line_its_pictures_examples_exercises_and_links(fold
     assert {"index", "explore", *modules} == set(pages) and set(modules) >= {*EXERCISES, *PLATES}
     for module in modules:
         text, source = pages[module], (ROOT / f"{module}.py").read_text(encoding="utf-8")
-        said = "\n".join(f"{row.title}\n{row.text}" for row in read_rows(source))
+        said = "\n".join(f"{row.title}\n{row.text}" for row in read_rows(source, {}))
         for n, line in enumerate(source.rstrip().split("\n"), start=1):
             assert f'#L{n}">{n}</a>' in text or line.strip('"# -') in said, (module, n)
         pictures = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
         assert pictures.count("<svg") == (module in PLATES) and not re.search(r"\bnan\b", pictures), module
         assert text.count("<del>") == len(EXERCISES.get(module, ())), module
-        assert "_" not in "".join(map(text_of, re.findall("<math.*?</math>", text))), module
-    assert '<h2>one step</h2><div class="row"><div class="left"><p>' in pages["train"]
-    examples = text_of(pages["dino_loss"]).split("Worked examples")[1]
+        formulas = re.sub("<code>.*?</code>", "", "".join(re.findall("<math.*?</math>", text)))
+        assert "_" not in text_of(formulas), module
+    assert '<h2 id="one-step">one step</h2><div class="row" id="train_step"><div class="left"><p>' in pages["train"]
+    examples = text_of(pages["dino_loss"]).split("Worked examples")[-1]
     assert "The sum is log(2 · 3 · 4/3 · 3/2) = log 12" in examples and "pytest.approx(math.log(12) / 4)" in examples
     assert 'src="explore.html"' in pages["index"] and "const DATA = {" in pages["explore"]
     for text in pages.values():
@@ -99,9 +106,43 @@ def test_each_page_has_every_line_its_pictures_examples_exercises_and_links(fold
             assert int(place[1:] or 1) <= lines if file else place in ids, (file, place)
 
 
-def run_train(command, check):
-    """In place of train.py: check its flags, and leave the files that it leaves."""
-    options, *_ = parse_args(list(map(str, command[2:])))
+def test_notes_have_the_shapes_of_a_default_step(folder, monkeypatch):
+    """Each note is on its page.  The tensors of a step have the sizes in the notes."""
+    for module in ("train", "vit", "augment"):
+        text = (folder / f"{module}.html").read_text(encoding="utf-8")
+        beside = notes.notes_of(module, (ROOT / f"{module}.py").read_text(encoding="utf-8"))
+        assert beside and all(f"{typeset.inline(note)}</p></div>" in text for note in beside.values()), module
+    r, n, seen, attend = get_recipe("shapes"), SimpleNamespace(**notes.sizes()), set(), vit.attend
+    monkeypatch.setattr(vit, "attend", lambda *qkv: seen.add(("attend", *qkv[0].shape)) or attend(*qkv))
+    views = make_crop(r, r.global_size)(torch.zeros(n.B, 3, n.S, n.S), 0)
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda part, given, out: seen.add((type(part).__name__, *given[0].shape, *out.shape)))  # fmt: skip
+    train.compute_losses(start_run(r, torch.device("cpu")), views, train.schedules_at(0, r))
+    hook.remove()
+    assert {shapes for shapes in seen if shapes[0] in ("attend", "Head", "Attention")} == {
+        ("attend", n.G, n.heads, n.n, n.d), ("attend", n.LB, n.heads, n.nl, n.d),
+        *(("Head", rows, n.D, rows, n.K) for rows in (n.G, n.M, n.VB)),
+        *(("Attention", rows, n.D, rows, n.D) for rows in (n.Tg, n.T))}  # fmt: skip
+
+
+def test_the_opening(folder):
+    """It has the README's order, fifteen words, and at each masked patch the cross-entropy there."""
+    text, readme = (path.read_text(encoding="utf-8") for path in (folder / "index.html", ROOT / "README.md"))
+    evening = readme.split("## Read it in an evening")[1].split("`augment.py`")[0]
+    assert list(dict.fromkeys(re.findall(r"`(\w+)\.py`", evening))) == opening.METHOD
+    assert re.findall(r'<li><a href="(\w+)\.html">', text) == opening.METHOD and text.count("<dt>") == 15
+    s = opening.one_step(SimpleNamespace(run=start_run(get_recipe("shapes"), torch.device("cpu"))))
+    [(z, p, masks, temp)] = s.ibot_loss
+    H = -(p * (z.float() / temp).log_softmax(1)).sum(1)[masks.nonzero()[:, 0] == s.row]
+    assert [text.get_text() for text in opening.patches(s)[0].axes[1].texts] == [f"{value:.1f}" for value in H]
+
+
+def run_train(flags):
+    """In place of train.py: check its flags, take its steps, and leave the files that it leaves."""
+    options, recipe, _ = parse_args(flags)
+    run = SimpleNamespace(ema=SimpleNamespace(backbone=torch.nn.Linear(1, 1)))
+    for run.step in range(recipe.steps):
+        train.train_step(run)
     torch.save(vit_pico(patch_size=8, img_size=64).state_dict(), options.out / "vit.pt")
     (options.out / "metrics.jsonl").write_text('{"step": 1, "dino": 3.0}\n')
 
@@ -110,10 +151,16 @@ def test_the_program(tmp_path, monkeypatch, capsys):
     """After training; without pygments; with a misspelt flag."""
     made = []
     monkeypatch.setattr(build, "build", lambda out, m: made.append(m) or {"index.html": 10**6, "book.css": 0})
-    monkeypatch.setattr(subprocess, "run", run_train)
+    monkeypatch.setattr(train, "train_step", lambda run: run.ema.backbone.bias.data.fill_(run.step + 1))
+    monkeypatch.setattr(train, "main", run_train)
     assert program.main(["--out", str(tmp_path)]) == 0
     assert made[0].losses == [{"step": 1, "dino": 3.0}] and made[0].images.shape == (program.SEEN, 3, 64, 64)
+    steps, networks = zip(*made[0].snapshots)
+    assert steps == (0, 11, 22, 44, 88, 175, 350, 700) and networks[-1] is made[0].vit
+    assert [network.bias.item() for network in networks[1:-1]] == [11, 22, 44, 88, 175, 350] and made[0].run.step == 350
     assert capsys.readouterr().out.startswith("1 pages, 1.00 MB, ")
+    monkeypatch.setattr(train, "main", lambda flags: 130)
+    assert program.main(["--out", str(tmp_path)]) == 2 and "was not trained" in capsys.readouterr().err
     monkeypatch.setattr(program, "find_spec", lambda name: None)
     assert program.main([]) == program.main(["--otu", "none"]) == 2
     pygments, flag = capsys.readouterr().err.splitlines()
