@@ -6,8 +6,9 @@
     share_of_peak = FLOP/s of a step / FLOP/s of a large matrix product, measured in the same run
     mfu           = FLOP/s of a step / FLOP/s in the GPU's data sheet
 
-FLOPs are those of matrix products and attention; recomputed ones (--checkpointing) count again.  The host has launched
-a step after host_seconds, and the device has finished it after `seconds`.
+FLOPs are those of matrix products and attention.  --checkpointing computes some twice, which count twice: then the
+share of the data sheet is called hfu (hardware FLOPs) instead of mfu (model FLOPs).  The host has launched a step after
+host_seconds, and the device has finished it after `seconds`.
 """
 
 import json
@@ -69,7 +70,7 @@ def bench_step(r, steps, device):
         "images_per_s": r.batch / t, "seconds": t, "spread": (max(seconds) - min(seconds)) / t,
         "host_seconds": statistics.median(host), "peak_gib": memory and memory / 2**30,
         "tflop_per_s": speed, "matrix_tflop_per_s": peak, "share_of_peak": speed / peak,
-        "mfu": speed / DATA_SHEET[name] if name in DATA_SHEET and r.amp else None,
+        "hfu" if r.checkpointing else "mfu": speed / DATA_SHEET[name] if name in DATA_SHEET and r.amp else None,
         "gflop_per_image": flops / r.batch / 1e9,
     }  # fmt: skip
 

@@ -12,25 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from augment import MultiCrop
 from support.files import UserError
 
 ROUNDS = 20  # ours: timings of each number of threads; a third of a second on two cores
 
 
 def default_device():
-    """cuda if available, else mps if antialiased bicubic resizing works there, else cpu."""
+    """cuda if available, else mps if its PyTorch can crop and resize there, else cpu."""
     if torch.cuda.is_available():
         return "cuda"
     if torch.backends.mps.is_available():
         with contextlib.suppress(NotImplementedError, RuntimeError):
-            F.interpolate(torch.zeros(1, 1, 4, 4, device="mps"), (2, 2), mode="bicubic", antialias=True)
+            images = torch.zeros(1, 3, 4, 4, device="mps")
+            F.interpolate(images, (2, 2), mode="bicubic", antialias=True)
+            MultiCrop(2, 2, 0, blur_sigma=(0.1, 0.1))(images, 0)
             return "mps"
     return "cpu"
 
 
 def find_device(name):
     """The torch.device called `name`; UserError if this machine does not have it."""
+    torch.backends.cudnn.allow_tf32 = False  # or --no-amp computes the patch convolution with 10 bits of 23
     with contextlib.suppress(RuntimeError, AssertionError):  # PyTorch's own messages take many lines
+        if name == "cuda" and "LOCAL_RANK" in os.environ:  # or each rank takes memory of the first GPU too
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         device = torch.empty(0, device=name).device
         if device.type in ("cpu", "cuda", "mps", "xpu"):
             return device

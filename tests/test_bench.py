@@ -65,6 +65,8 @@ def test_numbers_by_hand(monkeypatch):
     assert 0 < found["share_of_peak"] < 1 and found["mfu"] is None and found["dtype"] == "torch.float32"
     found = bench.bench_step(get_recipe("shapes", **{**TINY, "amp": True}), 1, CPU)
     assert found["mfu"] == pytest.approx(found["tflop_per_s"] / 121) and found["dtype"] == "torch.bfloat16"
+    again = bench.bench_step(get_recipe("shapes", **{**TINY, "checkpointing": True}), 1, CPU)
+    assert again["gflop_per_image"] > found["gflop_per_image"] and "hfu" in again and "mfu" not in again
 
 
 def allocated_at_the_peak(r):

@@ -18,19 +18,34 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("here, expected", [
-    ((), "cpu"), (("mps", "bicubic"), "mps"), (("mps",), "cpu"), (("cuda", "mps", "bicubic"), "cuda")])  # fmt: skip
+    ((), "cpu"), (("mps", "bicubic", "bag"), "mps"), (("mps", "bag"), "cpu"), (("mps", "bicubic"), "cpu"),
+    (("cuda", "mps", "bicubic", "bag"), "cuda")])  # fmt: skip
 def test_default_device(here, expected, monkeypatch):
-    """An mps without antialiased bicubic resizing is not used."""
+    """An mps without antialiased bicubic resizing, or without what a crop needs, is not used."""
 
-    def interpolate(*_, **options):
-        if "bicubic" not in here:
-            raise NotImplementedError
+    def needs(name, run=None):
+        def called(*inputs, **options):
+            if name not in here:
+                raise NotImplementedError
+            return run and run(*inputs, **options)
+        return called
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in here)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in here)
-    monkeypatch.setattr(device.F, "interpolate", interpolate)
-    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    monkeypatch.setattr(device.F, "interpolate", needs("bicubic"))
+    monkeypatch.setattr(device.F, "embedding_bag", needs("bag", device.F.embedding_bag))
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **options: zeros(*size, **options))
     assert default_device() == expected
+
+
+def test_a_rank_touches_its_own_gpu_first_and_float32_is_float32(monkeypatch):
+    """Rank 3 of a machine with GPUs that are not here."""
+    chosen = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: chosen.append(device) or torch.zeros(0))
+    assert find_device("cuda").type == "cpu" and chosen == [3, "cuda"] and not torch.backends.cudnn.allow_tf32
 
 
 def test_a_device_that_is_not_here():
