@@ -2,9 +2,10 @@
 
 Half of the global views are masked, each with rectangles until a share of 10 to 50 % of its patches is covered.
 
-    s ~ U(4, m)                              area in patches; m: patches that are still to cover
-    log r ~ U(log 0.3, log 1/0.3)            aspect: height h = √(s·r), width w = √(s/r)
-    place ~ uniform, also across the edge    so that every patch is covered about equally often
+    s ~ U(4, m)                      area in patches; m: patches that are still to cover
+    log r ~ U(log 0.3, log 1/0.3)    aspect
+    h = √(s·r),  w = √(s/r)          height and width
+    (x, y) ~ uniform                 also across the edge, so that every patch is covered about equally often
 
 A rectangle that covers more than m new patches is rejected.  After 24 rectangles (ROUNDS) random patches fill the rest.
 The range `ratio` is cut into equal parts (strata), and each masked view gets the middle of one.  So the number of

@@ -4,13 +4,16 @@
 
     m ← 0.9 · m + 0.1 · g,    v ← 0.999 · v + 0.001 · g²,    m̂ = m / (1 − 0.9ⁱ),    v̂ = v / (1 − 0.999ⁱ)
 
-    g     gradient of θ;   i  number of the update, from 1;   ε  1e-8
+    g     gradient of θ
+    i     number of the update, from 1
+    ε     1e-8
     m, v  moving averages of g and g², 0 at first; m̂ and v̂ correct for that start
 
-    η_θ = η · layer_decay^(n + 1 − layer) · (patch_embed_lr for the patch embedding)
-    λ_θ = λ, or 0 for biases, norms and LayerScale
+    η_θ = η · layer_decay^(n + 1 − l)    times patch_embed_lr for the patch embedding
+    λ_θ = λ                              0 for biases, norms and LayerScale
+
     η, λ  the scheduled learning rate and weight decay
-    layer of θ: 0 for the patch embedding, positions and learned tokens, 1 to n for the n blocks, n + 1 for all else
+    l     layer of θ: 0 for the patch embedding, positions and learned tokens, 1 to n for n blocks, n + 1 for all else
 """
 
 import torch

@@ -59,7 +59,7 @@ def main(argv=None):
     began = time.perf_counter()
     choose_threads()
     sizes = build(args.out.resolve(), train_a_minute())
-    print(f"{len(sizes) - 1} pages, {sum(sizes.values()) / 1e6:.2f} MB, {time.perf_counter() - began:.0f} s: "
+    print(f"{len(sizes) - 2} pages, {sum(sizes.values()) / 1e6:.2f} MB, {time.perf_counter() - began:.0f} s: "
           f"{args.out}/index.html")  # fmt: skip
     return 0
 

@@ -7,22 +7,27 @@ the functions that they show (plates.py), the contents from the README.
 import ast
 import html
 import importlib
+import json
 import os
 import re
 from pathlib import Path
 
+from book import moving, opening, pages, training
 from book.drawing import svg
-from book.exercises import EXERCISES, line_number
+from book.exercises import EXERCISES, MEASURED, line_number
+from book.notes import notes_of, reference
 from book.pages import code_html, columns, docstring, highlighted, page, read_rows, row_html, stylesheet, table_html
 from book.plates import PLATES
 from book.typeset import inline, text_html
 from explore import write_page
 
 ROOT = Path(__file__).parents[1]
+WIDGETS = moving.WIDGETS | training.WIDGETS
 PAPER = "https://arxiv.org/abs/2304.07193"
 INTRO = f"""<h1>The annotated DINOv2</h1>
 <p>A page for each file of <a href="{PAPER}">the paper</a>: text and equations beside the code.  The worked examples are
-tests, and the pictures were drawn, while this book was built, by the functions that they show.</p>
+tests, and the pictures were drawn, while this book was built, by the functions that they show.</p>"""
+EXPLORE = """<h2>Point at a patch</h2>
 <iframe src="explore.html" title="Where does this patch lie in the other pictures?"></iframe>
 <h2>The paper, file by file</h2>"""
 
@@ -32,10 +37,15 @@ def build(out, made):
     up = Path(os.path.relpath(ROOT, out)).as_posix()  # from the book to the repository
     places, table = places_in_paper()
     modules = list(places)
-    written = {"index.html": page("Contents", contents(table, modules, up), after=modules[0])}
-    for before, module, after in zip([None, *modules], modules, [*modules[1:], None]):
-        written[f"{module}.html"] = page(f"{module}.py", file_page(module, places[module], made, up), before, after)
+    bodies, written, words = {"index": contents(table, modules, made, up)}, {}, {}
+    bodies |= {module: file_page(module, places[module], made, up) for module in modules}
+    for before, (name, body), after in zip([None, None, *modules], bodies.items(), [*modules, None]):
+        body, outline = pages.with_places(body)
+        words[name] = pages.words_of(body, outline)
+        written[f"{name}.html"] = page("Contents" if name == "index" else f"{name}.py", body, outline, before, after)
     written["book.css"] = stylesheet((ROOT / "book/book.css").read_text(encoding="utf-8"))
+    index = f"const INDEX = {json.dumps(words, ensure_ascii=False, separators=(',', ':'))};\n"
+    written["find.js"] = index + (ROOT / "book/find.js").read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     for name, text in written.items():
         (out / name).write_text(text, encoding="utf-8")
@@ -57,24 +67,27 @@ def places_in_paper():
     return places, table
 
 
-def contents(table, modules, up):
-    """The first page: the README's table with links to the pages."""
+def contents(table, modules, made, up):
+    """The first page: the opening, then the README's table with links to the pages."""
 
     def linked(cell):
         text = re.sub(r"<code>((\w+/)+\w+\.py)</code>", rf'<a href="{up}/\1"><code>\1</code></a>', inline(cell))
         return re.sub(rf"<code>({'|'.join(modules)})\.py</code>", r'<a href="\1.html"><code>\1.py</code></a>', text)
 
     official = f'<p>Differences from the official code: <a href="{up}/docs/official.md">docs/official.md</a>.</p>'
-    return INTRO + table_html([[linked(cell) for cell in row] for row in table]) + official
+    table = table_html([[linked(cell) for cell in row] for row in table])
+    return INTRO + opening.opening(made, up) + EXPLORE + table + official
 
 
 def file_page(module, places, made, up):
     """The body of a file's page: its code, pictures, worked examples and exercises."""
     source, path = (ROOT / f"{module}.py").read_text(encoding="utf-8"), f"{up}/{module}.py"
-    first, *rows = read_rows(source)
+    first, *rows = read_rows(source, notes_of(module, source))
     head = f"""<h1>{module}.py</h1><p class="facts">{", ".join(map(inline, places))} ·
-        <a href="{PAPER}">arXiv 2304.07193</a> · <a href="{path}">{source.count(chr(10))} lines</a></p>"""
-    body = row_html(first, path, plate(module, made)) + "".join(row_html(row, path) for row in rows)
+        <a href="{PAPER}">arXiv 2304.07193</a> · <a href="{path}">source, {source.count(chr(10))} lines</a></p>"""
+    body = row_html(first, path, plate(module, made)) + reference(module, up)
+    body += WIDGETS[module](made) + "<h2>The code</h2>" if module in WIDGETS else ""
+    body += "".join(row_html(row, path) for row in rows)
     return head + body + examples(module, up) + exercises(module, source, up)
 
 
@@ -96,18 +109,21 @@ def examples(module, up):
             title, text = node.name.removeprefix("test_").replace("_", " "), docstring(node)
             lines = code[node.body[bool(text)].lineno - 1 : node.end_lineno]
             out += columns(f"<h3>{title}</h3>{text_html(text)}", code_html(lines, f"{up}/{file}"))
-    return f'<h2>Worked examples</h2><p>Run them: <code>pytest {file} -k by_hand</code></p>{out}' if out else ""
+    command = f'<a href="{up}/{file}"><code>pytest {file} -k by_hand</code></a>'
+    return f"<h2>Worked examples</h2><p>Run them: {command}</p>{out}" if out else ""
 
 
 def exercises(module, source, up):
-    """Break it yourself: one-line changes, what they do, and the test that fails."""
+    """Break it yourself: one-line changes; folded away, what they do and the test that fails."""
     if module not in EXERCISES:
         return ""
-    out, file = "<h2>Break it yourself</h2>", f"tests/test_{module}.py"
+    out, file = f"<h2>Break it yourself</h2><p>{inline(MEASURED)}</p>", f"tests/test_{module}.py"
     tests = (ROOT / file).read_text(encoding="utf-8")
-    for line, new, what, test in EXERCISES[module]:
+    for number, (line, new, what, test) in enumerate(EXERCISES[module], start=1):
         at, where = line_number(source, line, f"{module}.py"), line_number(tests, f"def {test}(", file)
-        left = (f'<p><a href="{up}/{module}.py#L{at}">Line {at}.</a> {inline(what)}</p>'
-                f'<p><a href="{up}/{file}#L{where}"><code>pytest {file} -k {test}</code></a> fails.</p>')  # fmt: skip
-        out += columns(left, f'<div class="code"><del>{html.escape(line)}</del><ins>{html.escape(new)}</ins></div>')
+        left = f'<p><b>{number}.</b> What breaks if <a href="#L{at}">line {at}</a> is changed so?</p>'
+        right = f"""<div class="code"><del>{html.escape(line)}</del><ins>{html.escape(new)}</ins></div>
+            <details><summary>Answer</summary><p>{inline(what)}</p><p>This test sees it:
+            <a href="{up}/{file}#L{where}"><code>pytest {file} -k {test}</code></a></p></details>"""
+        out += columns(left, right)
     return out

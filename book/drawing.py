@@ -16,7 +16,6 @@ BLUE, ORANGE, RED, GREY = "#3f86c6", "#d98324", "#d05050", "#8c8c8c"
 LOOK = {
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "axes.titlepad": 5, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "savefig.transparent": True,
-    "svg.hashsalt": "book",
 }  # fmt: skip
 
 
@@ -25,9 +24,10 @@ def svg(draw):
     buffer = io.StringIO()
     with matplotlib.rc_context(LOOK):
         figure, words = draw()
+        matplotlib.rcParams["svg.hashsalt"] = str(words)  # figures of a page have different ids
         figure.savefig(buffer, format="svg", dpi=100, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = re.sub(r'(?s)<metadata>.*?</metadata>|<!--.*?-->| id="image.*?"', "", text[text.index("<svg") :])
+    text = re.sub(r'(?s)<metadata>.*?</metadata>|<!--.*?-->| id="(image|[^"]+_\d).*?"', "", text[text.index("<svg") :])
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text)
     text = text.replace(size[0], f'role="img" style="max-width:{1.25 * float(size[1]):.0f}pt"', 1)
     return text.replace("#000000", "currentColor"), words

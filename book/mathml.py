@@ -8,10 +8,10 @@ LIMITS = {"Σ", "min", "max", "argmax", "argmin"}  # their subscript stands belo
 OPERATORS = "=←≤≥<>≈∈~+−·→↔⊙∩∪,;:"  # MathML puts space around these
 LONG = 36  # characters that fit into one line on a phone; ours
 # A long formula breaks before a sign or word, but neither behind a sign nor inside brackets
-BREAK = re.compile(r"(?<![=←≤≥<>≈∈~+−·→↔])(?= (?:[=←≤≥<>≈∈~+−·→↔] |[A-Za-z]{2}))(?![^(\[{]*[)\]}])")
+BREAK = re.compile(r"(?<![=←≤≥<>≈∈~+−·→↔])(?= (?:[=←≤≥<>≈∈~+−→↔] |[A-Za-z]{2}))(?![^(\[{]*[)\]}])")
 HAT = "\u0302"  # the combining character in ŷ
 TOKEN = re.compile(r"""(?P<space>\s+)
-    | (?P<base> ½ | \d+(?:\.\d+)?(?:e−?\d+)? | √(?:\([^)]*\)|.\u0302?) | .\u0302
+    | (?P<base> [a-z]{2,}(?:_[a-z]{2,})+ | ½ | \d+(?:\.\d+)?(?:e−?\d+)? | √(?:\([^)]*\)|.\u0302?) | .\u0302
               | [A-Za-z]+ | .)
       (?P<sub>_\{[^}]*\} | (?:_[A-Za-zα-ω0-9]+)+(?:,[a-z])*'? | [₀-ₜᵢⱼ]+)?
       (?P<sup>\^\([^)]*\) | \^[A-Za-z0-9]+ | [¹²³⁰ⁱ-ⁿᵀᵏ*']+)?""", re.VERBOSE)  # fmt: skip
@@ -22,7 +22,8 @@ def mathml(text):
     text = "".join(unicodedata.normalize("NFD", c) if c.isalpha() else c for c in text.replace("-", "−"))
     pieces = BREAK.split(text) if len(text) > LONG else [text]
     inner = [row(pieces[0]), *(row(piece).replace("<mo>", '<mo form="infix">', 1) for piece in pieces[1:])]
-    return "<wbr>".join(f'<math displaystyle="true">{piece}</math>' for piece in inner)
+    shown = zip(map(html.escape, pieces), inner)
+    return "<wbr>".join(f'<math displaystyle="true" alttext="{said}">{piece}</math>' for said, piece in shown)
 
 
 def row(text):
@@ -56,6 +57,8 @@ def element(base):
         return f'<mover accent="true"><mi>{base[0]}</mi><mo stretchy="false">^</mo></mover>'
     if base[0].isnumeric():
         return f"<mn>{base}</mn>"
+    if "_" in base:
+        return f"<mtext><code>{base}</code></mtext>"
     if base[0].isalpha():
         return f"<mi>{base}</mi>"
     if base in OPERATORS:

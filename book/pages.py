@@ -24,10 +24,11 @@ class Row:
     title: str = ""  # of the section that it opens
     text: str = ""
     lines: list = field(default_factory=list)  # [(number, highlighted HTML)]
+    note: bool = False  # whether it continues the row above
 
 
-def read_rows(source):
-    """Cut a file's text into [Row, ...]."""
+def read_rows(source, notes):
+    """Cut a file's text into [Row, ...].  notes: {number of a line: text to put beside the code from there on}."""
     docs, inside = {}, set()  # {line where a definition begins: its docstring}, the lines of all docstrings
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
@@ -43,10 +44,11 @@ def read_rows(source):
         elif line.strip().startswith("#"):
             comments.append(line.strip().removeprefix("#").removeprefix(" "))
         else:
-            if n in docs or comments:
+            if n in docs or comments or n in notes:
                 title = "".join(comment.strip("- ") for comment in comments if comment.startswith("---"))
                 texts = [comment for comment in comments if not comment.startswith("---")]
-                rows.append(Row(title, "\n".join([*texts, "", docs.get(n, "")])))
+                text = "\n".join([*texts, "", docs.get(n, ""), "", notes.get(n, "")])
+                rows.append(Row(title, text, note=not (n in docs or comments)))
                 comments, blank = [], []
             rows[-1].lines += [*blank, (n, code)]
             blank = []
@@ -68,32 +70,63 @@ def highlighted(text):
 
 
 def code_html(lines, path):
-    """[(number, HTML), ...] as a block of code, whose numbers are links to the lines of the file at `path`."""
-    numbered = [f'<a class="at" href="{path}#L{n}">{n}</a><span>{text or " "}</span>' for n, text in lines]
-    return "".join(['<div class="code">', *[f'<div class="line">{line}</div>' for line in numbered], "</div>"])
+    """[(number, HTML), ...] as a block of code of the file at `path`.  The number of a line links to that line."""
+    mark = "T" if "/tests/" in path else "L"  # a page shows lines of two files
+    numbered = [f'<div class="line" id="{mark}{n}"><a class="at" href="#{mark}{n}">{n}</a>' for n, _ in lines]
+    shown = [f'{number}<span>{text or " "}</span></div>' for number, (_, text) in zip(numbered, lines)]
+    return f'<div class="code">{"".join(shown)}</div>'
 
 
-def columns(left, right):
+def columns(left, right, kind=""):
     """Text beside code or pictures; one above the other on a narrow screen, and alone if the right side is empty."""
-    return f'<div class="row"><div class="left">{left}</div><div class="right">{right}</div></div>'
+    return f'<div class="row{kind}"><div class="left">{left}</div><div class="right">{right}</div></div>'
 
 
 def row_html(row, path, picture=""):
     """A Row as HTML."""
     title = f"<h2>{html.escape(row.title)}</h2>" if row.title else ""
-    return title + columns(text_html(row.text), (code_html(row.lines, path) if row.lines else "") + picture)
+    code = code_html(row.lines, path) if row.lines else ""
+    return title + columns(text_html(row.text), code + picture, " note" * row.note)
 
 
-def page(title, body, before=None, after=None):
-    """A whole page.  before, after: the modules of the pages next to it."""
+def with_places(body):
+    """A page's body, its sections and functions marked with ids, and [(id, title, tag), ...] of these."""
+    out, places = "", []
+    for part in re.split('(?=<h2>|<div class="row)', body):
+        if named := re.search(r'<(h2|h3|span class="n[cf])"?>(.*?)</', part):
+            title, tag = named[2], named[1][:2]
+            name = re.sub(r"\W+", "-", html.unescape(title)) + "-" * sum(title == other for _, other, _ in places)
+            places.append((name, title, tag))
+            part = part.replace(">", f' id="{name}">', 1)
+        out += part
+    return out, places
+
+
+def words_of(body, places):
+    """What the search finds on a page: [[id, title of its section, text], ...] for each element with an id."""
+    body = re.sub(r'(?s)<(svg|script|style)\b.*?</\1>|<a class="at".*?</a>', "", body)
+    body = re.sub(r'(?s)<math [^>]*alttext="(.*?)".*?</math>', r" \1 ", body).replace("<sub>", "_")
+    found, titles, title = [], {name: title for name, title, _ in places}, ""
+    for name, part in re.findall(r'(?s)<[^<>]* id="([^"]*)"[^<>]*>(.*?)(?=<[^<>]* id="|\Z)', f'<p id="">{body}'):
+        title = titles.get(name, title)
+        text = re.sub("<[^>]*>", "", re.sub(r"<(?!/?(?:span|code|sub|b)\b)[^>]*>", " ", part))
+        found.append([name, *(" ".join(html.unescape(words).split()) for words in (title, text))])
+    return [entry for entry in found if entry[2]]
+
+
+def page(title, body, places, before=None, after=None):
+    """A whole page.  places: its outline, from with_places; before, after: the modules of the pages next to it."""
     links = ['<a href="index.html">Contents</a>']
     links += [f'<a rel="prev" href="{before}.html">← {before}.py</a>'] if before else []
     links += [f'<a rel="next" href="{after}.html">{after}.py →</a>'] if after else []
     nav = f"<nav>{' '.join(links)}</nav>"
+    outline = "".join(f'<a href="#{name}" class="{tag}">{title}</a>' for name, title, tag in places)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{html.escape(title)} · nanoDINOv2</title>
-<link rel="stylesheet" href="book.css"></head><body>{nav}<main>{body}</main>{nav}</body></html>
+<link rel="stylesheet" href="book.css"></head><body>{nav}<div class="page">
+<details class="outline"><summary>On this page</summary>{outline}</details><main>{body}</main></div>{nav}
+<script src="find.js" defer></script></body></html>
 """
 
 

@@ -10,12 +10,14 @@ from book.mathml import mathml
 FUNCTIONS = set("log exp min max argmax argmin softmax cos sin mean sign scale".split())
 SIGNS = set("=←↔~∈≤≥<>·Σ/+−")  # a cell with words is a formula only if it has one of these
 WORD = re.compile(r"[A-Za-z][a-z'-]*[a-zA-Z]|\w-\w+|\w{2,}[./]\w+")
+NAMES = re.compile(r"`([^`]+)`|((?:\w+/)*\b(?:[a-z]\w+_\w+|[a-z]_[a-z]{4}\w*)(?:\.py)?)|\b([^\W\d_])_(\w{1,5})\b")
 WIDE = 52  # characters of formulas and short texts that fit beside each other; ours
 
 
 def inline(text):
-    """A sentence as HTML: `code` is code, everything else stays as it is."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+    """A sentence as HTML: `code` and long_names are code, x_i gets a subscript, everything else stays as it is."""
+    return NAMES.sub(lambda m: f"{m[3]}<sub>{m[4]}</sub>" if m[3] else f"<code>{m[1] or m[2]}</code>",
+                     html.escape(text, quote=False))  # fmt: skip
 
 
 def text_html(text):

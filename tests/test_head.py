@@ -67,7 +67,7 @@ def test_lengths_of_prototypes_do_not_matter_and_do_not_learn():
     head, x = small_head(), rows(5, 8)
     z = head(x)
     gradient = torch.autograd.grad((z * rows(5, 24)).sum(), head.prototypes)[0]
-    assert (gradient * head.prototypes).sum(dim=1).abs().max() < 1e-5
+    assert (gradient * head.prototypes).sum(dim=1).abs().max() < 1e-5, "a prototype's length gets a gradient"
     with torch.no_grad():
         head.prototypes.mul_(torch.arange(1.0, 25.0)[:, None])
     torch.testing.assert_close(head(x), z)

@@ -57,7 +57,7 @@ def test_every_patch_is_masked_about_equally_often(height, width):
     """
     often = sample_masks(12_800, height, width, probability=1.0, generator=seeded(0)).float().mean(dim=0)
     assert often.mean() == pytest.approx(0.3, abs=1e-3)
-    assert 0.25 < often.min() and often.max() < 0.35
+    assert 0.25 < often.min() and often.max() < 0.35, "some patch is masked too rarely or too often"
 
 
 def test_every_image_is_masked_equally_often_and_at_every_ratio():
@@ -79,7 +79,7 @@ def test_masks_are_blocks():
     m, share = masks.view(-1, 16, 16), masks.float().mean(dim=1)
     down, across = (m[:, 1:] == m[:, :-1]).float().mean((1, 2)), (m[:, :, 1:] == m[:, :, :-1]).float().mean((1, 2))
     alike = (down + across) / 2
-    assert alike.mean() > 0.8
+    assert alike.mean() > 0.8, "the masks are dots, not blocks: too few neighbours are alike"
     assert (alike - share**2 - (1 - share) ** 2)[share > 0.2].min() > 0.1
 
 
@@ -89,4 +89,5 @@ def test_a_rectangle_of_more_patches_than_are_missing_is_rejected(monkeypatch):
     rectangle = torch.arange(16).view(4, 4) < 12
     monkeypatch.setattr("masking.random_rectangles", lambda missing, *_: rectangle.expand(len(missing), 4, 4))
     masks = sample_masks(40, 4, 4, ratio=(0.5, 0.5))
-    assert masks.view(40, 4, 4)[:, 3].any() and masks.sum() == 160
+    assert masks.view(40, 4, 4)[:, 3].any(), "all masked patches lie in the rectangle of 12, which should be rejected"
+    assert masks.sum() == 160

@@ -149,8 +149,8 @@ def run_train(flags):
 
 def test_the_program(tmp_path, monkeypatch, capsys):
     """After training; without pygments; with a misspelt flag."""
-    made = []
-    monkeypatch.setattr(build, "build", lambda out, m: made.append(m) or {"index.html": 10**6, "book.css": 0})
+    made, sizes = [], {"index.html": 10**6, "book.css": 0, "find.js": 0}
+    monkeypatch.setattr(build, "build", lambda out, m: made.append(m) or sizes)
     monkeypatch.setattr(train, "train_step", lambda run: run.ema.backbone.bias.data.fill_(run.step + 1))
     monkeypatch.setattr(train, "main", run_train)
     assert program.main(["--out", str(tmp_path)]) == 0
