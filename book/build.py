@@ -74,9 +74,7 @@ def contents(table, modules, made, up):
         text = re.sub(r"<code>((\w+/)+\w+\.py)</code>", rf'<a href="{up}/\1"><code>\1</code></a>', inline(cell))
         return re.sub(rf"<code>({'|'.join(modules)})\.py</code>", r'<a href="\1.html"><code>\1.py</code></a>', text)
 
-    official = f'<p>Differences from the official code: <a href="{up}/docs/official.md">docs/official.md</a>.</p>'
-    table = table_html([[linked(cell) for cell in row] for row in table])
-    return INTRO + opening.opening(made, up) + EXPLORE + table + official
+    return INTRO + opening.opening(made, up) + EXPLORE + table_html([[linked(cell) for cell in row] for row in table])
 
 
 def file_page(module, places, made, up):

@@ -1,7 +1,6 @@
 """How the book's pictures look: one width, one style, SVG in the page's own text colour."""
 
 import io
-import math
 import re
 
 import matplotlib
@@ -43,16 +42,6 @@ def bare(axes, title=""):
     """Axes with a title only."""
     axes.set(xticks=[], yticks=[], title=title)
     axes.spines[:].set_visible(False)
-
-
-def matrix(axes, values, title, form, vmax):
-    """A matrix as shades of blue with its numbers on them."""
-    axes.imshow(values, cmap="Blues", vmin=0, vmax=vmax, aspect="auto")
-    for i, row in enumerate(values.tolist()):
-        for j, value in enumerate(row):
-            text = "none" if math.isnan(value) else form.format(value)
-            axes.text(j, i, text, ha="center", va="center", color="#10233a")
-    bare(axes, title)
 
 
 def show(axes, picture, title=""):

@@ -5,16 +5,13 @@ figure and a sentence with numbers, which may be empty.
 """
 
 import math
+from itertools import product
 
 import torch
-from einops import rearrange
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
-from torch.nn import functional as F
 
 from augment import normalize
-from book.drawing import BLUE, GREY, ORANGE, RED, WIDTH, bare, matrix, panels, seeded, show, things
+from book.drawing import BLUE, GREY, ORANGE, RED, WIDTH, bare, panels, seeded, show, things
 from centering import SoftmaxCentering
 from recipes import RECIPES
 from sinkhorn import sinkhorn_knopp
@@ -27,56 +24,15 @@ def pairs_of_views(m, made):
     z, p = torch.randn(V, 1, 8, generator=seeded()) / 10, torch.randn(G, 1, 8, generator=seeded(1)).mul(2).softmax(-1)
     pairs = [[m.dino_loss(z[[s, s]], p[[t]]) if s != t else math.nan for s in range(V)] for t in range(G)]
     figure, [[axes]], loss = *panels(1, 1, 1.7), torch.tensor(pairs)
-    matrix(axes, loss, "student's view", "{:.2f}", vmax=2 * loss.nan_to_num().max())
+    axes.imshow(loss, cmap="Blues", vmin=0, vmax=2 * loss.nan_to_num().max(), aspect="auto")
+    for t, s in product(range(G), range(V)):
+        axes.text(s, t, "none" if s == t else f"{loss[t, s]:.2f}", ha="center", va="center", color="#10233a")
+    bare(axes, "student's view")
     axes.set(xticks=range(V), xticklabels=[f"global {i + 1}" if i < G else f"local {i - 1}" for i in range(V)],
              yticks=range(G), yticklabels=["teacher 1", "teacher 2"])  # fmt: skip
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     return figure, f"Their mean is {loss.nanmean():.4f}; `dino_loss` of all views at once is {m.dino_loss(z, p):.4f}."
-
-
-def spread_on_the_circle(m, made):
-    """Ten points that start close together, and the same points after a hundred steps down the gradient of
-    `koleo_loss`.  A line leads from each point to its nearest other point.
-    """
-    angle = 0.9 * torch.rand(10, generator=seeded(1))
-    x = torch.stack([angle.cos(), angle.sin()], 1)
-    figure, [axes] = panels(1, 2, 2.4)
-    words = []
-    for ax, title, steps in zip(axes, ("before", "after 100 steps"), (0, 100)):
-        for step in range(steps):
-            g = torch.autograd.grad(m.koleo_loss(x.requires_grad_()), x)[0]
-            x = F.normalize(x.detach() - 0.12 * (1 - step / steps) * F.normalize(g, dim=1), dim=1)
-        gaps = torch.cdist(x, x).fill_diagonal_(math.inf)
-        ax.add_patch(Circle((0, 0), 1, fill=False, color=GREY, lw=0.8))
-        for i, j in enumerate(gaps.argmin(1).tolist()):
-            ax.plot(*x[[i, j]].T, color=ORANGE, lw=1)
-        ax.plot(*x.T, "o", color=BLUE, ms=5)
-        ax.set(aspect="equal", xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
-        bare(ax, title)
-        words.append(f"{m.koleo_loss(x):.2f} with a smallest distance of {gaps.min():.3f}")
-    return figure, f"The loss was {words[0]}, then {words[1]}."
-
-
-def half_iterations(m, made):
-    """Three samples, four prototypes, τ = 1.  Columns and rows are divided in turn; the sums of rows and columns are in
-    orange.  After a row step, the matrix is the result of `sinkhorn_knopp`.
-    """
-    z = torch.tensor([[4.0, 2.0, 1.0, 1.0], [6.0, 1.0, 1.0, 2.0], [3.0, 1.0, 2.0, 1.0]]).log()
-    stages = [("exp(Z)", z.exp())]
-    for n in (1, 2, 3):
-        before = stages[-1][1]
-        stages += [(f"{n}: columns", before / before.sum(0)), (f"{n}: rows", m.sinkhorn_knopp(z, 1.0, n))]
-    figure, axes = panels(4, 2, 5.6)
-    bare(axes[0][1])
-    for i, (ax, (title, Q)) in enumerate(zip([axes[0][0], *axes[1:].flatten()], stages)):
-        matrix(ax, Q, title, "{:.3f}" if i else "{:.0f}", vmax=1 if i else 9)
-        for b, total in enumerate(Q.sum(1)):
-            ax.text(3.6, b, f"{total:.3g}", va="center", color=ORANGE)
-        for k, total in enumerate(Q.sum(0)):
-            ax.text(k, 2.95, f"{total:.3g}", ha="center", va="center", color=ORANGE)
-        ax.set(xlim=(-0.5, 4.5), ylim=(3.3, -0.5))
-    return figure, ""
 
 
 def on_lopsided_logits(m, made):
@@ -98,18 +54,6 @@ def on_lopsided_logits(m, made):
         ax.set(title=title, xlabel="prototype", xticks=range(1, 9))
     shares = ", ".join(f"{p.mean(0)[0]:.2f} ({title})" for title, p in targets.items())
     return figure, f"Prototype 1 gets {shares}; an equal share is 0.125."
-
-
-def twelve_masks(m, made):
-    """The twelve masks that `sample_masks` draws for 24 views of 16×16 patches, by the number of masked patches."""
-    masks = m.sample_masks(24, 16, 16, generator=seeded(1))
-    masks = masks[masks.any(1)]
-    masks = masks[masks.sum(1).argsort()]
-    figure, axes = panels(3, 4, 4.3)
-    for ax, mask in zip(axes.flatten(), masks, strict=True):
-        ax.imshow(rearrange(mask, "(h w) -> h w", h=16), cmap=ListedColormap(["#c9d6e3", BLUE]))
-        bare(ax, f"{int(mask.sum())} of 256")
-    return figure, ""
 
 
 def four_schedules(m, made):
@@ -155,20 +99,6 @@ def ten_crops(m, made):
     return figure, ""
 
 
-def colours_of_features(m, made):
-    """Six pictures that training did not see, and the colours that `pca_rgb` gives to their patches, with the network
-    that was trained for this book.
-    """
-    tokens = m.fine_tokens(made.vit, made.images, made.images.shape[-1])  # (I, N, D)
-    rgb, _ = m.pca_rgb(tokens)
-    side = math.isqrt(tokens.shape[1])
-    figure, axes = panels(2, len(tokens), 1.7)
-    for above, below, picture, colours in zip(*axes, made.images, rgb.view(len(tokens), side, side, 3)):
-        show(above, picture)
-        show(below, colours.permute(2, 0, 1))
-    return figure, ""
-
-
 def where_cls_looks(m, made):
     """Attention of [CLS] in the last block, for each head, in pictures that training did not see."""
     with torch.no_grad():
@@ -184,7 +114,6 @@ def where_cls_looks(m, made):
 
 
 PLATES = {
-    "dino_loss": pairs_of_views, "koleo": spread_on_the_circle, "sinkhorn": half_iterations,
-    "centering": on_lopsided_logits, "masking": twelve_masks, "schedule": four_schedules,
-    "train": a_minute_of_training, "augment": ten_crops, "pca_viz": colours_of_features, "attention": where_cls_looks,
+    "dino_loss": pairs_of_views, "centering": on_lopsided_logits, "schedule": four_schedules,
+    "train": a_minute_of_training, "augment": ten_crops, "attention": where_cls_looks,
 }  # fmt: skip
