@@ -123,7 +123,7 @@ def check_start(r, device):
     pixels = 3 * min(r.micro_batch or r.batch, r.batch // world) * (2 * r.global_size**2 + r.n_local * r.local_size**2)
     needed = 4 * (5 * weights / world + pixels)  # weights, gradients, two moments, the teacher; crops
     if needed > total_memory(device):
-        sizes = f"{needed / 2**30:,.0f} GiB, and {device} has {total_memory(device) / 2**30:,.0f}"
+        sizes = f"{needed / 2**30:,.0f} GiB, and {device} has {total_memory(device) / 2**30:,.0f} GiB"
         raise UserError(f"the weights, AdamW's moments and the crops need {sizes}; use a smaller --arch or --batch")
 
 

@@ -325,7 +325,7 @@ def test_gradients_are_clipped_part_by_part(tied, parts):
     ("--recipe vitl16_short", "needs your images; give a folder or an archive with --data"),
     ("--recipe vits14_distilled --data shapes", "needs a teacher; give the checkpoint.pt of a run with --teacher"),
     ("--out /dev/null/x", "/dev/null/x: Not a directory"),
-    ("--batch 1000000000", "GiB, and there are"),
+    ("--batch 1000000000", "GiB, and cpu has"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, capsys):
     assert main(["--out", str(tmp_path / "out"), *words.split()]) == 2
@@ -367,7 +367,7 @@ def test_what_a_resumed_run_may_change(folder, tmp_path, monkeypatch, capsys):
     for words, says in (("--data new --workers 1 --eval_every 2 --no-amp --local_size 4", ""), ("--data link", ""),
                         ("", f"{tmp_path}/set: the images of this run are gone; if they moved, add --data NEW"),
                         ("--steps 2", "has --steps 1, not 2; leave --steps out"), ("--recipe vitl14", "has --recipe"),
-                        *((f"--data {data}", "other images") for data in ("renamed", "moved", "shapes"))):  # fmt: skip
+                        *((f"--data {data}", "does not hold the images") for data in ("renamed", "moved", "shapes"))):  # fmt: skip
         load_splits.cache_clear()  # as in a new process
         status, err = main(f"--resume --device cpu --out run {words}".split()), capsys.readouterr().err
         assert status == (2 if says else 0) and says in err and rows("run") == whole, words
