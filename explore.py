@@ -76,7 +76,7 @@ def write_page(vit, images, size, path, parts=None):
     attention = torch.cat([cls_attention(vit, image, vit.n_blocks - 1).mean(1).cpu() for image in x])  # (I, N / 4)
     rgb, foreground = pca_rgb(tokens)
     features, low, step = quantize(tokens)
-    about = (f"The features of a ViT {vit.embed_dim} wide and {vit.n_blocks} deep, which sees pictures of {size}² pixels in "
+    about = (f"The features of a ViT {vit.embed_dim} wide and {vit.n_blocks} deep, of pictures of {size}² pixels in "
              f"patches of {vit.patch_size}², shifted by half a patch. ")  # fmt: skip
     about += "The names of the parts are true ones; the network never saw them. " * (parts is not None)
     data = {"about": about, "side": math.isqrt(tokens.shape[1]), "low": low.tolist(), "step": step.tolist(),

@@ -100,7 +100,8 @@ def main():
     arrow(axes, (48, 41), (58, 41), linestyle="--")
     for x, y, words in ((55.2, 16.7, "2 global crops"), (76, 16.7, "4 local crops"), (53, 37.8, "moving\naverage"),
                         (13.6, 48, "[CLS],\nglobal crops"), (25.5, 48, "patches"), (42, 48, "[CLS]"),
-                        (60.5, 48, "[CLS]"), (71.5, 48, "patches"), (53, 61.3, "of patches"), (53, 66, "of [CLS]"), (30, 19, "all crops"),
+                        (60.5, 48, "[CLS]"), (71.5, 48, "patches"), (53, 61.3, "of patches"),
+                        (53, 66, "of [CLS]"), (30, 19, "all crops"),
                         (75, 20, "global only")):
         write(axes, x, y, words)
     write(axes, 53, 43.3, "train.py", family="monospace", weight="bold")

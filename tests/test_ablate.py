@@ -106,7 +106,8 @@ def test_the_linear_classifier_leaves_out_classes_without_training_images(tmp_pa
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--seed", "3"], "ablate.py sets --seed itself"), (["--centering", "softmax"], "ablate.py sets --centering itself"),
+    (["--seed", "3"], "ablate.py sets --seed itself"),
+    (["--centering", "softmax"], "ablate.py sets --centering itself"),
     (["--data", ""], "--data"), (["--arm", "dino"], "unknown argument --arm"), ([], "other flags or images"),
 ])  # fmt: skip
 def test_wrong_flags_are_one_line(arguments, tmp_path, monkeypatch, capsys, flags, words):

@@ -367,7 +367,7 @@ def test_what_a_resumed_run_may_change(folder, tmp_path, monkeypatch, capsys):
     for words, says in (("--data new --workers 1 --eval_every 2 --no-amp --local_size 4", ""), ("--data link", ""),
                         ("", f"{tmp_path}/set: the images of this run are gone; if they moved, add --data NEW"),
                         ("--steps 2", "has --steps 1, not 2; leave --steps out"), ("--recipe vitl14", "has --recipe"),
-                        *((f"--data {data}", "does not hold the images") for data in ("renamed", "moved", "shapes"))):  # fmt: skip
+                        *((f"--data {data}", "not hold") for data in ("renamed", "moved", "shapes"))):  # fmt: skip
         load_splits.cache_clear()  # as in a new process
         status, err = main(f"--resume --device cpu --out run {words}".split()), capsys.readouterr().err
         assert status == (2 if says else 0) and says in err and rows("run") == whole, words
