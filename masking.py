@@ -2,7 +2,7 @@
 
 Half of the global views are masked, each with rectangles until a share of 10 to 50 % of its patches is covered.
 
-    s ~ U(4, m)                      area in patches; m: patches that are still to cover
+    s ~ U(min(4, m), m)              area in patches; m: patches that are still to cover
     log r ~ U(log 0.3, log 1/0.3)    aspect
     h = √(s·r),  w = √(s/r)          height and width
     (x, y) ~ uniform                 also across the edge, so that every patch is covered about equally often
@@ -11,8 +11,8 @@ A rectangle that covers more than m new patches is rejected.  After 24 rectangle
 The range `ratio` is cut into equal parts (strata), and each masked view gets the middle of one.  So the number of
 masked patches M depends on the arguments only, and no tensor in a step ever changes its shape.  The official M varies:
 each share is drawn within its stratum, and on 16×16 patches 8 % of the masks cover less than their share.  The official
-rectangles stay inside, so corners are masked 4 % of the time and the centre 52 %.  Our rectangles meet less often: a
-mask has 4.5 connected pieces on average, an official one 2.6.
+rectangles stay inside, so corners are masked 4 % of the time and the centre 52 %.  Our rectangles touch each other less
+often: a mask has 4.5 connected pieces on average, an official one 2.6.
 """
 
 import math
@@ -41,7 +41,7 @@ def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, gen
         new = (rectangle & ~blocks).sum(dim=(1, 2))  # (n,)
         blocks |= rectangle & (new <= missing)[:, None, None]
 
-    # blocks sort first, then the other patches at random: the first `counts` of each view are its mask
+    # put the patches of each view in order, those of rectangles first, the others at random; mask the first `counts`
     order = torch.rand(n, height * width, generator=generator) - 2.0 * blocks.flatten(1)  # (n, N)
     masked = order.argsort(dim=1).argsort(dim=1) < counts[:, None]  # (n, N)
 

@@ -1,6 +1,6 @@
 """Sinkhorn-Knopp centering of the teacher (§4, "Sinkhorn-Knopp centering"; Caron et al., SwAV, 2020).
 
-The targets follow the teacher's scores, but use all prototypes equally:
+The targets follow the teacher's scores, but share the batch equally among all prototypes:
 
     Q* = argmax_Q  Σ_bk Q_bk Z_bk − τ Σ_bk Q_bk log Q_bk        over Q ≥ 0 with  Σ_k Q_bk = 1  and  Σ_b Q_bk = B/K
 
@@ -9,7 +9,8 @@ The solution is exp(Z/τ) with rows and columns rescaled.  Start from Q = exp(Z/
     Q_bk ← Q_bk / Σ_b Q_bk        all columns get the same sum; the factor B/K cancels in the next line
     Q_bk ← Q_bk / Σ_k Q_bk        every row sums to 1
 
-At the end each row sums to 1.  Column sums are only nearly equal: iterations bring the largest and the smallest closer.
+At the end each row sums to 1.  Column sums are closer to each other than before, but three iterations do not make them
+equal: at τ = 0.01 they are still far apart.
 
     Z  logits  (B, K)   teacher scores for K prototypes of B rows: the [CLS] tokens of both global views together,
                         or the masked patches.  A rank (GPU) passes its own rows; Σ_b is over all ranks

@@ -50,7 +50,8 @@ from support.start import check_images, load_splits_of, make_crop, prepare_run, 
 
 
 def phases(r):
-    """The phases, each (name, first step, end, base learning rate): only the heads (--init), low resolution, high."""
+    """[(name, first step, end, base learning rate), ...] of the phases: heads alone (with --init), low and high
+    resolution."""
     low = r.steps - round(r.steps * r.hires_share)
     heads = min(round(r.steps * r.head_warmup), low) if r.init else 0
     return [("heads", 0, heads, r.lr), ("low", heads, low, r.init_lr if r.init else r.lr),

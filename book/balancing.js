@@ -34,6 +34,7 @@ function show(targets) {
   left.innerHTML = table(sinkhorn(cells, steps));
   right.innerHTML = table(targets);
   next.textContent = steps % 2 ? "Next step: rows" : "Next step: columns";
+  next.disabled = steps == 6;
   play.querySelector("[aria-live]").textContent = !steps ? "Step 0: exp(Z/τ)"
     : `Step ${steps}: ${steps % 2 ? "columns" : "rows"} divided by their sums${steps == 6 ? ". Done" : ""}`;
   batches.nextElementSibling.textContent = batches.value;
@@ -41,7 +42,7 @@ function show(targets) {
 
 const inputs = cells.map((row, b) => `<tr>${row.map((x, k) => `<td><input type="number" min="0.1" step="any"
   value="${x}" aria-label="sample ${b + 1}, prototype ${k + 1}"></td>`).join("")}</tr>`).join("");
-play.innerHTML = `<div><h3>exp(Z/τ)</h3><p>Write other numbers above 0.<br>Try 40 in the first cell.</p>
+play.innerHTML = `<div><h3>exp(Z/τ)</h3><p>Write other numbers above 0.<br>Try 40 in the first cell: after six steps<br>the columns are equal; by centering, not.</p>
 <table>${inputs}</table></div>
 <div><h3>Sinkhorn-Knopp</h3><p aria-live="polite"></p><table></table>
 <p><button></button> <button>Start again</button></p></div>

@@ -16,7 +16,7 @@ from book import moving, opening, pages, training
 from book.drawing import svg
 from book.exercises import EXERCISES, MEASURED, line_number
 from book.notes import notes_of, reference
-from book.pages import code_html, columns, docstring, highlighted, page, read_rows, row_html, stylesheet, table_html
+from book.pages import Row, code_html, columns, docstring, highlighted, read_rows, row_html, table_html
 from book.plates import PLATES
 from book.typeset import inline, text_html
 from explore import write_page
@@ -42,8 +42,9 @@ def build(out, made):
     for before, (name, body), after in zip([None, None, *modules], bodies.items(), [*modules, None]):
         body, outline = pages.with_places(body)
         words[name] = pages.words_of(body, outline)
-        written[f"{name}.html"] = page("Contents" if name == "index" else f"{name}.py", body, outline, before, after)
-    written["book.css"] = stylesheet((ROOT / "book/book.css").read_text(encoding="utf-8"))
+        title = "Contents" if name == "index" else f"{name}.py"
+        written[f"{name}.html"] = pages.page(title, body, outline, before, after)
+    written["book.css"] = pages.stylesheet((ROOT / "book/book.css").read_text(encoding="utf-8"))
     index = f"const INDEX = {json.dumps(words, ensure_ascii=False, separators=(',', ':'))};\n"
     written["find.js"] = index + (ROOT / "book/find.js").read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
@@ -83,8 +84,11 @@ def file_page(module, places, made, up):
     first, *rows = read_rows(source, notes_of(module, source))
     head = f"""<h1>{module}.py</h1><p class="facts">{", ".join(map(inline, places))} ·
         <a href="{PAPER}">arXiv 2304.07193</a> · <a href="{path}">source, {source.count(chr(10))} lines</a></p>"""
-    body = row_html(first, path, plate(module, made)) + reference(module, up)
-    body += WIDGETS[module](made) + "<h2>The code</h2>" if module in WIDGETS else ""
+    if not (picture := plate(module, made)):  # then the text has the whole width, and the imports come below
+        rows, first = [Row(lines=first.lines), *rows], Row(text=first.text)
+    body = row_html(first, path, picture) + reference(module, up)
+    body += WIDGETS[module](made) if module in WIDGETS else ""
+    body += "<h2>The code</h2>"
     body += "".join(row_html(row, path) for row in rows)
     return head + body + examples(module, up) + exercises(module, source, up)
 

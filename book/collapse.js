@@ -1,7 +1,7 @@
 // Recorded curves in three panels, a colour for each arm, and a box that hides its curves.
 // DATA: {arm: [{name of a panel: [[step, value], ...]} of each seed]}.
 const play = document.currentScript.closest("section").querySelector(".play");
-const COLOURS = { whole: "var(--blue)", plain: "#d05050", centre: "#3c9f60", copy: "var(--orange)", warm: "var(--soft)" };
+const COLOURS = { whole: "var(--blue)", plain: "#d05050", centre: "#3c9f60", copy: "var(--orange)", warm: "#9a63c0" };
 const PANELS = { entropy_image: "Entropy of one target", entropy_mean: "Entropy of the mean target", knn_20: "k-NN accuracy" };
 const WIDTH = 300, HEIGHT = 190, LEFT = 30, RIGHT = 6, TOP = 8, BOTTOM = 20;
 const last = Math.max(...DATA.whole[0].entropy_image.map(([step]) => step));
@@ -46,10 +46,11 @@ charts.append(...Object.keys(PANELS).map(panel));
 play.prepend(charts);
 for (const [n, arm] of Object.keys(DATA).entries()) {
   const words = paragraphs[n], label = document.createElement("label"), box = document.createElement("input");
-  Object.assign(box, { type: "checkbox", checked: true });
+  Object.assign(box, { type: "checkbox", checked: n < 2 });
   box.style.accentColor = COLOURS[arm];
   box.onchange = () => charts.querySelectorAll(`[data-of=${arm}]`)
     .forEach(line => { line.style.display = box.checked ? "" : "none"; });
+  box.onchange();
   label.style.borderBottom = `3px solid ${COLOURS[arm]}`;
   label.append(box, words.querySelector("b"));
   words.prepend(label);

@@ -59,7 +59,8 @@ def balancing(made):
 
 def circle(made):
     """Ten points on a circle.  The loss is the mean of −log d, where d is the distance to the nearest other point.  A
-    step down the gradient pushes each point away from its nearest one.  The closest points are pushed hardest.
+    step down the gradient pushes each point and its nearest one apart, harder if they are close.  The pushes on a point
+    add up: a point between two near ones may hardly move.
     """
     angle = torch.tensor(DEGREES).deg2rad()
     x = torch.stack([angle.cos(), angle.sin()], 1).requires_grad_()

@@ -14,7 +14,7 @@ from book.drawing import BLUE, ORANGE, panels, seeded, show, svg
 from support import shapes
 from support.start import make_crop
 
-METHOD = "dino_loss ibot_loss koleo sinkhorn head masking schedule optimizer network train vit".split()
+METHOD = "dino_loss ibot_loss koleo sinkhorn head network masking vit schedule optimizer train".split()
 MINUTES = 110  # that a reader needed for these files
 CALLED = "compute_losses center dino_loss ibot_loss koleo_loss".split()  # by train_step, with all that we draw
 
@@ -77,7 +77,8 @@ def targets(s):
     temp, figure, [axes] = s.values["teacher_temp"], *panels(1, 2, 2.4)
     both = {"softmax": (s.center[0][2].float() / temp).softmax(1), "Sinkhorn-Knopp": s.dino_loss[0][1].flatten(0, 1)}
     for ax, (title, p) in zip(axes, both.items()):
-        ax.imshow(p, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="none")
+        sides = (0.5, p.shape[1] + 0.5, len(p) - 0.5, -0.5)  # prototypes are numbered from 1
+        ax.imshow(p, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="none", extent=sides)
         ax.set(title=title, xlabel="prototype", yticks=[s.row], yticklabels=["this view"])
     shares = [f"{p.sum(0).min():.1f} to {p.sum(0).max():.1f}" for p in both.values()]
     return figure, {"views": len(p), "temp": temp, "shares": shares}
@@ -125,6 +126,7 @@ def opening(made, up):
         shown |= numbers
     weights = [network.dino_head.prototypes[0, 0].item() for network in (s.old.ema, s.run.student, s.run.ema)]
     lines = [Path(train.__file__).with_name(f"{name}.py").read_text(encoding="utf-8").count("\n") for name in METHOD]
-    minutes = {name: round(MINUTES * n / sum(lines)) for name, n in zip(METHOD, lines)}
+    order = [f'<li><a href="{name}.html">{name}.py</a>: about {round(MINUTES * n / sum(lines))} minutes</li>'
+             for name, n in zip(METHOD, lines)]  # fmt: skip
     page = Path(__file__).with_name("opening.html").read_text(encoding="utf-8")
-    return page.format(**shown, weights=weights, m=s.values["momentum"], minutes=minutes)
+    return page.format(**shown, weights=weights, m=s.values["momentum"], order="".join(order))

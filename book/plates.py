@@ -68,14 +68,14 @@ def four_schedules(m, made):
 
 
 def a_minute_of_training(m, made):
-    """The losses while this book was built: the default recipe, cut short.  A loss that stays at ln K (dotted) is the
-    uniform collapse.
+    """The losses while this book was built: the default recipe, cut short.  Dotted: their values at flat predictions.
+    That is ln K for L_DINO.  For L_iBOT it is half of ln K, because half of the views have no mask and count 0.
     """
-    rows = [row for row in made.losses if "dino" in row]
+    rows, r = [row for row in made.losses if "dino" in row], RECIPES["shapes"]
     figure, [[axes]] = panels(1, 1, 2.3)
-    for name, colour in (("dino", BLUE), ("ibot", ORANGE)):
+    for name, colour, share in (("dino", BLUE, 1), ("ibot", ORANGE, r.mask_probability)):
         axes.plot([row["step"] for row in rows], [row[name] for row in rows], color=colour, lw=1, label=name)
-    axes.axhline(math.log(RECIPES["shapes"].n_prototypes), color=GREY, ls=":", label="ln K")
+        axes.axhline(share * math.log(r.n_prototypes), color=colour, ls=":")
     axes.legend()
     axes.set(xlabel="step")
     return figure, ""

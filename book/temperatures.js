@@ -44,7 +44,7 @@ function start({ logits, temps, numbers }) {
 }
 
 play.innerHTML = `<p><label>Logits <select>${DATA.map(({ name, temps }) =>
-  `<option>${name}, τ = ${temps[0]}</option>`).join("")}</select></label>
+  `<option>${name}, teacher's τ ${temps[0]}</option>`).join("")}</select></label>
 ${WHO.map(who => `<label>${who}'s τ <input type="range" min="0.01" max="0.2" step="0.005">
   <output></output></label>`).join("")}</p>
 <table><tr><th>logit</th>${WHO.map(who => `<th>${who}</th>`).join("")}</tr>

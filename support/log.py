@@ -196,7 +196,8 @@ def draw_curves(rows, recipe, path):
                 look = ".-" if len(points) < 20 else "-"  # a line does not show a single point
                 axes.plot(*zip(*points, strict=True), look, color=colour, label=label, clip_on=False)
         if title == "losses":
-            axes.axhline(math.log(r.n_prototypes), color="0.4", linestyle=":", label="ln K: a uniform prediction")
+            flat = "ln K: $L_{DINO}$ of a flat prediction"
+            axes.axhline(math.log(r.n_prototypes), color="0.4", linestyle=":", label=flat)
         elif rows and rows[0]["step"] == 0 and (before := [100 * rows[0][name] for name in names if name in rows[0]]):
             axes.axhline(before[0], color="0.4", linestyle="--", label=f"before training: {before[0]:.1f}")
         axes.set_title(title, loc="left")
