@@ -65,12 +65,13 @@ def bench_step(r, steps, device):
         a = a @ a  # now in the precision of a step's products
     speed, peak = flops / t / 1e12, 2 * n**3 / min(time_calls(lambda: a @ a, device, 3)[1]) / 1e12
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    data_sheet = DATA_SHEET.get(name) if a.dtype != torch.float32 else None
     return {
         "device": name, "dtype": str(a.dtype), "torch": torch.__version__,
         "images_per_s": r.batch / t, "seconds": t, "spread": (max(seconds) - min(seconds)) / t,
         "host_seconds": statistics.median(host), "peak_gib": memory and memory / 2**30,
         "tflop_per_s": speed, "matrix_tflop_per_s": peak, "share_of_peak": speed / peak,
-        "hfu" if r.checkpointing else "mfu": speed / DATA_SHEET[name] if name in DATA_SHEET and r.amp else None,
+        "hfu" if r.checkpointing else "mfu": data_sheet and speed / data_sheet,
         "gflop_per_image": flops / r.batch / 1e9,
     }  # fmt: skip
 
@@ -124,7 +125,7 @@ def count_memory(r, device_type):
     """Bytes of weights and moments, and bytes at the peak of a step on "cpu" or "cuda".  Nothing is allocated."""
     counter, cast, plain = MemoryCounter(), autocast, vit.PLAIN_ATTENTION
     if device_type == "cuda":  # bf16, and fused attention
-        cast, plain = lambda _, on: torch.autocast("cpu", enabled=on), 0
+        cast, plain = lambda _, amp: torch.autocast("cpu", enabled=amp != "none"), 0
     run = start_fake_run(r, torch.device("cpu"), counter)
 
     def crop(images, seed):  # only the results: temporary tensors of the augmentation are gone before the peak

@@ -1,6 +1,6 @@
 """Every hyper-parameter of the named recipes (Tables 16 and 17, §4, §5, B.1, B.2; official YAML files for the rest).
 
-`train.py --recipe NAME` trains one of them, and every field is a flag: `--koleo_weight 0.2`, `--no-amp`.
+`train.py --recipe NAME` trains one of them, and every field is a flag: `--koleo_weight 0.2`, `--amp none`.
 Warm-ups and freezing are shares of a phase's steps, so fewer steps and the high-resolution phase compress all schedules
 (B.2).  head_warmup and hires_share are shares of the run.
 Comments name the source of a value: "yaml" is the official ssl_default_config.yaml, "ours" is our own choice.
@@ -86,7 +86,7 @@ class Recipe:
     hires_image_size: int = _f(592, "side of the decoded images at high resolution", SIDE)  # ours
     hires_lr: float = _f(1e-4, "base learning rate at high resolution", POSITIVE)  # ours; B.2: "reduced"
     # running
-    amp: bool = _f(True, "bf16 autocast, if the device supports it")
+    amp: str = _f("auto", "auto, bf16, fp16 (the paper's), or none: float32; auto takes what the device is fast in")
     compile: bool = _f(False, "torch.compile the blocks of both ViTs")
     micro_batch: int = _f(0, "images per GPU and backward pass, for centering and KoLeo too; 0: all", (0, 10**9))
     checkpointing: bool = _f(False, "activation checkpointing: less memory, more time")

@@ -91,7 +91,7 @@ def train_step(run, images, crop, values):
         views = crop(piece, make_seed(r.seed, run.step, number))
         losses, p_dino, cls_t = compute_losses(run, views, values)
         share = len(piece) / len(images)
-        (share * losses["loss"]).backward()
+        run.scaler.scale(share * losses["loss"]).backward()
         sums = {k: sums.get(k, 0) + share * v.detach() for k, v in losses.items()}
         del losses  # frees the graph of this piece before the next one
     sums["grad_norm"] = update_student(run, values)
@@ -145,12 +145,14 @@ def center(run, name, logits, values):
 
 
 def update_student(run, values):
-    """Clip the gradients of the backbone and of each head, take a step, and return the norm before the clipping."""
+    """Clip the gradients of the backbone and of each head, take a step, and return their norm before."""
     parts = [part for name, part in run.student.named_children()  # lists a shared head once
              if not (name == "backbone" and values["frozen_backbone"])]  # fmt: skip
+    run.scaler.unscale_(run.optimizer)
     norms = [nn.utils.clip_grad_norm_(part.parameters(), run.recipe.clip) for part in parts]
     set_rates(run.optimizer, values)
-    run.optimizer.step()
+    run.scaler.step(run.optimizer)  # skipped if fp16 overflowed
+    run.scaler.update()
     run.optimizer.zero_grad()
     return torch.stack([distributed.full_tensor(norm) for norm in norms]).norm()
 

@@ -41,7 +41,7 @@ class Attention(nn.Module):
         for qkv in split_batches(self.qkv(x), shapes):  # (b, n, 3·D)
             q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.n_heads)
             out.append(rearrange(attend(q, k, v), "b h n d -> (b n) (h d)"))
-        return self.proj(torch.cat(out))  # (T, D)
+        return self.proj(torch.cat(out) if len(out) > 1 else out[0])  # (T, D)
 
 
 def attend(q, k, v):
@@ -214,8 +214,9 @@ class ViT(nn.Module):
         x, shapes = self.pack(batches, masks)
         depth, drop = len(self.blocks), self.training and self.drop_path
         subsets = draw_subsets(shapes, self.drop_path, depth, x.device) if drop else [None] * depth
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # a block draws no random numbers
         for block, subset in zip(self.blocks, subsets):
-            run = partial(checkpoint, block, use_reentrant=False) if self.checkpointing and self.training else block
+            run = partial(again, block) if self.checkpointing and self.training else block
             x = run(x, shapes, subset)
         return split_batches(x, shapes)
 

@@ -71,7 +71,7 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
          "and not (3/7, 4/7).  The later iterations balance what they get, but two are too few.  In a run the entropy"
          " of the mean target is 0.84 and not 0.99.",
          "test_three_iterations_by_hand"),
-        ("Q /= sum_over_ranks(Q.sum(dim=0))", "Q /= 1",
+        ("v = 1 / sum_over_ranks(u @ Q)", "v = Q.new_ones(Q.shape[1])",
          "Columns are divided in the first iteration only.  More iterations change nothing: by hand the sums of the "
          "columns stay at 1.029 and 0.971.  In a run the entropy of the mean target is 0.93 and not 0.99.",
          "test_three_iterations_by_hand"),

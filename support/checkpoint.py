@@ -31,6 +31,7 @@ def save_checkpoint(run):
         "teacher": dcp.get_model_state_dict(run.ema, options=whole),  # in distillation, too, the EMA
         "centering": run.centering.state_dict(),
         "optimizer": dcp.get_optimizer_state_dict(run.student, run.optimizer, options=whole),
+        "scaler": run.scaler.state_dict(),  # {} but for fp16
     }
     if distributed.rank() == 0:
         write_safely(run.out / "checkpoint.pt", lambda path: torch.save(state, path))
@@ -83,7 +84,9 @@ def restore(run, saved):
         run.images_digest = saved["images_digest"]
         if saved["teacher_digest"] != run.teacher_digest:
             raise UserError(f"the run began with another --teacher than {run.recipe.teacher}; give that one")
-        if not 0 < run.step <= run.recipe.steps or not moments:
+        if saved["scaler"]:  # --amp may have changed
+            run.scaler.load_state_dict(saved["scaler"])
+        if not 0 < run.step <= run.recipe.steps or not (moments or saved["scaler"]):  # fp16 may skip the first steps
             raise ValueError(f"step {run.step} of {run.recipe.steps}, with {len(moments)} moments")
         dcp.set_model_state_dict(run.student, saved["student"], options=whole)
         dcp.set_model_state_dict(run.ema, saved["teacher"], options=whole)

@@ -24,13 +24,14 @@ CHOICES = {
     "ffn": ("mlp", "swiglu"),
     "centering": ("sinkhorn", "softmax"),
     "labels": ("auto", "none"),
+    "amp": ("auto", "bf16", "fp16", "none"),
 }
 IN_HELP = ("data", "arch", "batch", "steps", "lr", "eval_every", "init", "teacher", "micro_batch", "seed")  # --help's
 NO_MEMORY = ("out of memory|can('t|not) allocate memory|could not create a (primitive|memory)|bad_alloc|start new"
              " thread|failed to map|Resource temporarily unavailable|ALLOC_FAILED|DataLoader worker .* (killed|exited)")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 OTHER_FLAGS = ("Every field of Recipe in recipes.py is a flag too, for example --koleo_weight 0.2, --mask_ratio 0.1 "
-               "0.4, --no-amp.  recipes.py explains each one and lists its value in every recipe.")  # fmt: skip
+               "0.4, --amp none.  recipes.py explains each one and lists its value in every recipe.")  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -178,6 +179,8 @@ def parse_args(argv=None, prog="train.py"):
             options |= {"type": number(*f.metadata["range"], int if f.type is int else float), "metavar": "N"}
             options |= {} if f.type in (int, float) else {"nargs": 2, "action": Interval, "metavar": ("LOW", "HIGH")}
         parser.add_argument(f"--{f.name}", **options)
+    parser.add_argument("--no-amp", dest="amp", action="store_const", const="none", help=argparse.SUPPRESS,
+                        default=argparse.SUPPRESS)  # fmt: skip
     options = parser.parse_args(argv)
     changes = {f.name: getattr(options, f.name) for f in fields(Recipe) if hasattr(options, f.name)}
     options.out = options.out or Path("runs") / (options.recipe or "shapes")

@@ -33,7 +33,7 @@ def default_device():
 
 def find_device(name):
     """The torch.device called `name`; UserError if this machine does not have it."""
-    torch.backends.cudnn.allow_tf32 = False  # or --no-amp computes the patch convolution with 10 bits of 23
+    torch.backends.cudnn.allow_tf32 = False  # or --amp none computes the patch convolution with 10 bits of 23
     with contextlib.suppress(RuntimeError, AssertionError):  # PyTorch's own messages take many lines
         if name == "cuda" and "LOCAL_RANK" in os.environ:  # or each rank takes memory of the first GPU too
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -43,11 +43,22 @@ def find_device(name):
     raise UserError(f"there is no device {name} here; try --device cpu")
 
 
-def autocast(device, enabled=True):
-    """bf16 autocast where the hardware computes in bf16; emulated bf16 would be slower than float32."""
-    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    on_cpu = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and (on_gpu or on_cpu))
+def amp_dtype(device, amp="auto"):
+    """The type of autocast: bf16, fp16, or None for float32.
+
+    auto: bf16 where the hardware computes in it, since emulated bf16 is slower than float32; else fp16 on a CUDA GPU.
+    """
+    if amp != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "none": None}[amp]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else None
+
+
+def autocast(device, amp="auto"):
+    """PyTorch's autocast in the type of amp_dtype."""
+    dtype = amp_dtype(device, amp)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def choose_threads(resumed=None):

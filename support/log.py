@@ -61,6 +61,7 @@ class RunLog:
             write_metrics(self.path, self.rows)
         self.began = time.perf_counter() - (self.rows[-1].get("seconds", 0.0) if self.rows else 0.0)
         self.healthy = torch.ones((), dtype=torch.bool, device=run.device)
+        self.skipped = torch.zeros((), device=run.device)  # steps since the last row that fp16 skipped
         self.flops = {}  # {kind of step: FLOPs}
         self.bar = tqdm(total=run.recipe.steps * run.recipe.batch, initial=run.step * run.recipe.batch, unit="img",
                         disable=not self.first, mininterval=1)  # fmt: skip
@@ -91,12 +92,19 @@ class RunLog:
     def add_step(self, losses, p_t, cls, values):
         """Log a step if it is due: losses, collapse meter, schedules, images/s, memory.  Waits for the device then."""
         r = self.run.recipe
-        self.healthy &= losses["grad_norm"].isfinite()
+        scaler, finite = self.run.scaler, losses["grad_norm"].isfinite()
+        if scaler.is_enabled():
+            self.skipped += ~finite
+        else:
+            self.healthy &= finite
         self.bar.update(r.batch)
         if not self.is_due():
             return
-        numbers = mean_over_ranks({"healthy": self.healthy, **losses, **collapse_meter(p_t, cls)})
-        check_health(numbers.pop("healthy") == 1, self.run)
+        numbers = {"healthy": self.healthy, "skipped_steps": self.skipped, **losses, **collapse_meter(p_t, cls)}
+        numbers = mean_over_ranks(numbers)
+        numbers["loss_scale"] = scaler.get_scale()  # 1 but for fp16
+        check_health(numbers.pop("healthy") == 1 and numbers["loss_scale"] >= 1, self.run)
+        self.skipped.zero_()
         rate = (self.run.step - self.last[1]) * r.batch / (time.perf_counter() - self.last[0])
         self.add_row({**numbers, **values, "images_per_s": rate, "peak_memory": peak_memory(self.run.device)})
         self.bar.set_postfix_str(f"loss {numbers['loss']:.3f}, entropy {numbers['entropy_image']:.2f} of ln K")

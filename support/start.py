@@ -18,7 +18,7 @@ from optimizer import make_optimizer, parameter_groups
 from recipes import Recipe
 from support.checkpoint import checksums, read_checkpoint, restore
 from support.cli import CHOICES, as_flag, check_recipe
-from support.device import choose_threads, find_device, total_memory
+from support.device import amp_dtype, choose_threads, find_device, total_memory
 from support.files import UserError, reason_of
 from support.images import load_splits
 from support.weights import load_vit
@@ -41,6 +41,7 @@ class Run:
     ema: nn.ModuleDict  # the moving average of the student: the result of the run
     centering: nn.ModuleDict  # the two moving centres; empty for Sinkhorn-Knopp
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # of the loss, for fp16; otherwise it does nothing
     step: int = 0
     training_flops: int = 0  # for the steps so far, on all ranks
     out: Path = Path()  # the folder of its files
@@ -63,7 +64,8 @@ def start_run(r, device, weights=None, img_size=None):
         for block in [*student.backbone.blocks, *teacher.backbone.blocks]:
             block.compile(fullgraph=True, dynamic=False)
     optimizer = make_optimizer(parameter_groups(student, r))
-    return Run(r, device, student, teacher, ema, centering, optimizer, teacher_digest=checksums(r.teacher))
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device, r.amp) == torch.float16)
+    return Run(r, device, student, teacher, ema, centering, optimizer, scaler, teacher_digest=checksums(r.teacher))
 
 
 def prepare_run(options, recipe, changes):

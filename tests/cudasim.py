@@ -4,7 +4,8 @@
 
 Tensors on "cuda" are fake: they have a shape and no numbers.  Tensors on the CPU are real.  GUARD.so is noopguard.cpp,
 compiled.  The program prints a line of JSON for faults that must be noticed, one for the loader, and one for each
-recipe.  A launch is an operation that is not a view: mostly one kernel, but a fused AdamW or a sort is several.
+recipe.  A launch is an operation that is not a view: mostly one kernel, but a fused AdamW or a sort is several.  Its
+traffic is the bytes of all tensors that it reads and writes.
 """
 
 import ctypes
@@ -33,18 +34,20 @@ from support.log import collapse_meter, mean_over_ranks
 from support.start import make_crop
 
 CUDA = torch.device("cuda", 0)
+LIBRARY = torch.library.Library("aten", "IMPL")
 VIEWS = ("view", "_unsafe_view", "detach", "alias", "t.", "transpose", "permute", "expand", "slice.", "select.",
          "split", "unsqueeze", "squeeze", "as_strided", "_reshape_alias", "unbind", "unfold", "lift_fresh", "empty",
          "new_empty", "is_pinned", "result_type", "prim.", "is_same_size")  # fmt: skip
+FILLS = ("fill_", "zero_", "new_", "zeros_like", "ones_like", "full_like")  # read nothing
 ASKS = ("nonzero", "masked_select", "_unique", "bincount", "_local_scalar_dense")  # for a value, or for a shape
 
 
 class CudaSim(MemoryCounter):
-    """Count launches, and the causes for which the host waits for the device."""
+    """Count launches, their traffic in bytes, and the causes for which the host waits for the device."""
 
     def __init__(self):
         super().__init__()
-        self.launches, self.waits = 0, Counter()
+        self.launches, self.traffic, self.waits = 0, 0, Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, str(func).removeprefix("aten.")
@@ -69,12 +72,18 @@ class CudaSim(MemoryCounter):
         if name.startswith("_to_copy") and to == "cpu":
             self.waits[f"a copy of {tuple(fakes[0].shape)} to the CPU"] += 1
             return torch.zeros(fakes[0].shape, dtype=kwargs.get("dtype") or fakes[0].dtype)
-        self.launches += not name.startswith(VIEWS)
-        return self.run_fake(func, args, kwargs)
+        out = self.run_fake(func, args, kwargs)
+        if not name.startswith(VIEWS):
+            self.launches += 1
+            moved = [x for x in tree_leaves(out if name.startswith(FILLS) else (args, kwargs, out))
+                     if isinstance(x, FakeTensor)]  # fmt: skip
+            self.traffic += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in moved)  # expand repeats elements
+        return out
 
 
 def pretend():
     """Make PyTorch believe in one H100 with bf16 arithmetic."""
+    LIBRARY.impl("silu_backward", lambda *_: None, "CUDA")  # or this build takes it apart into ten operations
     torch._C._set_only_lift_cpu_tensors(True)
     for name, answer in {"_lazy_init": None, "is_available": True, "is_bf16_supported": True, "device_count": 1,
                          "current_device": 0, "manual_seed_all": None, "get_rng_state": torch.zeros(16).byte(),
@@ -121,7 +130,7 @@ def count_loader():
 
 
 def count_step(recipe, depth, changes):
-    """Launches without those of the augmentation, waits, and bytes at the peak of a step; and the waits of logging."""
+    """Launches and traffic without the augmentation's, waits, and bytes at a step's peak; and the waits of logging."""
     r, sim = get_recipe(recipe, **changes), CudaSim()
     arch = getattr(vit, r.arch)
     setattr(vit, r.arch, partial(arch.func, arch.args[0], depth, *arch.args[2:], **arch.keywords))
@@ -130,9 +139,10 @@ def count_step(recipe, depth, changes):
         images = torch.empty(r.batch, 3, r.image_size, r.image_size, dtype=torch.uint8, device=CUDA)
         train.train_step(run, images, crop, values)  # makes the moments
         sim.waits.clear()
-        views, sim.launches = crop(images, 0), 0
+        views = crop(images, 0)
+        sim.launches = sim.traffic = 0
         losses, p_t, cls_t = train.train_step(run, images, lambda *_: views, values)
-        result = {"launches": sim.launches, "waits": dict(sim.waits), "peak": sim.peak}
+        result = {"launches": sim.launches, "traffic": sim.traffic, "waits": dict(sim.waits), "peak": sim.peak}
         sim.waits.clear()
         mean_over_ranks({**losses, **collapse_meter(p_t, cls_t)})
     return {**result, "log": sim.waits}

@@ -39,7 +39,7 @@ from support.start import start_run  # noqa: E402
 # and the clip 0.4, which all parts exceed at first and the heads later do not.
 # Difference: stochastic depth draws other samples; drop_path is 0.
 BASE = replace(get_recipe("vitl16_short"), arch="vit_pico", n_prototypes=256, layer_scale=0.1, drop_path=0.0, batch=4,
-               centering="sinkhorn", clip=0.4, steps=100, amp=False)  # fmt: skip
+               centering="sinkhorn", clip=0.4, steps=100, amp="none")  # fmt: skip
 OPTIONS = """student.arch=vit_pico dino.head_n_prototypes=256 ibot.head_n_prototypes=256 student.layerscale=0.1
     student.drop_path_rate=0 train.batch_size_per_gpu=4 train.centering=sinkhorn_knopp train.OFFICIAL_EPOCH_LENGTH=1
     ibot.separate_head=true optim.freeze_last_layer_epochs=6 optim.clip_grad=0.4

@@ -15,7 +15,7 @@ from recipes import get_recipe
 from support.start import start_run
 
 TINY = dict(arch="vit_nano", patch_size=8, image_size=16, global_size=16, local_size=8, n_local=1, n_prototypes=16,
-            head_hidden=32, dino_bottleneck=8, ibot_bottleneck=8, batch=4, hires_share=0.0, amp=False)  # fmt: skip
+            head_hidden=32, dino_bottleneck=8, ibot_bottleneck=8, batch=4, hires_share=0.0, amp="none")  # fmt: skip
 FLAGS = [f"--{name}={value}" for name, value in TINY.items() if name != "amp"]
 FLAGS += ["--no-amp", "--device", "cpu", "--steps", "1"]
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_numbers_by_hand(monkeypatch):
     assert found["gflop_per_image"] == pytest.approx(flops / batch / 1e9, rel=0.002)
     assert found["tflop_per_s"] == pytest.approx(found["gflop_per_image"] * batch / 1e3 / found["seconds"])
     assert 0 < found["share_of_peak"] < 1 and found["mfu"] is None and found["dtype"] == "torch.float32"
-    found = bench.bench_step(get_recipe("shapes", **{**TINY, "amp": True}), 1, CPU)
+    found = bench.bench_step(get_recipe("shapes", **{**TINY, "amp": "bf16"}), 1, CPU)
     assert found["mfu"] == pytest.approx(found["tflop_per_s"] / 121) and found["dtype"] == "torch.bfloat16"
     again = bench.bench_step(get_recipe("shapes", **{**TINY, "checkpointing": True}), 1, CPU)
     assert again["gflop_per_image"] > found["gflop_per_image"] and "hfu" in again and "mfu" not in again
@@ -96,7 +96,7 @@ def allocated_at_the_peak(r):
 ])  # fmt: skip
 def test_counted_memory_is_what_the_allocator_gives(recipe, changes, monkeypatch):
     """Networks of one block.  Weights of student and teacher, and two moments of the student: twice the weights."""
-    r = get_recipe(recipe, **{"hires_share": 0.0, "batch": 8, "n_prototypes": 8192, "amp": False, **changes})
+    r = get_recipe(recipe, **{"hires_share": 0.0, "batch": 8, "n_prototypes": 8192, "amp": "none", **changes})
     monkeypatch.setattr(vit, r.arch, partial(vit.ViT, *getattr(vit, r.arch).args[:1], 1, 2))
     (state, peak), (weights, allocated) = bench.count_memory(r, "cpu"), allocated_at_the_peak(r)
     assert state == pytest.approx(2 * weights, rel=0.01) and peak == pytest.approx(allocated, rel=0.05)

@@ -54,7 +54,7 @@ def test_what_two_ranks_see_by_hand(tmp_path):
 STEPS, BATCH, LOSSES = 8, 8, ("loss", "dino", "ibot")
 SMALL = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
          "global_size": 8, "local_size": 4, "n_local": 2, "hires_share": 0.0, "steps": STEPS, "drop_path": 0.0,
-         "batch": BATCH, "amp": False, "koleo_weight": 0.0, "lr": 1e-2}  # fmt: skip
+         "batch": BATCH, "amp": "none", "koleo_weight": 0.0, "lr": 1e-2}  # fmt: skip
 
 
 def some_steps(run, last):

@@ -91,7 +91,7 @@ def test_is_the_papers_algorithm(case, n_iters):
     z, temp = CASES[case]
     ours, slow = sinkhorn_knopp(z, temp, n_iters), slow_sinkhorn_knopp(z, temp, n_iters)
     torch.testing.assert_close(ours.double(), slow, rtol=1e-3, atol=1e-6)
-    assert (ours.sum(dim=1) - 1).abs().max() < 1e-5
+    assert (ours.sum(dim=1) - 1).abs().max() < 3e-5  # a product adds up 65,536 terms with this error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

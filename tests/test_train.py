@@ -193,9 +193,9 @@ def test_nan_stops_with_the_last_good_checkpoint(folder, tmp_path, monkeypatch):
     assert good["step"] == 3 and all(value.isfinite().all() for value in good["teacher"].values())
 
 
-def random_step(run, step=1, **values):
+def random_step(run, step=1, images=None, **values):
     """One step on noise; the losses, targets and [CLS] tokens."""
-    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8) if images is None else images
     crop = make_crop(run.recipe, run.recipe.global_size)
     return train.train_step(run, images, crop, train.schedules_at(step, run.recipe) | values)
 
@@ -256,10 +256,29 @@ def test_compiled_blocks_take_the_same_step():
     for compiled in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(nn.Module, "compile", lambda block, **options: compile_(block, backend="eager", **options))
-            run = small_run(compile=compiled, amp=False, drop_path=0.3)
+            run = small_run(compile=compiled, amp="none", drop_path=0.3)
         torch.manual_seed(0)
         found.append([random_step(run)[0]["loss"].item() for _ in range(2)])
     assert found[0] == found[1]
+
+
+def test_fp16_learns_as_float32_does_and_a_step_that_overflows_is_skipped():
+    """Twenty steps on the same noise.  Then one gradient is infinite: no weight changes, and the scale halves."""
+    losses = {}
+    for amp in ("none", "fp16"):
+        run = small_run(amp=amp)
+        run.scaler = torch.amp.GradScaler("cpu", init_scale=256, enabled=amp == "fp16")
+        torch.manual_seed(0)
+        images = torch.randint(256, (20, 4, 3, 16, 16), dtype=torch.uint8)
+        losses[amp] = [random_step(run, images=batch, lr=1e-3)[0]["loss"].item() for batch in images]
+    assert losses["fp16"] == pytest.approx(losses["none"], rel=0.02) and losses["fp16"] != losses["none"]
+    assert losses["none"][-1] < 0.9 * losses["none"][0]
+    weight = run.student.backbone.blocks[0].attn.qkv.weight
+    before, hook = weight.detach().clone(), weight.register_hook(lambda gradient: gradient * torch.inf)
+    assert not random_step(run)[0]["grad_norm"].isfinite()
+    assert torch.equal(weight, before) and run.scaler.get_scale() == 128
+    hook.remove()
+    assert random_step(run)[0]["grad_norm"].isfinite() and not torch.equal(weight, before)
 
 
 def test_distillation(folder, whole, tmp_path):
@@ -276,7 +295,7 @@ def test_distillation(folder, whole, tmp_path):
 @pytest.mark.parametrize("size, shares", [(2, [0.5, 0.5]), (3, [0.75, 0.25])])
 def test_a_step_in_pieces(size, shares, monkeypatch):
     """Four images in pieces of 2, and of 3 and 1: gradients and losses are the means of the pieces', by their size."""
-    run, seen = small_run(drop_path=0.0, micro_batch=size, amp=False), []
+    run, seen = small_run(drop_path=0.0, micro_batch=size, amp="none"), []
     weight, compute_losses = run.student.backbone.patch_embed.proj.weight, train.compute_losses
 
     def watched(run, views, values):
@@ -364,7 +383,7 @@ def test_what_a_resumed_run_may_change(folder, tmp_path, monkeypatch, capsys):
     Path("link").symlink_to(new)
     for copy, name in (("renamed", "dark/x.png"), ("moved", "light/x.png")):
         Path(shutil.copytree(new, copy), "dark/3.png").rename(Path(copy, name))
-    for words, says in (("--data new --workers 1 --eval_every 2 --no-amp --local_size 4", ""), ("--data link", ""),
+    for words, says in (("--data new --workers 1 --eval_every 2 --amp none --local_size 4", ""), ("--data link", ""),
                         ("", f"{tmp_path}/set: the images of this run are gone; if they moved, add --data NEW"),
                         ("--steps 2", "has --steps 1, not 2; leave --steps out"), ("--recipe vitl14", "has --recipe"),
                         *((f"--data {data}", "not hold") for data in ("renamed", "moved", "shapes"))):  # fmt: skip

@@ -25,7 +25,7 @@ def test_flags_change_the_recipe_and_say_what_they_changed():
     """Of each type: whole number, number, text, interval, on, off.  The size of a phase that never comes may be any."""
     words = "--recipe vitl14 --batch 7 --lr 2e-3 --data here --scale -1e-05 1 --compile --no-amp --hires_share 0 "
     options, recipe, changes = parse_args([*words.split(), "--hires_size", "65"])
-    wanted = {"batch": 7, "lr": 2e-3, "data": "here", "scale": (-1e-5, 1), "compile": True, "amp": False,
+    wanted = {"batch": 7, "lr": 2e-3, "data": "here", "scale": (-1e-5, 1), "compile": True, "amp": "none",
               "hires_share": 0, "hires_size": 65}  # fmt: skip
     assert changes == wanted
     assert recipe == replace(RECIPES["vitl14"], **wanted)
@@ -58,7 +58,7 @@ def test_a_wrong_flag_is_one_line(words, says):
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_recipe_of_a_checkpoint_is_read_and_checked(recipe):
-    saved = asdict(replace(recipe, data="-x y.tar", teacher="t.pt", amp=False))
+    saved = asdict(replace(recipe, data="-x y.tar", teacher="t.pt", amp="none"))
     assert recipe_of({"recipe": saved}, "x.pt") == Recipe(**saved)
     for name, value in (("lr", None), ("mask_ratio", 0.5), ("arch", {})):
         with pytest.raises(UserError, match=f"^x.pt was written by another version \\('{name}' in its recipe\\)"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from support import device
-from support.device import autocast, choose_threads, default_device, find_device, peak_memory, total_memory
+from support.device import amp_dtype, autocast, choose_threads, default_device, find_device, peak_memory, total_memory
 from support.files import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -56,12 +56,17 @@ def test_a_device_that_is_not_here():
 
 
 @pytest.mark.parametrize("there", [True, False])
-@pytest.mark.parametrize("enabled", [True, False])
-def test_bf16_only_where_the_cpu_has_it_and_it_is_wanted(there, enabled, monkeypatch):
+@pytest.mark.parametrize("amp, cpu, gpu", [
+    ("auto", (torch.float32, torch.bfloat16), (torch.float16, torch.bfloat16)), ("bf16", *[[torch.bfloat16] * 2] * 2),
+    ("fp16", *[[torch.float16] * 2] * 2), ("none", *[[torch.float32] * 2] * 2)])  # fmt: skip
+def test_the_type_of_autocast(amp, cpu, gpu, there, monkeypatch):
+    """Where bf16 is missing, and where it is there: a T4 and an A100."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: there)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: there)
     x = torch.ones(2, 2)
-    with autocast(torch.device("cpu"), enabled):
-        assert (x @ x).dtype == (torch.bfloat16 if there and enabled else torch.float32)
+    with autocast(torch.device("cpu"), amp):
+        assert (x @ x).dtype == cpu[there]
+    assert (amp_dtype(torch.device("cuda"), amp) or torch.float32) == gpu[there]
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from support import log
 from support.log import RunLog, catch_signals, collapse_meter, collapse_warning, draw_curves, read_metrics
 
 
-def make_log(out, step=0):
+def make_log(out, step=0, fp16=False):
     """A RunLog of a run that trains nothing."""
     recipe = get_recipe("shapes", steps=7, log_every=3)
-    return RunLog(SimpleNamespace(recipe=recipe, step=step, training_flops=0, out=out, device=torch.device("cpu")))
+    scaler, cpu = torch.amp.GradScaler("cpu", init_scale=4, enabled=fp16), torch.device("cpu")
+    return RunLog(SimpleNamespace(recipe=recipe, step=step, training_flops=0, out=out, device=cpu, scaler=scaler))
 
 
 def take_step(run_log, grad_norm=1.0):
@@ -89,6 +90,18 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_the_next_row(tmp_path):
     take_step(run_log)
     with pytest.raises(SystemExit, match="step 3: gradients are not finite"):
         take_step(run_log)
+
+
+def test_fp16_may_skip_steps_but_not_for_ever(tmp_path):
+    """Two of the first three steps are skipped, and none of the next.  A loss scale below 1 ends the run."""
+    run_log = make_log(tmp_path, fp16=True)
+    for norm in (math.inf, math.nan, 1.0, 1.0, 1.0, 1.0):
+        take_step(run_log, norm)
+    assert [(row["skipped_steps"], row["loss_scale"]) for row in run_log.rows] == [(2, 4), (0, 4)]
+    run_log.run.scaler.scale(torch.ones(()))  # makes its tensor
+    run_log.run.scaler.update(0.5)
+    with pytest.raises(SystemExit, match="step 7: gradients are not finite"):
+        take_step(run_log, math.inf)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
