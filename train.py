@@ -200,6 +200,7 @@ def gather_vit(run):
     return vit.to(run.device)
 
 
+@torch.compiler.set_stance("force_eager")  # or each batch size of an evaluation would be compiled
 def evaluate_run(run, vit, splits):
     """Return all scores at the last phase's resolution; draw pca.png (not before step 1), at the end explore.html.
 

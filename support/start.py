@@ -60,9 +60,10 @@ def start_run(r, device, weights=None, img_size=None):
     teacher = distributed.shard(load_teacher(r).to(device)) if r.teacher else ema
     names = ("dino", "ibot") if r.centering == "softmax" else ()
     centering = nn.ModuleDict({name: SoftmaxCentering(r.n_prototypes) for name in names}).to(device)
-    if r.compile:  # sizes are fixed within a phase, so each phase compiles once
+    if r.compile:  # one graph for all blocks of a network; sizes are fixed within a phase, so each phase compiles once
+        torch._dynamo.config.cache_size_limit = 32  # graphs; 8 are too few for three phases with micro_batch
         for block in [*student.backbone.blocks, *teacher.backbone.blocks]:
-            block.compile(fullgraph=True, dynamic=False)
+            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)  # without the hooks of FSDP2
     optimizer = make_optimizer(parameter_groups(student, r))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device, r.amp) == torch.float16)
     return Run(r, device, student, teacher, ema, centering, optimizer, scaler, teacher_digest=checksums(r.teacher))
@@ -116,8 +117,6 @@ def check_start(r, device):
     world = distributed.world_size()
     if r.batch % world:
         raise UserError(f"--batch {r.batch} does not divide among {world} processes; use a multiple of {world}")
-    if r.compile and world > 1:
-        raise UserError("--compile works in a single process only; leave it out")
     if world > 1 and device.type == "cpu" and torch.__version__ < (2, 9):
         raise UserError("several processes without GPUs need PyTorch 2.9; in older ones FSDP2 fails on CPUs")
     with torch.device("meta"):

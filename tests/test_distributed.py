@@ -82,7 +82,8 @@ def go_on(rank, folder, last, changes):
 
     Several ranks go on after the checkpoint, and in the second step the last of them is killed.
     """
-    with patch.object(vit, "vit_pico", partial(vit.ViT, 96, 2, 2)):  # two blocks; each is two messages a pass
+    blocks = patch.object(vit, "vit_pico", partial(vit.ViT, 96, 2, 2))  # two; each is two messages a pass
+    with blocks, patch.object(torch, "compile", partial(torch.compile, backend="eager")):  # for --compile
         run = start_run(get_recipe("shapes", **SMALL | changes), distributed.start("cpu"))
         run.out = folder
         if (folder / "checkpoint.pt").exists():
@@ -137,7 +138,8 @@ def test_any_number_of_ranks_learns_the_same(tmp_path_factory):
 
 
 @shards_on_cpus
-def test_tied_heads_are_one_head_in_shards_too(tmp_path_factory):
-    """It is sharded once, its gradients are clipped once, and two ranks learn what one does."""
-    [alone], [shared] = (learn(tmp_path_factory.mktemp("tied"), (world, 3), tied_heads=True) for world in (1, 2))
+def test_tied_heads_are_one_head_in_shards_too_and_blocks_compile(tmp_path_factory):
+    """It is sharded once, its gradients are clipped once, and two ranks with --compile learn what one does."""
+    [alone], [shared] = (learn(tmp_path_factory.mktemp("tied"), (world, 3), tied_heads=True, compile=world > 1)
+                         for world in (1, 2))  # fmt: skip
     check_losses(alone, shared)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -250,16 +251,36 @@ def test_only_the_student_sees_masks_and_koleo_sees_each_global_view(monkeypatch
     torch.testing.assert_close(losses["koleo"], (koleo_loss(first) + koleo_loss(second)).detach())
 
 
-def test_compiled_blocks_take_the_same_step():
-    """Without Inductor's arithmetic (backend eager) the losses are the same; fullgraph=True allows no break."""
-    compile_, found = nn.Module.compile, []
+@pytest.mark.parametrize("changes", [{"drop_path": 0.3}, {"checkpointing": True, "micro_batch": 3}])
+def test_compiled_blocks_take_the_same_steps(changes, monkeypatch):
+    """Heads alone, low and high resolution, by the backend "eager", which keeps the arithmetic.
+
+    fullgraph=True raises at a graph break.  Blocks share their graphs, so two networks need at most two for each phase
+    and size of batch.  Nothing is compiled after the first step of a phase, and not for evaluations.
+    """
+    made, losses = [], []  # graphs
+    eager = partial(torch.compile, backend=lambda graph, _: made.append(graph) or graph.forward)
+    monkeypatch.setattr(torch, "compile", eager)
+    torch._dynamo.reset()
     for compiled in (False, True):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(nn.Module, "compile", lambda block, **options: compile_(block, backend="eager", **options))
-            run = small_run(compile=compiled, amp="none", drop_path=0.3)
+        changes |= {"init": "?", "head_warmup": 0.3, "hires_share": 0.3, "hires_size": 16}
+        run, graphs, found = small_run(compile=compiled, amp="none", **changes), [], []
         torch.manual_seed(0)
-        found.append([random_step(run)[0]["loss"].item() for _ in range(2)])
-    assert found[0] == found[1]
+        for step in range(10):
+            values = train.schedules_at(step, run.recipe)
+            crop = make_crop(run.recipe, values["global_size"])
+            images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+            found.append(train.train_step(run, images, crop, values)[0]["loss"].item())
+            graphs.append(len(made))
+        losses.append(found)
+    assert losses[0] == losses[1]
+    first, steps = [graphs[0], graphs[3], graphs[7]], [3, 4, 3]
+    assert graphs == [n for n, times in zip(first, steps) for _ in range(times)]
+    assert first == [2, 3, 5] if "drop_path" in changes else first == [4, 6, 10]
+    monkeypatch.setattr(train, "in_memory", lambda *_: None)
+    monkeypatch.setattr(train, "measure_knn", lambda vit, *_: {"seen": vit(torch.zeros(7, 3, 16, 16)).shape[0]})
+    assert train.evaluate_run(replace(run, step=0), run.ema.backbone, [None] * 2) == {"seen": 7}
+    assert len(made) == graphs[-1]
 
 
 def test_fp16_learns_as_float32_does_and_a_step_that_overflows_is_skipped():
@@ -353,10 +374,9 @@ def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, capsys):
 
 
 def test_several_processes(folder, tmp_path, monkeypatch, capsys):
-    """What they refuse: a batch that does not divide, --compile, CPUs on an older PyTorch."""
+    """What they refuse: a batch that does not divide, and CPUs on an older PyTorch."""
     monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
     for version, words, says in (("2.13.0", ["--batch", "5"], "--batch 5 does not divide among 2 processes"),
-                                 ("2.13.0", ["--compile"], "in a single process only"),
                                  ("2.8.0", [], "need PyTorch 2.9")):  # fmt: skip
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
         assert main([*flags(folder, tmp_path), *words]) == 2

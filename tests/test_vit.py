@@ -136,20 +136,6 @@ def train_on(network, seed):
     return cls, patches, loss, torch.autograd.grad(loss, list(network.parameters()))
 
 
-@pytest.mark.parametrize(("drop_path", "checkpointing"), [(0.5, False), (0.0, True)])
-def test_blocks_compile_whole_and_once(drop_path, checkpointing):
-    """fullgraph=True raises at a graph break.  All blocks share one graph, and no later step compiles another."""
-    plain = toy(drop_path=drop_path, checkpointing=checkpointing, n_registers=1).train()
-    compiled = copy.deepcopy(plain)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    torch._dynamo.reset()
-    for block in compiled.blocks:
-        block.compile(fullgraph=True, dynamic=False, backend=counter)
-    for step in range(2):
-        assert_close(train_on(compiled, step), train_on(plain, step), rtol=1e-5, atol=1e-5)
-        assert counter.frame_count == 1
-
-
 def test_checkpointing_changes_neither_loss_nor_gradients():
     results, runs = [], []
     for checkpointing in (False, True):
