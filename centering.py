@@ -6,8 +6,8 @@
     c    centre  (K,)     moving average over earlier batches and all ranks; m is its momentum
     τ_t  temp             teacher temperature (dino_loss.py)
 
-Sharpening by τ_t alone ends with one prototype for all images, centering alone with flat targets; together they
-prevent both.
+Sharpening by τ_t alone ends with one prototype for all images, centering alone with flat targets.  In DINO, together
+they prevent both.
 """
 
 import torch

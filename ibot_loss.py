@@ -2,7 +2,8 @@
 
     L_iBOT = − Σ_i Σ_k p_ti,k log p_si,k,        p_si = softmax(z_si / τ_s)
 
-Patch i of a global view is masked.  The student sees a mask token there, the teacher sees the patch itself.  The paper
+Patch i of a global view is masked.  The student sees a mask token there, the teacher sees the patch itself.  So the
+student must infer a patch from those around it; masks are blocks, so that neighbours do not give it away.  The paper
 gives this sum for one view.  Over a batch, as in the official code, the loss is a mean of means:
 
     L = 1/B' · Σ_b 1/M_b · Σ_i H(p_ti, p_si),        H(p, q) = − Σ_k p_k log q_k

@@ -8,11 +8,12 @@ Half of the global views are masked, each with rectangles until a share of 10 to
     (x, y) ~ uniform                 also across the edge, so that every patch is covered about equally often
 
 A rectangle that covers more than m new patches is rejected.  After 24 rectangles (ROUNDS) random patches fill the rest.
-The range `ratio` is cut into equal parts (strata), and each masked view gets the middle of one.  So the number of
-masked patches M depends on the arguments only, and no tensor in a step ever changes its shape.  The official M varies:
-each share is drawn within its stratum, and on 16×16 patches 8 % of the masks cover less than their share.  The official
-rectangles stay inside, so corners are masked 4 % of the time and the centre 52 %.  Our rectangles touch each other less
-often: a mask has 4.5 connected pieces on average, an official one 2.6.
+The range `ratio` is cut into equal parts (strata), one for each masked view, whose share is the middle of its part.  So
+the number of masked patches M depends on the arguments only, and no tensor in a step ever changes its shape.
+
+The official M varies: each share is drawn within its stratum, and on 16×16 patches 8 % of the masks cover less than
+their share.  The official rectangles stay inside, so corners are masked 4 % of the time and the centre 52 %.  Our
+rectangles touch each other less often: a mask has 4.5 connected pieces on average, an official one 2.6.
 """
 
 import math

@@ -109,7 +109,7 @@ shapes = Recipe(
     hires_share=0.02, hires_size=64, hires_image_size=64, hires_lr=5e-4, init_lr=1e-3,
 )  # fmt: skip
 
-# Photos of 32² pixels.  A low teacher temperature lets small batches leave flat targets; small K saves time.  All ours.
+# Photos of 32² pixels.  A low teacher temperature keeps targets of small batches sharp; small K saves time.  All ours.
 cifar10 = Recipe(
     name="cifar10", data="cifar10", image_size=32, global_size=24, local_size=12, n_local=4,
     global_scale=(0.4, 1.0), local_scale=(0.15, 0.5), blur_sigma=(0.1, 0.5),

@@ -17,10 +17,10 @@ equal: at τ = 0.01 they are still far apart.
     τ  temp             teacher temperature (dino_loss.py)
     Q  (B, K)           targets
 
-Iteration 1 works in logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones need not: when columns
-sum to 1, no row sums to more than K, so each column keeps at least 1/K.  They only find a factor for each row and each
-column, Q ← diag(u)·Q·diag(v), which saves memory traffic.  The official code returns NaN if a score reaches 3.55 at
-τ = 0.04 (overflow), or if all values of one prototype underflow to 0 (0/0).
+Iteration 1 works in logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones are safe: after columns
+sum to 1, a row sums to at most K, so its division leaves each column at least 1/K.  They find a factor for each row and
+each column, Q ← diag(u)·Q·diag(v), which saves memory traffic.  The official code returns NaN if a score reaches 3.55
+at τ = 0.04 (overflow), or if all values of one prototype underflow to 0 (0/0).
 """
 
 import torch

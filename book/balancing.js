@@ -42,7 +42,7 @@ function show(targets) {
 
 const inputs = cells.map((row, b) => `<tr>${row.map((x, k) => `<td><input type="number" min="0.1" step="any"
   value="${x}" aria-label="sample ${b + 1}, prototype ${k + 1}"></td>`).join("")}</tr>`).join("");
-play.innerHTML = `<div><h3>exp(Z/τ)</h3><p>Write other numbers above 0.<br>Try 40 in the first cell: after six steps<br>the columns are equal; by centering, not.</p>
+play.innerHTML = `<div><h3>exp(Z/τ)</h3><p>Write other numbers above 0.<br>Try 40 in the first cell, with 60 batches:<br>six steps make columns nearly equal.</p>
 <table>${inputs}</table></div>
 <div><h3>Sinkhorn-Knopp</h3><p aria-live="polite"></p><table></table>
 <p><button></button> <button>Start again</button></p></div>

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from book import moving, opening, pages, training
 from book.drawing import svg
-from book.exercises import EXERCISES, MEASURED, line_number
+from book.exercises import EXERCISES, MEASURED, RUNS, USUAL, line_number
 from book.notes import notes_of, reference
 from book.pages import Row, code_html, columns, docstring, highlighted, read_rows, row_html, table_html
 from book.plates import PLATES
@@ -88,7 +88,7 @@ def file_page(module, places, made, up):
         rows, first = [Row(lines=first.lines), *rows], Row(text=first.text)
     body = row_html(first, path, picture) + reference(module, up)
     body += WIDGETS[module](made) if module in WIDGETS else ""
-    body += "<h2>The code</h2>"
+    body += "<h2>The code</h2>" * (not rows[0].title)
     body += "".join(row_html(row, path) for row in rows)
     return head + body + examples(module, up) + exercises(module, source, up)
 
@@ -119,7 +119,9 @@ def exercises(module, source, up):
     """Break it yourself: one-line changes; folded away, what they do and the test that fails."""
     if module not in EXERCISES:
         return ""
-    out, file = f"<h2>Break it yourself</h2><p>{inline(MEASURED)}</p>", f"tests/test_{module}.py"
+    flags, numbers = RUNS.get(module, USUAL)
+    measured = inline(MEASURED.format(flags=flags, numbers=numbers))
+    out, file = f"<h2>Break it yourself</h2><p>{measured}</p>", f"tests/test_{module}.py"
     tests = (ROOT / file).read_text(encoding="utf-8")
     for number, (line, new, what, test) in enumerate(EXERCISES[module], start=1):
         at, where = line_number(source, line, f"{module}.py"), line_number(tests, f"def {test}(", file)

@@ -45,11 +45,11 @@ picture.innerHTML = `<marker id="tip" viewBox="0 0 4 4" refX="2" refY="2" marker
   ${each(i => `<circle r=".045" class="point" tabindex="0" role="slider" aria-label="point ${i}, degrees"
   aria-valuemin="0" aria-valuemax="360"/>`)}`;
 play.innerHTML = `<div><p><button>Step down the gradient</button></p><p aria-live="polite"></p>
-<table><tr><th>point</th><th>angle</th><th>nearest</th><th>d</th><th>gradient</th></tr>
+<table><tr><th>point</th><th>angle</th><th>nearest</th><th>d</th><th>length of gradient</th></tr>
 ${each(() => "<tr></tr>")}</table></div>`;
 play.prepend(picture);
 play.insertAdjacentHTML("beforeend", `<p>Drag a point, or choose it with Tab and move it with the arrow keys.  A line
-  leads to the nearest point.  An orange arrow shows where a step moves a point: minus the gradient.</p>`);
+  leads to the nearest point.  An orange arrow is minus the gradient.  A step moves a point by a third of its arrow.</p>`);
 const [points, lines, arrows, labels, rows] =
   [".point", ".near", ".push", "text", "tr + tr"].map(name => [...play.querySelectorAll(name)]);
 

@@ -81,7 +81,7 @@ def targets(s):
         ax.imshow(p, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="none", extent=sides)
         ax.set(title=title, xlabel="prototype", yticks=[s.row], yticklabels=["this view"])
     shares = [f"{p.sum(0).min():.1f} to {p.sum(0).max():.1f}" for p in both.values()]
-    return figure, {"views": len(p), "temp": temp, "shares": shares}
+    return figure, {"views": len(p), "temp": temp, "shares": shares, "equal": len(p) / p.shape[1]}
 
 
 def dino(s):
@@ -129,4 +129,4 @@ def opening(made, up):
     order = [f'<li><a href="{name}.html">{name}.py</a>: about {round(MINUTES * n / sum(lines))} minutes</li>'
              for name, n in zip(METHOD, lines)]  # fmt: skip
     page = Path(__file__).with_name("opening.html").read_text(encoding="utf-8")
-    return page.format(**shown, weights=weights, m=s.values["momentum"], order="".join(order))
+    return page.format(**shown, weights=weights, m=s.values["momentum"], order="".join(order)).replace("= -", "= −")

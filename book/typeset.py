@@ -16,8 +16,13 @@ WIDE = 52  # characters of formulas and short texts that fit beside each other; 
 
 def inline(text):
     """A sentence as HTML: `code` and long_names are code, x_i gets a subscript, everything else stays as it is."""
-    return NAMES.sub(lambda m: f"{m[3]}<sub>{m[4]}</sub>" if m[3] else f"<code>{m[1] or m[2]}</code>",
+    return NAMES.sub(lambda m: f"{m[3]}<sub>{m[4]}</sub>" if m[3] else code(m[1] or m[2]),
                      html.escape(text, quote=False))  # fmt: skip
+
+
+def code(text):
+    """Escaped code as HTML; a flag stays on one line."""
+    return "<code>" + re.sub(r"(?<!\S)--?[a-z][\w-]*", r'<span class="flag">\g<0></span>', text) + "</code>"
 
 
 def text_html(text):
@@ -60,7 +65,7 @@ def table(lines):
 def cell(text):
     """A cell of an indented block as HTML: code, a formula or a sentence."""
     if re.match("(python|torchrun|pip) ", text) or re.fullmatch(r"[a-z]{2,}(_[a-z]+)+", text):
-        return f"<code>{html.escape(text)}</code>"
+        return code(html.escape(text))
     return mathml(text) if is_formula(text) else inline(text)
 
 
