@@ -119,8 +119,7 @@ def exercises(module, source, up):
     """Break it yourself: one-line changes; folded away, what they do and the test that fails."""
     if module not in EXERCISES:
         return ""
-    flags, numbers = RUNS.get(module, USUAL)
-    measured = inline(MEASURED.format(flags=flags, numbers=numbers))
+    measured = inline(MEASURED.format(*RUNS.get(module, USUAL)))
     out, file = f"<h2>Break it yourself</h2><p>{measured}</p>", f"tests/test_{module}.py"
     tests = (ROOT / file).read_text(encoding="utf-8")
     for number, (line, new, what, test) in enumerate(EXERCISES[module], start=1):

@@ -5,7 +5,7 @@ as MEASURED says; the others follow from the examples by hand, or were computed 
 """
 
 MEASURED = """Think first; each answer is folded away.  "By hand" means the worked examples above.  "In a run" means
-step 290 of `python train.py --steps 300 --log_every 10{flags}` with the change, seed 0.  Without it, {numbers}.  Longer
+step 290 of `python train.py --steps 300 --log_every 10{}` with the change, seed 0.  Without it, {}.  Longer
 runs have other numbers, because all schedules are compressed into these 300 steps."""
 USUAL = ("", """L_DINO is 3.36, L_iBOT 1.28, L_KoLeo −0.23, the entropy of one target 0.51 of ln K, and that of a
 batch's mean target 0.99""")
@@ -17,8 +17,7 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
          "A global view now also learns from its own teacher, which sees the same crop.  This pair is the easiest one"
          " and teaches nothing about the image.  In the example by hand it adds log 4 and log 2, so the loss is 1.14 "
          "and not 0.62.  No shape changes, but in a run two numbers look wrong: L_DINO is 3.74, more than ln 32 = 3.47,"
-         " and the entropy of one target is 0.12.",
-         "test_two_global_views_and_a_local_one_by_hand"),
+         " and the entropy of one target is 0.12.", "test_two_global_views_and_a_local_one_by_hand"),
         ("return total / (B * G * (V - 1))", "return total / (B * V)",
          "The sum is divided by the number of views, not of pairs.  By hand that is 3 and not 4, so the loss is 0.83 "
          "and not 0.62.  In the default run it is 6 and not 10, and L_DINO is 5.48.  So it weighs 1.67 times as much "
@@ -28,50 +27,42 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
          "The student has lost its temperature.  Its logits are cosines in [−1, 1], so its largest possible "
          "probability is e/(e + 31/e) = 0.19 with 32 prototypes, and 0.0001 with 65,536.  It cannot match a sharp "
          "target.  By hand the loss is log 4 = 1.39 and not log 10 = 2.30.  In a run L_DINO is 2.94 and not "
-         "3.36; losses with different temperatures cannot be compared.",
-         "test_temperature_by_hand"),
+         "3.36; losses with different temperatures cannot be compared.", "test_temperature_by_hand"),
     ],
     "ibot_loss": [
         ("return (weight * H).sum() / len(mask)", "return H.mean()",
          "Every masked patch counts the same, so a view with half of its patches masked counts five times as much as "
          "a view with a tenth.  Views without a mask no longer count as 0.  By hand the loss is (log 4 + log 2 + log "
-         "3)/3 = 1.06 and not 0.71.  In a run L_iBOT is 2.43.",
-         "test_three_images_by_hand"),
+         "3)/3 = 1.06 and not 0.71.  In a run L_iBOT is 2.43.", "test_three_images_by_hand"),
         ("return (weight * H).sum() / len(mask)", "return (weight * H).sum() / (M_b > 0).sum()",
          "Views without a mask no longer count as 0.  By hand two of three views have one, so the loss is 1.5 times "
          "as large: 1.07 and not 0.71.  In the default run half of the views have one, so the loss doubles: L_iBOT is"
-         " 2.58.",
-         "test_three_images_by_hand"),
+         " 2.58.", "test_three_images_by_hand"),
         ("H = -(p_t * (z_s.float() / student_temp).log_softmax(dim=-1)).sum(dim=-1)",
          "H = -((z_s.float() / student_temp).softmax(dim=-1) * p_t.log()).sum(dim=-1)",
          "Student and teacher have changed places.  A cross-entropy is not symmetric: this one is infinite where a "
          "target is 0 and the student is not, as in the example by hand.  Targets at τ_t = 0.01 do underflow to 0.  A"
-         " run stops at step 60, because its gradients are not finite.",
-         "test_three_images_by_hand"),
+         " run stops at step 60, because its gradients are not finite.", "test_three_images_by_hand"),
     ],
     "koleo": [
         ("nearest = (x @ x.T).fill_diagonal_(-torch.inf).argmax(dim=1)",
          "nearest = (x @ x.T).fill_diagonal_(-1).argmax(dim=1)",
          "Opposite points have a cosine of −1 too.  The first of them is now its own nearest neighbour, at distance "
          "0, which counts as 10⁻⁴.  By hand the loss is 4.26 and not −log 2 = −0.69.  In a large batch every point "
-         "has a nearer neighbour, so no run shows it.",
-         "test_an_antipodal_pair_by_hand"),
+         "has a nearer neighbour, so no run shows it.", "test_an_antipodal_pair_by_hand"),
         ("return -0.5 * (d_squared + eps).log().mean()", "return -0.5 * d_squared.log().mean()",
          "Two equal images in a batch make the loss infinite, and not log 10⁴ = 9.21.  Their gradient is NaN, since "
-         "it is 0/0.  One such batch ends a run of days.",
-         "test_equal_rows_by_hand"),
+         "it is 0/0.  One such batch ends a run of days.", "test_equal_rows_by_hand"),
         ("x = x / norm.masked_fill(norm <= eps, torch.inf)", "x = x + 0 * norm",
          "Rows keep their lengths, and longer features are farther apart without any spread.  By hand the loss is "
          "−1.43 and not 0.34.  In a run L_KoLeo is −5.09 for two views: distances of about 12.7.  On a unit sphere no"
-         " distance is above 2.",
-         "test_three_directions_by_hand"),
+         " distance is above 2.", "test_three_directions_by_hand"),
     ],
     "sinkhorn": [
         ("log_Q -= logsumexp_over_samples(log_Q)", "logsumexp_over_samples(log_Q)",
          "The first column step is computed but not applied, so one iteration is a plain softmax: by hand (1/3, 2/3) "
          "and not (3/7, 4/7).  The later iterations balance what they get, but two are too few.  In a run the entropy"
-         " of the mean target is 0.84 and not 0.99.",
-         "test_three_iterations_by_hand"),
+         " of the mean target is 0.84 and not 0.99.", "test_three_iterations_by_hand"),
         ("v = 1 / sum_over_ranks(u @ Q)", "v = Q.new_ones(Q.shape[1])",
          "Columns are divided in the first iteration only.  More iterations change nothing: by hand the sums of the "
          "columns stay at 1.029 and 0.971.  In a run the entropy of the mean target is 0.93 and not 0.99.",
@@ -79,25 +70,21 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
         ("log_Q = logits.float() / temp", "log_Q = logits.float()",
          "The targets are those of τ = 1.  Cosines differ by 2 at most, so the targets are nearly flat.  In a run "
          "both entropies are 1.00, and L_DINO stays at ln 32 = 3.47: the uniform collapse.  By hand one row is (3/7, "
-         "4/7) and not (5/13, 8/13).",
-         "test_temperature_by_hand"),
+         "4/7) and not (5/13, 8/13).", "test_temperature_by_hand"),
     ],
     "centering": [
         ("p_t = ((z - self.centre) / temp).softmax(dim=-1)", "p_t = (z / temp).softmax(dim=-1)",
          "The centre is not subtracted, so nothing keeps one prototype from winning everywhere.  In a run L_DINO and"
-         " both entropies are 0.00: all images get one prototype.",
-         "test_two_batches_by_hand"),
+         " both entropies are 0.00: all images get one prototype.", "test_two_batches_by_hand"),
         ("p_t = ((z - self.centre) / temp).softmax(dim=-1)", "p_t = (z / temp - self.centre).softmax(dim=-1)",
          "The centre is subtracted after the division by the temperature, so at τ_t = 0.01 it is 100 times too weak."
          "  A run collapses as without a centre: L_DINO and both entropies are 0.00.  By "
-         "hand the first probability is 1/19 and not 1/10.",
-         "test_temperature_and_momentum_by_hand"),
+         "hand the first probability is 1/19 and not 1/10.", "test_temperature_and_momentum_by_hand"),
         ("self.centre.lerp_(sum_over_ranks(z.mean(dim=0)) / world_size(), 1 - self.momentum)",
          "self.centre.lerp_(sum_over_ranks(z.mean(dim=0)) / world_size(), self.momentum)",
          "The centre forgets nine tenths of its past with every batch: by hand it moves by 0.99 and not by 0.11.  In "
          "a run nothing looks wrong: the entropies are 0.39 and 0.90, with the right line 0.45 and 0.88.  An example "
-         "with m = ½ would not show it either.",
-         "test_temperature_and_momentum_by_hand"),
+         "with m = ½ would not show it either.", "test_temperature_and_momentum_by_hand"),
     ],
     "head": [
         ("w_hat = F.normalize(self.prototypes, dim=1)", "w_hat = self.prototypes",
@@ -111,15 +98,13 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
          "test_cosines_by_hand"),
         ("y_hat = F.normalize(self.mlp(x).float(), dim=-1, eps=1e-6)", "y_hat = self.mlp(x).float()",
          "Logits are no longer cosines: by hand they are 6 and 9.6.  The network can sharpen its own output by making"
-         " features longer.  In a run the entropy of one target is 0.40 and not 0.51.",
-         "test_cosines_by_hand"),
+         " features longer.  In a run the entropy of one target is 0.40 and not 0.51.", "test_cosines_by_hand"),
     ],
     "masking": [
         ("for _ in range(ROUNDS):", "for _ in range(0):",
          "No rectangle is drawn, so the mask is filled up with single patches.  Their number is right, but the "
          "student can guess them from their neighbours: 0.60 of neighbouring patches are alike (both masked or both "
-         "not), and not 0.88.  No number of a run shows it.",
-         "test_masks_are_blocks"),
+         "not), and not 0.88.  No number of a run shows it.", "test_masks_are_blocks"),
         ("top = (u_top[:, None] * (height + h - 1)).floor() - h + 1",
          "top = (u_top[:, None] * (height - h + 1)).floor()",
          "Rectangles stay inside the grid, as the official ones.  So the uppermost row is masked 11 % of the time and"
@@ -136,8 +121,7 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
          "progress = min((step - warmup) / max(total - warmup, 1), 1.0)",
          "The end value would be reached one step after the last one, as in the official code.  By hand the last of 7"
          " values is 1.05 and not 1.  In the default run the learning rate ends at 1.002e-6 and not at 1e-6: only a "
-         "test sees it.",
-         "test_cosine_by_hand"),
+         "test sees it.", "test_cosine_by_hand"),
         ("if step < warmup:", "if step <= warmup:",
          "At step w both lines give v_0, so a schedule with a warm-up does not change.  Without a warm-up, step 0 now"
          " divides 0 by 0.  A run stops before its first step, since the weight decay has no warm-up.",

@@ -70,7 +70,7 @@ def four_schedules(m, made):
 def a_minute_of_training(m, made):
     """The losses while this book was built: the default recipe, cut short.  Dotted: their values at flat predictions.
     That is ln K for L_DINO.  For L_iBOT it is half of ln K, because half of the views have no mask and count 0.
-    L_DINO leaps at the end, where the high-resolution phase begins.
+    L_DINO leaps where the high-resolution phase begins.
     """
     rows, r = [row for row in made.losses if "dino" in row], RECIPES["shapes"]
     figure, [[axes]] = panels(1, 1, 2.3)

@@ -20,11 +20,9 @@ from pca_viz import fine_tokens, pca_rgb
 ARMS = {  # of collapse.json: title, what one sees
     "whole": ("Nothing is changed", "The target of one image uses few prototypes, the batch uses most."),
     "plain": ("A plain softmax, no Sinkhorn-Knopp", "From step 20 on, every image gets the same prototype."),
-    "centre": ("Softmax centering, no Sinkhorn-Knopp", "At times one prototype takes all images.  At the end the "
-               "entropies look well, but k-NN has not recovered."),
+    "centre": ("Softmax centering, no Sinkhorn-Knopp", "At times one prototype takes all images; k-NN does not recover."),
     "copy": ("No moving average: the teacher is a copy", "No collapse in these runs, and about the same k-NN."),
-    "warm": ("A warm teacher: temperature 0.07, not 0.01", "After 200 steps every target is flat.  The paper's 0.04 "
-             "to 0.07 works with its large batches and long runs."),
+    "warm": ("A warm teacher: temperature 0.07, not 0.01", "Flat targets after 200 steps.  The paper has large batches."),
 }
 
 
@@ -56,8 +54,7 @@ def tries(seed):
         blocks, steps[view] = torch.zeros(256, dtype=torch.bool), []
         for left, rectangle in ((missing[i].item(), drawn[i].flatten()) for missing, drawn in rounds if missing[i]):
             new = int((rectangle & ~blocks).sum())
-            words = f"{len(steps[view]) + 1}. Patches of this rectangle: {int(rectangle.sum())}; new: {new}; "
-            words += f"missing: {left}."
+            words = f"{len(steps[view]) + 1}. Patches: {int(rectangle.sum())}; new: {new}; missing: {left}."
             words += "  Rejected: too many are new." if new > left else "  Accepted." if new else "  Nothing changes."
             blocks |= rectangle & (new <= left)
             steps[view].append({"patches": rectangle.nonzero()[:, 0].tolist(), "accepted": new <= left, "words": words})
