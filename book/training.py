@@ -20,9 +20,9 @@ from pca_viz import fine_tokens, pca_rgb
 ARMS = {  # of collapse.json: title, what one sees
     "whole": ("Nothing is changed", "The target of one image uses few prototypes, the batch uses most."),
     "plain": ("A plain softmax, no Sinkhorn-Knopp", "From step 20 on, every image gets the same prototype."),
-    "centre": ("Softmax centering, no Sinkhorn-Knopp", "At times one prototype takes all images; k-NN does not recover."),
+    "centre": ("Softmax centering, no Sinkhorn-Knopp", "At times one prototype takes all; k-NN does not recover."),
     "copy": ("No moving average: the teacher is a copy", "No collapse in these runs, and about the same k-NN."),
-    "warm": ("A warm teacher: temperature 0.07, not 0.01", "Flat targets after 200 steps.  The paper has large batches."),
+    "warm": ("A warm teacher: temperature 0.07, not 0.01", "Flat targets after step 200.  Larger batches differ."),
 }
 
 
@@ -67,8 +67,7 @@ def tries(seed):
 def collapse(made):
     """700 steps of the default recipe (teacher temperature 0.01) without its high-resolution phase, and four changes;
     three seeds each.  Two entropies, as shares of ln K, tell two kinds of collapse apart: one prototype (both near 0)
-    and uniform (both near 1).  k-NN compares images of 32² pixels with 2,000 training images.  It starts at 27 to 36 %,
-    and even in collapsed runs it ends above 40 %.
+    and uniform (both near 1).  k-NN compares images of 32² pixels with 2,000 training images; it starts at 27 to 36 %.
     """
     recorded, words = json.loads(Path(__file__).with_name("collapse.json").read_text(encoding="utf-8")), []
     for arm, (title, seen) in ARMS.items():
