@@ -1,21 +1,25 @@
 """Time training steps, and count their arithmetic and memory (§5).
 
-    python bench.py --recipe vitl14 --arch vit_small --batch 8    any field of a recipe is a flag, as for train.py
-    python bench.py --memory cuda --recipe vitl14 --batch 64      memory of a step on a GPU, counted without a GPU
+    python bench.py --recipe vitl14 --batch 64             on a GPU, in under two minutes; recipes' fields are flags
+    python bench.py --recipe vitl14 --peer lightly         lightly's step too, by turns (tests/lightly_step.py)
+    python bench.py --memory cuda --recipe vitl14          memory of a step on a GPU, counted without a GPU
 
-    share_of_peak = FLOP/s of a step / FLOP/s of a large matrix product, measured in the same run
-    mfu           = FLOP/s of a step / FLOP/s in the GPU's data sheet
+    mfu = FLOPs of the model / (seconds of a step · peak)      peak: FLOP/s in the GPU's data sheet, or measured,
+    hfu = FLOPs computed / (seconds of a step · peak)          with a large matrix product in the same run
 
-FLOPs are those of matrix products and attention.  --checkpointing computes some twice, which count twice: then the
-share of the data sheet is called hfu (hardware FLOPs) instead of mfu (model FLOPs).  The host has launched a step after
-host_seconds, and the device has finished it after `seconds`.
+FLOPs are those of matrix products and attention.  Checkpointing computes some twice, which counts for hfu (hardware)
+and not for mfu (model).  The host has launched a step after host_ms; the device computes one in step_ms.
 """
 
 import json
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 import weakref
+from dataclasses import replace
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
@@ -30,50 +34,73 @@ from support.device import autocast, choose_threads, find_device, flop_counter, 
 from support.files import UserError
 from support.start import make_crop, start_run
 
-WARMUP = 4  # ours: untimed steps, in which memory pools fill and kernels are chosen
-DATA_SHEET = {  # dense bf16 TFLOP/s in NVIDIA's data sheets, by torch.cuda.get_device_name()
-    "NVIDIA A100-SXM4-40GB": 312, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H200": 989,
-}
+ROUNDS, WARMUP = 3, 3  # ours: timings, and untimed steps before them, in which memory pools fill
+DATA_SHEET = {  # dense TFLOP/s in bf16, or in fp16 for those without, by torch.cuda.get_device_name()
+    "NVIDIA A100-SXM4-40GB": 312, "NVIDIA A100-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989, "NVIDIA H100 PCIe": 756,
+    "NVIDIA H200": 989, "NVIDIA L4": 121, "Tesla T4": 65, "Tesla V100-SXM2-16GB": 125,
+}  # fmt: skip
 
 
-def time_calls(call, device, repeats):
-    """Time call(), `repeats` times: seconds until each returns, and seconds until the device is done."""
-    host, total = [], []
-    synchronize = (lambda: None) if device.type == "cpu" else lambda: torch.accelerator.synchronize(device)
-    for _ in range(WARMUP + repeats):
-        synchronize()
-        start = time.perf_counter()
+def time_calls(call, device, n):
+    """Time n calls between two waits for the device: seconds until the first one returns, and seconds of each."""
+    wait = (lambda: None) if device.type == "cpu" else lambda: torch.accelerator.synchronize(device)
+    wait()
+    start = time.perf_counter()
+    call()
+    host = time.perf_counter() - start
+    for _ in range(n - 1):
         call()
-        host.append(time.perf_counter() - start)
-        synchronize()
-        total.append(time.perf_counter() - start)
-    return host[WARMUP:], total[WARMUP:]
+    wait()
+    return host, (time.perf_counter() - start) / n
 
 
-def bench_step(r, steps, device):
-    """Measure the training step of a recipe: a dict of numbers by name."""
+def measured_peak(device, amp):
+    """FLOP/s of a large matrix product, several in a row, and its type."""
+    n = 1024 if device.type == "cpu" else 16384  # ours: large enough for full speed
+    a = torch.randn(n, n, device=device)
+    with autocast(device, amp):
+        a = a @ a  # now in the precision of a step's products
+    return 2 * n**3 / min(time_calls(lambda: a @ a, device, 8)[1] for _ in range(ROUNDS)), a.dtype
+
+
+def describe_device(device):
+    """The device's name, and a GPU's driver and clock, if nvidia-smi is there."""
+    if device.type != "cuda":
+        return {"device": device.type}
+    which = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"  # nvidia-smi numbers GPUs otherwise
+    query = ["nvidia-smi", which, "--query-gpu=driver_version,clocks.sm", "--format=csv,noheader"]
+    said = subprocess.run(query, capture_output=True, text=True).stdout if shutil.which("nvidia-smi") else ""
+    return {"device": torch.cuda.get_device_name(device), **dict(zip(("driver", "clock"), said.strip().split(", ")))}
+
+
+def bench_step(r, steps, device, peer=None):
+    """Measure the training step of a recipe: a dict of numbers by name.  peer: another step, timed by turns with it."""
     run, crop, values = start_run(r, device), make_crop(r, r.global_size), train.schedules_at(r.steps // 2, r)
     images = torch.randint(0, 256, (r.batch, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
-    host, seconds = time_calls(lambda: train.train_step(run, images, crop, values), device, steps)
-    t, memory = statistics.median(seconds), peak_memory(device)
+    views = crop(images, 0)
+    calls = {"ours": lambda: train.train_step(run, images, crop, values)}
+    if peer:  # it has no augmentation, so neither has ours then
+        calls = {"ours": lambda: train.train_step(run, images, lambda *_: views, values), "peer": peer(r, views)}
+    for call in calls.values():
+        time_calls(call, device, WARMUP)
+    rounds = [{name: time_calls(call, device, steps) for name, call in calls.items()} for _ in range(ROUNDS)]
+    hosts, seconds = zip(*(timed["ours"] for timed in rounds))
+    host, t = statistics.median(hosts), statistics.median(seconds)
+    clock, memory = describe_device(device), peak_memory(device)
     with flop_counter() as counter:
-        train.train_step(run, images, crop, values)
-    flops = counter.get_total_flops()
-    n = 1024 if device.type == "cpu" else 8192  # ours: large enough for full speed
-    a = torch.randn(n, n, device=device)
-    with autocast(device, r.amp):
-        a = a @ a  # now in the precision of a step's products
-    speed, peak = flops / t / 1e12, 2 * n**3 / min(time_calls(lambda: a @ a, device, 3)[1]) / 1e12
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    data_sheet = DATA_SHEET.get(name) if a.dtype != torch.float32 else None
-    return {
-        "device": name, "dtype": str(a.dtype), "torch": torch.__version__,
-        "images_per_s": r.batch / t, "seconds": t, "spread": (max(seconds) - min(seconds)) / t,
-        "host_seconds": statistics.median(host), "peak_gib": memory and memory / 2**30,
-        "tflop_per_s": speed, "matrix_tflop_per_s": peak, "share_of_peak": speed / peak,
-        "hfu" if r.checkpointing else "mfu": data_sheet and speed / data_sheet,
-        "gflop_per_image": flops / r.batch / 1e9,
+        calls["ours"]()
+    computed, (peak, dtype) = counter.get_total_flops(), measured_peak(device, r.amp)
+    flops = count_step(replace(r, checkpointing=False), device.type)[2] if r.checkpointing else computed
+    sheet = DATA_SHEET.get(clock["device"]) if dtype != torch.float32 else None
+    result = {
+        **clock, "dtype": str(dtype), "torch": torch.__version__, "images_per_s": r.batch / t, "step_ms": 1e3 * t,
+        "spread": (max(seconds) - min(seconds)) / t, "host_ms": 1e3 * host, "peak_gib": memory and memory / 2**30,
+        "predicted_gib": count_step(r, "cuda")[1] / 2**30 if device.type == "cuda" else None,
+        "gflop_per_image": flops / r.batch / 1e9, "tflop_per_s": flops / t / 1e12, "peak_tflop_per_s": peak / 1e12,
     }  # fmt: skip
+    for name, n in (("mfu", flops), ("hfu", computed))[: 1 + r.checkpointing]:
+        result |= {f"{name}_measured": n / t / peak, f"{name}_data_sheet": n / t / 1e12 / sheet if sheet else None}
+    return result | {"ours_over_peer": [x["peer"][1] / x["ours"][1] for x in rounds]} if peer else result
 
 
 class MemoryCounter(TorchDispatchMode):
@@ -121,8 +148,11 @@ def start_fake_run(r, device, counter):
     return run
 
 
-def count_memory(r, device_type):
-    """Bytes of weights and moments, and bytes at the peak of a step on "cpu" or "cuda".  Nothing is allocated."""
+def count_step(r, device_type):
+    """Bytes of weights and moments, bytes at the peak of a step on "cpu" or "cuda", and its FLOPs.
+
+    Nothing is allocated or computed.
+    """
     counter, cast, plain = MemoryCounter(), autocast, vit.PLAIN_ATTENTION
     if device_type == "cuda":  # bf16, and fused attention
         cast, plain = lambda _, amp: torch.autocast("cpu", enabled=amp != "none"), 0
@@ -136,8 +166,9 @@ def count_memory(r, device_type):
         images = next(run.student.parameters()).new_empty(r.batch, 0)
         for _ in range(2):  # the first step makes the moments
             state = counter.alive
-            train.train_step(run, images, crop, train.schedules_at(r.steps // 2, r))
-    return state, counter.peak
+            with flop_counter() as flops:
+                train.train_step(run, images, crop, train.schedules_at(r.steps // 2, r))
+    return state, counter.peak, flops.get_total_flops()
 
 
 @report_errors("bench.py")
@@ -145,8 +176,9 @@ def main(argv=None):
     """Run the program and return its exit status."""
     keep_pages()
     parser = Parser(prog="bench.py", description="Time training steps.  All flags of train.py work too.")
-    parser.add_argument("--steps", type=positive, default=5, help="steps that are timed (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=4, help="steps in each timing (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--peer", choices=("lightly",), help="time lightly's step too, by turns, on crops made before")
     parser.add_argument("--memory", choices=("cpu", "cuda"), help="count a step's memory there, without running it")
     args, flags = parser.parse_known_args(argv)
     options, r, _ = parse_args(flags + ["--no-compile"] * bool(args.memory), "bench.py")
@@ -154,10 +186,15 @@ def main(argv=None):
         raise UserError("bench.py does not load weights; instead of --init, set --arch, --patch_size and --ffn")
     result = {name: getattr(r, name) for name in ("arch", "batch", "n_prototypes", "global_size", "checkpointing")}
     if args.memory:
-        state, peak = count_memory(r, args.memory)
+        state, peak, _ = count_step(r, args.memory)
         result |= {"device": args.memory, "state_gib": state / 2**30, "peak_gib": peak / 2**30}
     else:
-        result |= {"threads": choose_threads()} | bench_step(r, args.steps, find_device(options.device))
+        peer = None
+        if args.peer:
+            if not find_spec("lightly"):
+                raise UserError("--peer lightly needs its package; run: pip install lightly timm")
+            from tests.lightly_step import lightly_step as peer
+        result |= {"threads": choose_threads()} | bench_step(r, args.steps, find_device(options.device), peer)
     lines = (f"{name:32} {f'{x:.4g}' if isinstance(x, float) else x}" for name, x in result.items())
     print(json.dumps(result) if args.json else "\n".join(lines))
     return 0

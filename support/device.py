@@ -10,7 +10,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from augment import MultiCrop
 from support.files import UserError
@@ -112,5 +112,10 @@ def peak_memory(device):
 @contextlib.contextmanager
 def flop_counter():
     """PyTorch's FLOP counter (docs/speed.md counts by hand); inside, compiled functions run uncompiled, to be seen."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+    aten = torch.ops.aten  # PyTorch has no formula for attention on CPUs
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    formulas = {getattr(aten, name): lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+                getattr(aten, name + "_backward"): lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])}  # fmt: skip
+    counting = FlopCounterMode(display=False, custom_mapping=formulas)
+    with torch.compiler.set_stance("force_eager"), counting as counter:
         yield counter

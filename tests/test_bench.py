@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ import train
 import vit
 from masking import sample_masks
 from recipes import get_recipe
+from support.device import flop_counter
 from support.start import start_run
 
 TINY = dict(arch="vit_nano", patch_size=8, image_size=16, global_size=16, local_size=8, n_local=1, n_prototypes=16,
@@ -22,19 +24,19 @@ CPU = torch.device("cpu")
 
 
 def test_a_call_is_timed_until_the_device_is_done(monkeypatch):
-    """A device that works for 3 s after each call of 1 s; the calls of the warm-up take 10 s."""
-    now, calls = [0.0], []
+    """A device that works for 3 s after each call of 1 s: two calls take 1 + 3 + 3 s, since the second one overlaps."""
+    clock = {"host": 0.0, "device": 5.0}  # at first it works for 5 s on something else
 
     def synchronize(device):
-        now[0] += 3.0
+        clock["host"] = max(clock.values())
 
     def call():
-        calls.append(1)
-        now[0] += 1.0 if len(calls) > bench.WARMUP else 10.0
+        clock["host"] += 1.0
+        clock["device"] = max(clock.values()) + 3.0
 
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock["host"])
     monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
-    assert bench.time_calls(call, torch.device("cuda"), 2) == ([1.0, 1.0], [4.0, 4.0])
+    assert bench.time_calls(call, torch.device("cuda"), 2) == (1.0, 3.5)
 
 
 def test_numbers_by_hand(monkeypatch):
@@ -61,12 +63,34 @@ def test_numbers_by_hand(monkeypatch):
         flops += passes * 2 * (sum(b for b, _ in crops) + M) * (D * 32 + 32 * 32 + 32 * 8 + 8 * 16)
     found = bench.bench_step(r, 1, CPU)
     assert found["gflop_per_image"] == pytest.approx(flops / batch / 1e9, rel=0.002)
-    assert found["tflop_per_s"] == pytest.approx(found["gflop_per_image"] * batch / 1e3 / found["seconds"])
-    assert 0 < found["share_of_peak"] < 1 and found["mfu"] is None and found["dtype"] == "torch.float32"
+    assert found["tflop_per_s"] == pytest.approx(found["gflop_per_image"] * batch / found["step_ms"])
+    assert 0 < found["mfu_measured"] < 1 and found["mfu_data_sheet"] is None and found["dtype"] == "torch.float32"
+    assert bench.count_step(r, "cpu")[2] == pytest.approx(flops, rel=0.002)
     found = bench.bench_step(get_recipe("shapes", **{**TINY, "amp": "bf16"}), 1, CPU)
-    assert found["mfu"] == pytest.approx(found["tflop_per_s"] / 121) and found["dtype"] == "torch.bfloat16"
+    assert found["mfu_data_sheet"] == pytest.approx(found["tflop_per_s"] / 121) and found["dtype"] == "torch.bfloat16"
     again = bench.bench_step(get_recipe("shapes", **{**TINY, "checkpointing": True}), 1, CPU)
-    assert again["gflop_per_image"] > found["gflop_per_image"] and "hfu" in again and "mfu" not in again
+    assert again["gflop_per_image"] == pytest.approx(flops / batch / 1e9, rel=0.002)
+    assert again["hfu_measured"] > 1.1 * again["mfu_measured"] and "hfu_measured" not in found
+
+
+def test_long_attention_on_a_cpu_counts():
+    """Of 577 tokens: q·k and p·v are 2·2·577²·64 FLOPs, and five such products are in the backward pass."""
+    q = torch.randn(1, 1, 577, 64, requires_grad=True)
+    with flop_counter() as counter:
+        vit.attend(q, q, q).sum().backward()
+    assert counter.get_total_flops() == (2 + 5) * 2 * 577**2 * 64
+
+
+def test_a_peer_is_timed_by_turns():
+    """A peer that sleeps for 20 ms on crops made before."""
+    seen = []
+
+    def peer(r, views):
+        return lambda: (seen.append([tuple(x.shape) for x in views]), time.sleep(0.02))
+
+    found = bench.bench_step(get_recipe("shapes", **TINY), 2, CPU, peer)
+    assert len(seen) == bench.WARMUP + 2 * bench.ROUNDS and seen[0] == [(8, 3, 16, 16), (4, 3, 8, 8)]
+    assert found["ours_over_peer"] == pytest.approx([0.02 / (found["step_ms"] / 1e3)] * bench.ROUNDS, rel=0.6)
 
 
 def allocated_at_the_peak(r):
@@ -98,14 +122,14 @@ def test_counted_memory_is_what_the_allocator_gives(recipe, changes, monkeypatch
     """Networks of one block.  Weights of student and teacher, and two moments of the student: twice the weights."""
     r = get_recipe(recipe, **{"hires_share": 0.0, "batch": 8, "n_prototypes": 8192, "amp": "none", **changes})
     monkeypatch.setattr(vit, r.arch, partial(vit.ViT, *getattr(vit, r.arch).args[:1], 1, 2))
-    (state, peak), (weights, allocated) = bench.count_memory(r, "cpu"), allocated_at_the_peak(r)
+    (state, peak, _), (weights, allocated) = bench.count_step(r, "cpu"), allocated_at_the_peak(r)
     assert state == pytest.approx(2 * weights, rel=0.01) and peak == pytest.approx(allocated, rel=0.05)
 
 
-def test_the_program(capsys):
+def test_the_program(capsys, monkeypatch):
     assert bench.main([*FLAGS, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["arch"] == "vit_nano" and 0 < result["host_seconds"] <= result["seconds"] and result["peak_gib"] > 0
+    assert result["arch"] == "vit_nano" and result["host_ms"] > 0 and result["peak_gib"] > 0
     assert bench.main(FLAGS) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:9]] == list(result)[:9] and lines[1].split() == ["batch", "4"]
@@ -113,3 +137,5 @@ def test_the_program(capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["device"] == "cuda" and 0 < result["state_gib"] < result["peak_gib"]
     assert bench.main([*FLAGS, "--init", "nofile.pt"]) == 2 and "instead of --init" in capsys.readouterr().err
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    assert bench.main([*FLAGS, "--peer", "lightly"]) == 2 and "pip install lightly timm" in capsys.readouterr().err
