@@ -115,7 +115,7 @@ def flop_counter():
     aten = torch.ops.aten  # PyTorch has no formula for attention on CPUs
     name = "_scaled_dot_product_flash_attention_for_cpu"
     formulas = {getattr(aten, name): lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-                getattr(aten, name + "_backward"): lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])}  # fmt: skip
+                getattr(aten, f"{name}_backward"): lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])}
     counting = FlopCounterMode(display=False, custom_mapping=formulas)
     with torch.compiler.set_stance("force_eager"), counting as counter:
         yield counter
