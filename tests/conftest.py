@@ -15,6 +15,7 @@ from PIL import Image
 
 from support.device import choose_threads
 
+collect_ignore = ["lightly_step.py"]  # imports a package that no test needs
 choose_threads()  # once, and not by each program that a test calls
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 

@@ -9,6 +9,7 @@ k-NN is measured at 24², by all training images: k = 20 and 200, [CLS]; then k 
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ import vit
 from evaluate import frozen_features, knn_accuracies
 from recipes import get_recipe
 from stem import conv_stem
+from support import start
 from support.cli import parse_args
 from support.device import flop_counter
 from support.start import load_splits_of, make_crop, start_run
@@ -37,6 +39,7 @@ ARMS = {
     "iBOT .1": "--ibot_weight 0.1", "KoLeo .05": "--koleo_weight 0.05", "KoLeo .2": "--koleo_weight 0.2",
     "batch 32": "--batch 32", "batch 128": "--batch 128", "rate .003": "--lr 0.003", "rate .01": "--lr 0.01",
     "small crops first": "small=0.7", "wide stem": "stem=2", "both": "small=0.7 stem=2",
+    "small crops for 85 %": "small=0.85 stem=2", "drop path .3": "--drop_path 0.3", "β₂ .95": "beta2=0.95",
 }  # fmt: skip
 
 
@@ -92,6 +95,7 @@ def main(data, tflop, seeds, *arms):
         augment.CHANCES = tuple((*row[:4], row[4] * ours.get("solarise", 1.0)) for row in CHANCES)
         vit.ViT.__init__ = wide_init if "stem" in ours else init
         words = [*RECIPE.split(), *flags, "--data", data, "--seed", seed]
+        start.make_optimizer = partial(torch.optim.AdamW, betas=(0.9, ours.get("beta2", 0.999)), fused=True)
         r = parse_args([*words, "--out", "-"])[1]
         train.train_step = step
         costs = [count_step(r, splits[0].pixels, small) for small in (False, True)]
