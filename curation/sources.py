@@ -60,7 +60,7 @@ def embed(vit, paths, size, scale, folder):
     def compute(block):
         squares = [read_or_skip(path, lambda raw: decode(raw, size, 0.5, scale), black) for path in block]
         readable = np.array([[square is not black] for square in squares])  # (n, 1)
-        with autocast(device, device.type == "cuda"):
+        with autocast(device, "auto" if device.type == "cuda" else "none"):
             cls = vit(normalize(torch.from_numpy(np.stack(squares)).to(device)))
         return F.normalize(cls.float(), dim=1).cpu().numpy() * readable
 

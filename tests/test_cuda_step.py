@@ -27,8 +27,8 @@ CASES = {  # recipe, number of blocks, changed fields
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """What cudasim.py prints about each case."""
-    if torch.cuda.is_available():
-        pytest.skip("there is a real GPU here")
+    if torch.version.cuda:
+        pytest.skip("needs a PyTorch without CUDA")
     if not (compiler := shutil.which("g++")):
         pytest.skip("needs g++ to build a device guard")
     guard, home = tmp_path_factory.mktemp("guard") / "noopguard.so", Path(torch.__file__).parent

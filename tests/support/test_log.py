@@ -127,11 +127,12 @@ def test_a_closed_terminal_and_nohup(monkeypatch):
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(sys, stream, getattr(sys, stream))  # restored at the end
     usual, caught = signal.getsignal(signal.SIGHUP), []
-    for handler in (signal.SIG_IGN, usual):
+    for handler in (signal.SIG_IGN, signal.SIG_DFL):
         signal.signal(signal.SIGHUP, handler)
         with catch_signals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
         caught.append((len(signals), sys.stdout.name == sys.stderr.name == os.devnull))
+    signal.signal(signal.SIGHUP, usual)  # ignored, if the tests run under nohup
     assert caught == [(0, False), (1, True)]
 
 
