@@ -6,11 +6,10 @@ The targets follow the teacher's scores, but share the batch equally among all p
 
 The solution is exp(Z/τ) with rows and columns rescaled.  Start from Q = exp(Z/τ) and repeat three times:
 
-    Q_bk ← Q_bk / Σ_b Q_bk        all columns get the same sum; the factor B/K cancels in the next line
+    Q_bk ← Q_bk / Σ_b Q_bk        every column sums to 1; the factor B/K cancels in the next line
     Q_bk ← Q_bk / Σ_k Q_bk        every row sums to 1
 
-At the end each row sums to 1.  Column sums are closer to each other than before, but three iterations do not make them
-equal: at τ = 0.01 they are still far apart.
+Three iterations do not make all columns equal: at τ = 0.01 their sums are still far apart.
 
     Z  logits  (B, K)   teacher scores for K prototypes of B rows: the [CLS] tokens of both global views together,
                         or the masked patches.  A rank (GPU) passes its own rows; Σ_b is over all ranks
@@ -19,8 +18,8 @@ equal: at τ = 0.01 they are still far apart.
 
 Iteration 1 works in logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones are safe: after columns
 sum to 1, a row sums to at most K, so its division leaves each column at least 1/K.  They find a factor for each row and
-each column, Q ← diag(u)·Q·diag(v), which saves memory traffic.  The official code returns NaN if a score reaches 3.55
-at τ = 0.04 (overflow), or if all values of one prototype underflow to 0 (0/0).
+each column, Q ← diag(u)·Q·diag(v), which saves memory traffic.  The official code gives NaN if a score reaches 3.55 at
+τ = 0.04 (overflow), or if a prototype's values all underflow (0/0).
 """
 
 import torch

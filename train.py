@@ -50,8 +50,7 @@ from support.start import check_images, load_splits_of, make_crop, prepare_run, 
 
 
 def phases(r):
-    """[(name, first step, end, base learning rate), ...] of the phases: heads alone (with --init), low and high
-    resolution."""
+    """[(name, first step, end, base learning rate), ...]: heads alone (with --init), low and high resolution."""
     low = r.steps - round(r.steps * r.hires_share)
     heads = min(round(r.steps * r.head_warmup), low) if r.init else 0
     return [("heads", 0, heads, r.lr), ("low", heads, low, r.init_lr if r.init else r.lr),
@@ -200,7 +199,6 @@ def gather_vit(run):
     return vit.to(run.device)
 
 
-@torch.compiler.set_stance("force_eager")  # or each batch size of an evaluation would be compiled
 def evaluate_run(run, vit, splits):
     """Return all scores at the last phase's resolution; draw pca.png (not before step 1), at the end explore.html.
 
@@ -209,11 +207,12 @@ def evaluate_run(run, vit, splits):
     r, last = run.recipe, run.step == run.recipe.steps
     size = schedules_at(r.steps - 1, r)["global_size"]
     splits = [in_memory(images, r.eval_images, size) for images in splits]
-    scores = measure_knn(vit, *splits, size, None if last else r.eval_images)
-    if distributed.rank() == 0 and run.step:
-        scores |= draw_split(vit, splits[1], size, run.out / "pca.png")
-        if last:
-            write_split(vit, splits[1], size, run.out / "explore.html")
+    with torch.compiler.set_stance("force_eager"):  # or each batch size of an evaluation would be compiled
+        scores = measure_knn(vit, *splits, size, None if last else r.eval_images)
+        if distributed.rank() == 0 and run.step:
+            scores |= draw_split(vit, splits[1], size, run.out / "pca.png")
+            if last:
+                write_split(vit, splits[1], size, run.out / "explore.html")
     return scores
 
 

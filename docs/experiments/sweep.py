@@ -17,13 +17,13 @@ import torch
 import augment
 import train
 import vit
+from bench import count_step
 from evaluate import frozen_features, knn_accuracies
 from recipes import get_recipe
 from stem import conv_stem
 from support import start
 from support.cli import parse_args
-from support.device import flop_counter
-from support.start import load_splits_of, make_crop, start_run
+from support.start import load_splits_of, make_crop
 
 RECIPE = "--recipe cifar10 --hires_share 0 --eval_every 0 --log_every 50 --save_every 100000 --resume --device cpu"
 CHANCES, step, init = augment.CHANCES, train.train_step, vit.ViT.__init__
@@ -64,15 +64,6 @@ def small_first(r, share):
     return lambda run, images, crop, values: step(run, images, small if run.step < share * r.steps else crop, values)
 
 
-def count_step(r, images, small=False):
-    """FLOPs of one step."""
-    run = start_run(r, torch.device("cpu"))
-    crop = make_crop(replace(r, local_size=8), 16) if small else make_crop(r, r.global_size)
-    with flop_counter() as counter:
-        step(run, images[: r.batch], crop, train.schedules_at(r.steps - 1, r))
-    return counter.get_total_flops()
-
-
 def score(run, vit, splits):
     """k-NN by [CLS], and by [CLS] beside the mean patch token."""
     def both(vit, images):
@@ -94,18 +85,17 @@ def main(data, tflop, seeds, *arms):
         share = ours.get("small", 0.0)
         augment.CHANCES = tuple((*row[:4], row[4] * ours.get("solarise", 1.0)) for row in CHANCES)
         vit.ViT.__init__ = wide_init if "stem" in ours else init
-        words = [*RECIPE.split(), *flags, "--data", data, "--seed", seed]
         start.make_optimizer = partial(torch.optim.AdamW, betas=(0.9, ours.get("beta2", 0.999)), fused=True)
+        words = [*RECIPE.split(), *flags, "--data", data, "--seed", seed]
         r = parse_args([*words, "--out", "-"])[1]
-        train.train_step = step
-        costs = [count_step(r, splits[0].pixels, small) for small in (False, True)]
-        steps = round(float(tflop) * 1e12 / (share * costs[1] + (1 - share) * costs[0]))
+        full, small = (count_step(some, "cpu")[2] for some in (r, replace(r, global_size=16, local_size=8)))
+        steps = round(float(tflop) * 1e12 / (share * small + (1 - share) * full))
         train.train_step = small_first(replace(r, steps=steps), share) if share else step
         path = Path("runs/sweep", f"{tflop}_{arm.replace(' ', '_')}_{seed}", "metrics.jsonl")
         if not path.exists() or '"final"' not in path.read_text():
             if status := train.main([*words, "--steps", str(steps), "--out", str(path.parent)]):
                 return status
-        row = [json.loads(line) for line in path.read_text().splitlines()][-1]
+        row = json.loads(path.read_text().splitlines()[-1])
         scores = ", ".join(f"{100 * row[name]:.1f}" for name in ("knn_20", "knn_200", "both_20"))
         print(f"{tflop} TFLOP, seed {seed}, {arm}: {scores} %; {steps} steps, {row['seconds']:.0f} s", flush=True)
 
