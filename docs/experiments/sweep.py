@@ -1,4 +1,5 @@
-"""Train `cifar10` with one value changed at a time, each arm for the same FLOPs, and print k-NN.
+"""Train `cifar10` with one value changed at a time, each arm for the same FLOPs, and print k-NN.  In ARMS, words with
+"=" are changes that no flag makes.
 
     OMP_NUM_THREADS=1 python -m docs.experiments.sweep DATA TFLOP SEEDS [ARM ...]     ... cifar10 28.5 0,1
 
@@ -43,14 +44,6 @@ ARMS = {
 }  # fmt: skip
 
 
-
-
-def read_arm(words):
-    """The words of an arm -> train.py's flags, and what this script itself changes: {name: number}."""
-    flags = [word for word in words.split() if "=" not in word]
-    return flags, {name: float(value) for name, value in (word.split("=") for word in words.split() if "=" in word)}
-
-
 def wide_init(network, dim, *args, **options):
     """Build a ViT whose stem is twice as wide."""
     init(network, dim, *args, **options)
@@ -81,7 +74,8 @@ def main(data, tflop, seeds, *arms):
     splits = load_splits_of(get_recipe("cifar10", data=data), 32)
     train.evaluate_run, train.load_splits_of = score, lambda r, size: splits
     for seed, arm in ((seed, arm) for seed in seeds.split(",") for arm in arms or ARMS):
-        flags, ours = read_arm(ARMS[arm])
+        flags = [word for word in ARMS[arm].split() if "=" not in word]
+        ours = {name: float(x) for name, x in (word.split("=") for word in ARMS[arm].split() if "=" in word)}
         share = ours.get("small", 0.0)
         augment.CHANCES = tuple((*row[:4], row[4] * ours.get("solarise", 1.0)) for row in CHANCES)
         vit.ViT.__init__ = wide_init if "stem" in ours else init
