@@ -1,14 +1,14 @@
 """Time training steps, and count their arithmetic and memory (§5).
 
     python bench.py --recipe vitl14 --batch 64             on a GPU, in under two minutes; recipes' fields are flags
-    python bench.py --recipe vitl14 --peer lightly         lightly's step too, by turns (tests/lightly_step.py)
+    python bench.py --recipe vitl14 --batch 64 --peer lightly    lightly's step too, by turns (tests/lightly_step.py)
     python bench.py --memory cuda --recipe vitl14          memory of a step on a GPU, counted without a GPU
 
     mfu = FLOPs of the model / (seconds of a step · peak)      peak: FLOP/s in the GPU's data sheet, or measured,
     hfu = FLOPs computed / (seconds of a step · peak)          with a large matrix product in the same run
 
 FLOPs are those of matrix products and attention.  Checkpointing computes some twice, which counts for hfu (hardware)
-and not for mfu (model).  The host has launched a step after host_ms; the device computes one in step_ms.
+and not for mfu (model).  host_ms: until Python has launched a step.  step_ms: until the device has computed it.
 """
 
 import json
@@ -19,7 +19,6 @@ import sys
 import time
 import weakref
 from dataclasses import replace
-from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
@@ -69,8 +68,9 @@ def describe_device(device):
         return {"device": device.type}
     which = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"  # nvidia-smi numbers GPUs otherwise
     query = ["nvidia-smi", which, "--query-gpu=driver_version,clocks.sm", "--format=csv,noheader"]
-    said = subprocess.run(query, capture_output=True, text=True).stdout if shutil.which("nvidia-smi") else ""
-    return {"device": torch.cuda.get_device_name(device), **dict(zip(("driver", "clock"), said.strip().split(", ")))}
+    done = subprocess.run(query, capture_output=True, text=True) if shutil.which("nvidia-smi") else None
+    said = done.stdout.strip().split(", ") if done and not done.returncode else ()
+    return {"device": torch.cuda.get_device_name(device), **dict(zip(("driver", "clock"), said))}
 
 
 def bench_step(r, steps, device, peer=None):
@@ -181,7 +181,7 @@ def main(argv=None):
     parser.add_argument("--peer", choices=("lightly",), help="time lightly's step too, by turns, on crops made before")
     parser.add_argument("--memory", choices=("cpu", "cuda"), help="count a step's memory there, without running it")
     args, flags = parser.parse_known_args(argv)
-    options, r, _ = parse_args(flags + ["--no-compile"] * bool(args.memory), "bench.py")
+    options, r, _ = parse_args(flags, "bench.py")
     if r.init:
         raise UserError("bench.py does not load weights; instead of --init, set --arch, --patch_size and --ffn")
     result = {name: getattr(r, name) for name in ("arch", "batch", "n_prototypes", "global_size", "checkpointing")}
@@ -191,9 +191,13 @@ def main(argv=None):
     else:
         peer = None
         if args.peer:
-            if not find_spec("lightly"):
-                raise UserError("--peer lightly needs its package; run: pip install lightly timm")
-            from tests.lightly_step import lightly_step as peer
+            try:
+                from tests.lightly_step import lightly_step as peer
+            except ImportError as error:
+                raise UserError(f"--peer lightly: {error}; run: pip install lightly timm") from None
+            if r.arch == "vit_giant2":
+                raise UserError("--peer lightly has no SwiGLU; use another --arch")
+            r = replace(r, ffn="mlp", checkpointing=False, micro_batch=0)  # as lightly's
         result |= {"threads": choose_threads()} | bench_step(r, args.steps, find_device(options.device), peer)
     lines = (f"{name:32} {f'{x:.4g}' if isinstance(x, float) else x}" for name, x in result.items())
     print(json.dumps(result) if args.json else "\n".join(lines))

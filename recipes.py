@@ -86,7 +86,7 @@ class Recipe:
     hires_image_size: int = _f(592, "side of the decoded images at high resolution", SIDE)  # ours
     hires_lr: float = _f(1e-4, "base learning rate at high resolution", POSITIVE)  # ours; B.2: "reduced"
     # running
-    amp: str = _f("auto", "auto, bf16, fp16 (the paper's), or none: float32; auto takes what the device is fast in")
+    amp: str = _f("auto", "bf16, fp16 (the paper's), none (float32), or auto: the type in which the device is fast")
     compile: bool = _f(False, "torch.compile the blocks of both ViTs")
     micro_batch: int = _f(0, "images per GPU and backward pass, for centering and KoLeo too; 0: all", (0, 10**9))
     checkpointing: bool = _f(False, "activation checkpointing: less memory, more time")

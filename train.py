@@ -144,7 +144,7 @@ def center(run, name, logits, values):
 
 
 def update_student(run, values):
-    """Clip the gradients of the backbone and of each head, take a step, and return their norm before."""
+    """Clip the gradients of the backbone and of each head, take a step, and return the norm before."""
     parts = [part for name, part in run.student.named_children()  # lists a shared head once
              if not (name == "backbone" and values["frozen_backbone"])]  # fmt: skip
     run.scaler.unscale_(run.optimizer)

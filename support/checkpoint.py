@@ -86,7 +86,7 @@ def restore(run, saved):
             raise UserError(f"the run began with another --teacher than {run.recipe.teacher}; give that one")
         if saved["scaler"]:  # --amp may have changed
             run.scaler.load_state_dict(saved["scaler"])
-        if not 0 < run.step <= run.recipe.steps or not (moments or saved["scaler"]):  # fp16 may skip the first steps
+        if not 0 < run.step <= run.recipe.steps or not moments:
             raise ValueError(f"step {run.step} of {run.recipe.steps}, with {len(moments)} moments")
         dcp.set_model_state_dict(run.student, saved["student"], options=whole)
         dcp.set_model_state_dict(run.ema, saved["teacher"], options=whole)

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -111,11 +112,13 @@ def peak_memory(device):
 
 @contextlib.contextmanager
 def flop_counter():
-    """PyTorch's FLOP counter (docs/speed.md counts by hand); inside, compiled functions run uncompiled, to be seen."""
+    """PyTorch's FLOP counter (docs/speed.md counts by hand).  Inside, compiled functions run uncompiled."""
     aten = torch.ops.aten  # PyTorch has no formula for attention on CPUs
     name = "_scaled_dot_product_flash_attention_for_cpu"
     formulas = {getattr(aten, name): lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
                 getattr(aten, f"{name}_backward"): lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])}
     counting = FlopCounterMode(display=False, custom_mapping=formulas)
+    nothing = SimpleNamespace(parents={"Global"}, __enter__=lambda: None, __exit__=lambda *_: None)
+    counting.mod_tracker = nothing  # its hooks would keep what checkpointing computes again
     with torch.compiler.set_stance("force_eager"), counting as counter:
         yield counter

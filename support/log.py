@@ -77,7 +77,8 @@ class RunLog:
         self.run.training_flops += self.flops[kind]
 
     def add_row(self, numbers):
-        """Add a row to metrics.jsonl, with the step, the FLOPs and the seconds so far."""
+        """Add a row to metrics.jsonl, with the step, the FLOPs and the seconds so far; null for what is not finite."""
+        numbers = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in numbers.items()}
         seconds = time.perf_counter() - self.began
         row = {"step": self.run.step, **numbers, "training_flops": self.run.training_flops, "seconds": seconds}
         self.rows.append(row)
@@ -93,10 +94,10 @@ class RunLog:
         """Log a step if it is due: losses, collapse meter, schedules, images/s, memory.  Waits for the device then."""
         r = self.run.recipe
         scaler, finite = self.run.scaler, losses["grad_norm"].isfinite()
-        if scaler.is_enabled():
+        if scaler.is_enabled():  # a smaller scale mends a gradient, but not a loss
             self.skipped += ~finite
-        else:
-            self.healthy &= finite
+            finite = losses["loss"].isfinite()
+        self.healthy &= finite
         self.bar.update(r.batch)
         if not self.is_due():
             return

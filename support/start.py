@@ -117,6 +117,10 @@ def check_start(r, device):
     world = distributed.world_size()
     if r.batch % world:
         raise UserError(f"--batch {r.batch} does not divide among {world} processes; use a multiple of {world}")
+    if amp_dtype(device, r.amp) == torch.float16 and device.type not in ("cpu", "cuda"):
+        raise UserError(f"--amp fp16 does not work on {device.type}; use --amp bf16 or none")
+    if r.compile and device.type == "cpu" and torch.__version__ < (2, 7):
+        raise UserError("--compile on a CPU needs PyTorch 2.7; older ones compute wrong gradients")
     if world > 1 and device.type == "cpu" and torch.__version__ < (2, 9):
         raise UserError("several processes without GPUs need PyTorch 2.9; in older ones FSDP2 fails on CPUs")
     with torch.device("meta"):

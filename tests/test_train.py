@@ -374,9 +374,10 @@ def test_bad_input_is_one_line_and_status_2(words, says, tmp_path, capsys):
 
 
 def test_several_processes(folder, tmp_path, monkeypatch, capsys):
-    """What they refuse: a batch that does not divide, and CPUs on an older PyTorch."""
+    """What they refuse: a batch that does not divide, and what goes wrong on CPUs with an older PyTorch."""
     monkeypatch.setattr(train.distributed, "world_size", lambda: 2)
     for version, words, says in (("2.13.0", ["--batch", "5"], "--batch 5 does not divide among 2 processes"),
+                                 ("2.6.0", ["--compile"], "--compile on a CPU needs PyTorch 2.7"),
                                  ("2.8.0", [], "need PyTorch 2.9")):  # fmt: skip
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
         assert main([*flags(folder, tmp_path), *words]) == 2

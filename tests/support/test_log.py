@@ -25,11 +25,11 @@ def make_log(out, step=0, fp16=False):
     return RunLog(SimpleNamespace(recipe=recipe, step=step, training_flops=0, out=out, device=cpu, scaler=scaler))
 
 
-def take_step(run_log, grad_norm=1.0):
+def take_step(run_log, grad_norm=1.0, loss=1.0):
     """A step with losses of 1; its targets are (1/2, 1/2) for both of two images, whose [CLS] are orthogonal."""
     run_log.run.step += 1
     run_log.run.training_flops += 10
-    losses = {"dino": torch.tensor(1.0), "loss": torch.tensor(1.0), "grad_norm": torch.tensor(grad_norm)}
+    losses = {"dino": torch.tensor(1.0), "loss": torch.tensor(loss), "grad_norm": torch.tensor(grad_norm)}
     run_log.add_step(losses, torch.full((2, 2, 2), 0.5), torch.eye(2).repeat(2, 1), {"lr": 0.1})
 
 
@@ -93,15 +93,22 @@ def test_a_gradient_that_is_not_finite_stops_the_run_at_the_next_row(tmp_path):
 
 
 def test_fp16_may_skip_steps_but_not_for_ever(tmp_path):
-    """Two of the first three steps are skipped, and none of the next.  A loss scale below 1 ends the run."""
+    """Two of the first three steps are skipped, and none of the next.  A loss scale below 1 ends the run, and a loss
+    that is not finite."""
     run_log = make_log(tmp_path, fp16=True)
-    for norm in (math.inf, math.nan, 1.0, 1.0, 1.0, 1.0):
+    for norm in (1.0, math.nan, math.inf, 1.0, 1.0, 1.0):
         take_step(run_log, norm)
     assert [(row["skipped_steps"], row["loss_scale"]) for row in run_log.rows] == [(2, 4), (0, 4)]
+    assert [row["grad_norm"] for row in run_log.rows] == [None, 1]  # JSON has no Infinity
     run_log.run.scaler.scale(torch.ones(()))  # makes its tensor
     run_log.run.scaler.update(0.5)
     with pytest.raises(SystemExit, match="step 7: gradients are not finite"):
         take_step(run_log, math.inf)
+    run_log = make_log(tmp_path, fp16=True)
+    take_step(run_log, math.inf, loss=math.nan)
+    take_step(run_log)
+    with pytest.raises(SystemExit, match="step 3: gradients are not finite"):
+        take_step(run_log)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
