@@ -91,7 +91,7 @@ def test_a_peer_is_timed_by_turns():
 
     found = bench.bench_step(get_recipe("shapes", **TINY), 2, CPU, peer)
     assert len(seen) == bench.WARMUP + 2 * bench.ROUNDS and seen[0] == [(8, 3, 16, 16), (4, 3, 8, 8)]
-    assert found["ours_over_peer"] == pytest.approx([0.02 / (found["step_ms"] / 1e3)] * bench.ROUNDS, rel=0.6)
+    assert sorted(found["ours_over_peer"])[1] == pytest.approx(20 / found["step_ms"], rel=0.6)  # of three rounds
 
 
 def allocated_at_the_peak(r):
