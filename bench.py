@@ -184,20 +184,20 @@ def main(argv=None):
     options, r, _ = parse_args(flags, "bench.py")
     if r.init:
         raise UserError("bench.py does not load weights; instead of --init, set --arch, --patch_size and --ffn")
+    peer = None
+    if args.peer:
+        try:
+            from tests.lightly_step import lightly_step as peer
+        except ImportError as error:
+            raise UserError(f"--peer lightly: {error}; run: pip install lightly timm") from None
+        if r.arch == "vit_giant2":
+            raise UserError("--peer lightly has no SwiGLU; use another --arch")
+        r = replace(r, ffn="mlp", checkpointing=False, micro_batch=0)  # as lightly's
     result = {name: getattr(r, name) for name in ("arch", "batch", "n_prototypes", "global_size", "checkpointing")}
     if args.memory:
         state, peak, _ = count_step(r, args.memory)
         result |= {"device": args.memory, "state_gib": state / 2**30, "peak_gib": peak / 2**30}
     else:
-        peer = None
-        if args.peer:
-            try:
-                from tests.lightly_step import lightly_step as peer
-            except ImportError as error:
-                raise UserError(f"--peer lightly: {error}; run: pip install lightly timm") from None
-            if r.arch == "vit_giant2":
-                raise UserError("--peer lightly has no SwiGLU; use another --arch")
-            r = replace(r, ffn="mlp", checkpointing=False, micro_batch=0)  # as lightly's
         result |= {"threads": choose_threads()} | bench_step(r, args.steps, find_device(options.device), peer)
     lines = (f"{name:32} {f'{x:.4g}' if isinstance(x, float) else x}" for name, x in result.items())
     print(json.dumps(result) if args.json else "\n".join(lines))

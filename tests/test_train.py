@@ -21,8 +21,10 @@ from torch import nn
 
 import train
 from recipes import get_recipe
+from support.checkpoint import read_checkpoint, restore, save_checkpoint
+from support.files import UserError
 from support.images import load_splits
-from support.start import make_crop, start_run
+from support.start import check_start, make_crop, start_run
 from support.weights import load_vit
 from train import main
 
@@ -283,11 +285,14 @@ def test_compiled_blocks_take_the_same_steps(changes, monkeypatch):
     assert len(made) == graphs[-1]
 
 
-def test_fp16_learns_as_float32_does_and_a_step_that_overflows_is_skipped():
-    """Twenty steps on the same noise.  Then one gradient is infinite: no weight changes, and the scale halves."""
+def test_fp16_learns_as_float32_does_and_a_step_that_overflows_is_skipped(tmp_path):
+    """Twenty steps on the same noise.  Then one gradient is infinite: no weight changes, and the scale halves.
+
+    A resumed run has this scale.
+    """
     losses = {}
     for amp in ("none", "fp16"):
-        run = small_run(amp=amp)
+        run = small_run(amp=amp, steps=30)
         run.scaler = torch.amp.GradScaler("cpu", init_scale=256, enabled=amp == "fp16")
         torch.manual_seed(0)
         images = torch.randint(256, (20, 4, 3, 16, 16), dtype=torch.uint8)
@@ -299,7 +304,12 @@ def test_fp16_learns_as_float32_does_and_a_step_that_overflows_is_skipped():
     assert not random_step(run)[0]["grad_norm"].isfinite()
     assert torch.equal(weight, before) and run.scaler.get_scale() == 128
     hook.remove()
-    assert random_step(run)[0]["grad_norm"].isfinite() and not torch.equal(weight, before)
+    assert random_step(run)[0]["grad_norm"] < 1000 and not torch.equal(weight, before)  # 128 times smaller than scaled
+    run.out = tmp_path
+    save_checkpoint(run)
+    again = small_run(tmp_path, amp="fp16", steps=30)
+    restore(again, read_checkpoint(tmp_path / "checkpoint.pt"))
+    assert again.scaler.state_dict() == run.scaler.state_dict() and again.scaler.get_scale() == 128
 
 
 def test_distillation(folder, whole, tmp_path):
@@ -382,6 +392,11 @@ def test_several_processes(folder, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
         assert main([*flags(folder, tmp_path), *words]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_fp16_is_refused_where_its_loss_scaler_fails():
+    with pytest.raises(UserError, match="--amp fp16 does not work on mps"):
+        check_start(get_recipe("shapes", amp="fp16"), torch.device("mps"))
 
 
 def test_another_process_holds_the_folder(folder, tmp_path, capsys):
