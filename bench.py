@@ -1,6 +1,6 @@
 """Time training steps, and count their arithmetic and memory (§5).
 
-    python bench.py --recipe vitl14 --batch 64             on a GPU, in under two minutes; recipes' fields are flags
+    python bench.py --recipe vitl14 --batch 64             on a GPU or CPU; recipes' fields are flags
     python bench.py --recipe vitl14 --batch 64 --peer lightly    lightly's step too, by turns (tests/lightly_step.py)
     python bench.py --memory cuda --recipe vitl14          memory of a step on a GPU, counted without a GPU
 
