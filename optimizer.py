@@ -26,23 +26,18 @@ def make_optimizer(groups):
 
 def parameter_groups(student, r):
     """Parameters by η_θ / η ("lr_factor"), λ_θ / λ ("decay_factor"), and whether they are prototypes."""
-    groups = {}
+    groups, n = {}, len(student.backbone.blocks)
     for name, p in student.named_parameters():
+        layer = n + 1
+        if name.startswith("backbone.blocks."):
+            layer = int(name.split(".")[2]) + 1
+        elif name.startswith("backbone.") and not name.startswith("backbone.norm."):
+            layer = 0
+        lr = r.layer_decay ** (n + 1 - layer) * (r.patch_embed_lr if ".patch_embed." in name else 1.0)
         decay = 0.0 if name.endswith(("bias", "gamma")) or ".norm" in name else 1.0
-        key = (lr_factor(name, len(student.backbone.blocks), r), decay, name.endswith("prototypes"))
-        groups.setdefault(key, []).append(p)
+        groups.setdefault((lr, decay, name.endswith("prototypes")), []).append(p)
     return [{"params": params, "lr_factor": lr, "decay_factor": decay, "prototypes": prototypes}
             for (lr, decay, prototypes), params in groups.items()]  # fmt: skip
-
-
-def lr_factor(name, n, r):
-    """η_θ / η of the parameter with this name, for a ViT of n blocks."""
-    layer = n + 1
-    if name.startswith("backbone.blocks."):
-        layer = int(name.split(".")[2]) + 1
-    elif name.startswith("backbone.") and not name.startswith("backbone.norm."):
-        layer = 0
-    return r.layer_decay ** (n + 1 - layer) * (r.patch_embed_lr if ".patch_embed." in name else 1.0)
 
 
 def set_rates(optimizer, values):
