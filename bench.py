@@ -11,6 +11,7 @@ FLOPs are those of matrix products and attention.  Checkpointing computes some t
 and not for mfu (model).  host_ms: until Python has launched a step.  step_ms: until the device has computed it.
 """
 
+import contextlib
 import json
 import shutil
 import statistics
@@ -112,14 +113,10 @@ class MemoryCounter(TorchDispatchMode):
         self.alive = self.peak = 0  # bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))):
-            return self.run_fake(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
-
-    def run_fake(self, func, args, kwargs):
         """Run an operation, and count the storages that it makes until they are freed."""
-        with self.fake:
-            out = func(*args, **kwargs)
+        fake = any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs)))
+        with self.fake if fake else contextlib.nullcontext():
+            out = func(*args, **(kwargs or {}))
         for storage in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, FakeTensor)):
             if not hasattr(storage, "counted"):
                 storage.counted = True
@@ -149,10 +146,7 @@ def start_fake_run(r, device, counter):
 
 
 def count_step(r, device_type):
-    """Bytes of weights and moments, bytes at the peak of a step on "cpu" or "cuda", and its FLOPs.
-
-    Nothing is allocated or computed.
-    """
+    """Count a step on "cpu" or "cuda", but compute nothing: bytes of weights and moments, bytes at the peak, FLOPs."""
     counter, cast, plain = MemoryCounter(), autocast, vit.PLAIN_ATTENTION
     if device_type == "cuda":  # bf16, and fused attention
         cast, plain = lambda _, amp: torch.autocast("cpu", enabled=amp != "none"), 0

@@ -72,7 +72,8 @@ class CudaSim(MemoryCounter):
         if name.startswith("_to_copy") and to == "cpu":
             self.waits[f"a copy of {tuple(fakes[0].shape)} to the CPU"] += 1
             return torch.zeros(fakes[0].shape, dtype=kwargs.get("dtype") or fakes[0].dtype)
-        out = self.run_fake(func, args, kwargs)
+        with self.fake:  # also what makes a tensor on the GPU from nothing
+            out = super().__torch_dispatch__(func, types, args, kwargs)
         if not name.startswith(VIEWS):
             self.launches += 1
             moved = [x for x in tree_leaves(out if name.startswith(FILLS) else (args, kwargs, out))
