@@ -1,10 +1,9 @@
 // The page of explore.py: point at a patch, and every picture shows the cosines of its patches with that patch.
 const bytes = (text, Type) => new Type(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
-const SIDE = DATA.side, N = SIDE * SIDE, K = DATA.step.length, COUNT = DATA.pictures.length;
-const codes = bytes(DATA.features, Uint16Array), rgb = bytes(DATA.rgb, Uint8Array);
+const SIDE = DATA.side, N = SIDE * SIDE, COUNT = DATA.pictures.length, rgb = bytes(DATA.rgb, Uint8Array);
 const parts = DATA.parts && bytes(DATA.parts, Uint8Array); // of the patches, if they are known
 const inside = bytes(DATA.foreground, Uint8Array), attention = bytes(DATA.attention, Uint8Array);
-const features = Float32Array.from(codes, (c, i) => DATA.low[i % K] + c * DATA.step[i % K]); // (I, N, K)
+const features = Float32Array.from(bytes(DATA.features, Int16Array), a => a / 32767), K = features.length / COUNT / N;
 document.head.insertAdjacentHTML("beforeend", `<style>
 :root { color-scheme: light dark; font: 16px system-ui, sans-serif }
 body { margin: 1em auto; max-width: 70em; padding: 0 .7em }

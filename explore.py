@@ -2,11 +2,10 @@
 
     python explore.py IMAGE [IMAGE ...] --weights runs/mine/vit.pt --out explore.html
 
-    cos(x, y) ≈ (l + s a) · (l + s b)      a, b = round((Vᵀx − l) / s), round((Vᵀy − l) / s) in 0 … 65,535
+    cos(x, y) ≈ a · b / 32,767²      a, b = round(32,767 Vᵀx), round(32,767 Vᵀy)
 
     x, y  (D,)    features of two patches, each of length 1
     V     (D, k)  the first k principal components of all patches, not centred, so that products stay cosines
-    l, s  (k,)    the least value of each component; the distance from it to the largest, divided by 65,535
 """
 
 import base64
@@ -35,13 +34,10 @@ COMPONENTS, BYTES = 64, 1_400_000  # ours: components at most; bytes of all feat
 
 
 def quantize(tokens):
-    """Patch tokens (I, N, D) -> uint16 (I, N, k), and of each component the least value and the step, (k,) each."""
-    x = F.normalize(tokens.double().flatten(0, 1), dim=1)  # (P, D)
-    k = min(COMPONENTS, x.shape[1])
-    y = x @ torch.linalg.eigh(x.T @ x)[1].flip(1)[:, :k]  # (P, k)
-    # With 8 bits the rounding of the largest components changes the best match of one patch in ten.
-    low, step = y.amin(0), ((y.amax(0) - y.amin(0)) / 65535).clamp(min=1e-12)  # (k,), (k,)
-    return ((y - low) / step).round().to(torch.uint16).view(*tokens.shape[:2], k), low, step
+    """Patch tokens (I, N, D) -> their codes a (I, N, k) int16."""
+    x = F.normalize(tokens.double(), dim=2)
+    V = torch.linalg.eigh(x.flatten(0, 1).T @ x.flatten(0, 1))[1].flip(1)[:, :COMPONENTS]  # (D, k)
+    return (32767 * x @ V).round().short()  # 8 bits would change the best match of one patch in ten
 
 
 def encode(x):
@@ -75,12 +71,10 @@ def write_page(vit, images, size, path, parts=None):
     cls = F.normalize(torch.cat([vit.forward_features(image)["x_norm_clstoken"].cpu() for image in x]), dim=1)
     attention = torch.cat([cls_attention(vit, image, vit.n_blocks - 1).mean(1).cpu() for image in x])  # (I, N / 4)
     rgb, foreground = pca_rgb(tokens)
-    features, low, step = quantize(tokens)
     about = (f"The features of a ViT {vit.embed_dim} wide and {vit.n_blocks} deep, of pictures of {size}² pixels in "
              f"patches of {vit.patch_size}², shifted by half a patch. ")  # fmt: skip
     about += "The names of the parts are true ones; the network never saw them. " * (parts is not None)
-    data = {"about": about, "side": math.isqrt(tokens.shape[1]), "low": low.tolist(), "step": step.tolist(),
-            "features": encode(features),
+    data = {"about": about, "side": math.isqrt(tokens.shape[1]), "features": encode(quantize(tokens)),
             "rgb": encode((rgb * 255).byte()), "foreground": encode(foreground.byte()), "pictures": [],
             "attention": encode((attention / attention.amax(1, keepdim=True) * 255).byte()),
             "cls": [[round(c, 3) for c in row] for row in (cls @ cls.T).tolist()]}  # fmt: skip
