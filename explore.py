@@ -21,13 +21,11 @@ from PIL import Image
 
 from attention import cls_attention
 from augment import normalize
-from pca_viz import PAIRS_PER_ROW, add_images, drawn_classes, fine_tokens, parse_images, patch_parts, pca_rgb
+from pca_viz import PAIRS_PER_ROW, drawn_classes, fine_tokens, open_images, patch_parts, pca_rgb
 from support.cli import Parser, report_errors
-from support.device import choose_threads, find_device
 from support.files import say_once, write_safely
 from support.images import read_images
 from support.shapes import PARTS
-from support.weights import load_vit
 
 MOST, SIDE = 64, 32  # ours: pictures of a page; patches along a picture's side, 1,024 in all
 COMPONENTS, BYTES = 64, 1_400_000  # ours: components at most; bytes of all features, so that a page stays below 3 MB
@@ -97,11 +95,7 @@ def write_page(vit, images, size, path, parts=None):
 def main(argv=None):
     """Write the page that the command line asks for, and return the exit status."""
     parser = Parser(prog="explore.py", description="Write a page: point at a patch, and see the most similar ones.")
-    add_images(parser, "explore.html")
-    args = parse_images(parser, argv)
-    device, threads = find_device(args.device), choose_threads()
-    vit = load_vit(args.weights, device)
-    print(f"{args.weights} on {device}, {threads}")
+    args, vit = open_images(parser, argv, "explore.html")
     size = min(vit.img_size, largest_size(vit, 1))
     images = read_images(args.images, size, vit.patch_size, scale=args.scale, most=MOST)
     write_page(vit, torch.stack(images), vit.img_size, args.out)

@@ -192,22 +192,24 @@ def draw_panels(rows, path, lines=(), width=1.6):
     write_safely(path, lambda new: figure.savefig(new, dpi=150, format="png"))
 
 
-def add_images(parser, out):
-    """Add the flags of a program that draws images: IMAGE, --weights, --out, --scale and --device."""
+def open_images(parser, argv, out):
+    """Parse the parser's flags and IMAGE, --weights, --out, --scale, --device; load the network: (options, ViT).
+
+    UserError if --out cannot be written, or is one of the images.
+    """
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--weights", required=True, help="vit.pt, checkpoint.pt, or an official name or file")
     parser.add_argument("--out", type=Path, default=Path(out), help="the file to write (default: %(default)s)")
     add_scale(parser)
     add_device(parser)
-
-
-def parse_images(parser, argv):
-    """The command line of such a program; UserError if --out cannot be written, or is one of the images."""
     args = parser.parse_args(argv)
     check_out(args.out)
     if args.out.absolute() in [Path(image).absolute() for image in args.images]:
         raise UserError(f"--out {args.out} would replace one of the images; choose another name")
-    return args
+    args.device, threads = find_device(args.device), choose_threads()
+    vit = load_vit(args.weights, args.device)
+    print(f"{args.weights} on {args.device}, {threads}")
+    return args, vit
 
 
 @report_errors("pca_viz.py", ValueError)
@@ -215,7 +217,6 @@ def parse_images(parser, argv):
 def main(argv=None):
     """Draw the picture that the command line asks for, and return the exit status."""
     parser = Parser(prog="pca_viz.py", description="Draw images beside the PCA colours of their patches.")
-    add_images(parser, "pca.png")
     parser.add_argument("--size", type=side, help="short side in pixels (default: the network's own)")
     parser.add_argument("--keep-aspect", action="store_true", help="show the whole image, not only its middle square")
     parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="foreground: patches whose first component "
@@ -224,16 +225,13 @@ def main(argv=None):
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--matches", action="store_true", help="draw lines between matching patches of two images")
     instead.add_argument("--attention", action="store_true", help="show where [CLS] looks, for each head")
-    args = parse_images(parser, argv)
-    device, threads = find_device(args.device), choose_threads()
-    vit = load_vit(args.weights, device)
-    print(f"{args.weights} on {device}, {threads}")
+    args, vit = open_images(parser, argv, "pca.png")
     size = args.size or min(vit.img_size, LARGEST)
     images = read_images(args.images, size, vit.patch_size, args.keep_aspect, args.scale, MOST)
     if args.matches and len(images) != 2:
         raise UserError(f"--matches needs two images that can be read; there are {len(images)}")
     grids = [(image.shape[1] // vit.patch_size, image.shape[2] // vit.patch_size) for image in images]
-    batches = (normalize(image[None].to(device)) for image in tqdm(images, "features", unit="img"))  # shapes differ
+    batches = (normalize(x[None].to(args.device)) for x in tqdm(images, "features", unit="img"))  # their shapes differ
     if args.attention:
         maps = [cls_attention(vit, x, vit.n_blocks - 1)[0].unflatten(1, grid).cpu() for x, grid in zip(batches, grids)]
         draw_panels([[image, a.mean(0), *a] for image, a in zip(images, maps)], args.out)
