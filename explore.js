@@ -4,6 +4,7 @@ const SIDE = DATA.side, N = SIDE * SIDE, COUNT = DATA.pictures.length, rgb = byt
 const parts = DATA.parts && bytes(DATA.parts, Uint8Array); // of the patches, if they are known
 const inside = bytes(DATA.foreground, Uint8Array), attention = bytes(DATA.attention, Uint8Array);
 const features = Float32Array.from(bytes(DATA.features, Int16Array), a => a / 32767), K = features.length / COUNT / N;
+document.title = "Explore patch features";
 document.head.insertAdjacentHTML("beforeend", `<style>
 :root { color-scheme: light dark; font: 16px system-ui, sans-serif }
 body { margin: 1em auto; max-width: 70em; padding: 0 .7em }
@@ -22,7 +23,7 @@ the patch, Tab goes to the next picture, Enter keeps the patch.</p>
 <p id="views">${["Heat map", "PCA colours", "Foreground alone", "[CLS] attention", "Nearest pictures",
     "Pictures alone"].map((name, i) =>
   `<label><input type="radio" name="view" value="${i}" ${i ? "" : "checked"}> ${name}</label>`).join(" ")}</p>
-<p>${DATA.about}</p><p id="ends"></p><p id="words" aria-live="polite"></p><div id="grid"></div>`);
+<p>${DATA.about} ${parts ? "The names of the parts are true ones; the network never saw them." : ""}</p><p id="ends"></p><p id="words" aria-live="polite"></p><div id="grid"></div>`);
 const at = id => document.getElementById(id);
 let view = 0, picture = 0, kept = false;
 const coarse = n => (Math.floor(n / SIDE) >> 1) * SIDE / 2 + (n % SIDE >> 1); // attention has a value for 2×2 patches

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from attention import cls_attention
-from augment import normalize
+from evaluate import frozen_features
 from pca_viz import PAIRS_PER_ROW, drawn_classes, fine_tokens, open_images, patch_parts, pca_rgb
 from support.cli import Parser, report_errors
 from support.files import say_once, write_safely
@@ -43,12 +43,6 @@ def encode(x):
     return base64.b64encode(x.contiguous().numpy().tobytes()).decode()
 
 
-def largest_size(vit, n):
-    """The largest image side in pixels: an image has at most SIDE² patches, and n images fit into BYTES."""
-    side = min(SIDE, math.isqrt(BYTES // (2 * COMPONENTS * n)))
-    return side // 2 * vit.patch_size  # patches are shifted by half, so a side has twice as many
-
-
 def write_split(vit, images, size, path):
     """Write the page of the pictures of a split that pca.png shows."""
     labels, drawn = drawn_classes(images)
@@ -56,26 +50,23 @@ def write_split(vit, images, size, path):
     write_page(vit, images.pixels[rows], size, path, None if images.parts is None else images.parts[rows])
 
 
-@torch.inference_mode()
 def write_page(vit, images, size, path, parts=None):
     """Write the page of images (I, 3, S, S) uint8, seen by the network at size² pixels; parts: (I, S, S) or None."""
-    size, wanted = min(size, largest_size(vit, len(images))), size
+    side = min(SIDE, math.isqrt(BYTES // (2 * COMPONENTS * len(images)))) // 2 * 2  # even: fine_tokens doubles patches
+    wanted, size = size, min(size, side // 2 * vit.patch_size)
     if size < wanted:
         say_once(f"explore.html: images are seen at {size} pixels, not {wanted}; a page of {len(images)} has at most "
-                 f"{(2 * size // vit.patch_size) ** 2:,} patches an image")  # fmt: skip
-    x = F.interpolate(images.float() / 255, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    x = normalize(x.to(next(vit.parameters()).device)).split(1)
+                 f"{side * side:,} patches an image")  # fmt: skip
     tokens = torch.cat([fine_tokens(vit, image[None], size) for image in images])  # (I, N, D)
-    cls = F.normalize(torch.cat([vit.forward_features(image)["x_norm_clstoken"].cpu() for image in x]), dim=1)
-    attention = torch.cat([cls_attention(vit, image, vit.n_blocks - 1).mean(1).cpu() for image in x])  # (I, N / 4)
+    cls = F.normalize(frozen_features(vit, images, size), dim=1)  # (I, D)
+    attention = frozen_features(vit, images, size, lambda vit, x: cls_attention(vit, x, vit.n_blocks - 1).mean(1), 1)
     rgb, foreground = pca_rgb(tokens)
     about = (f"The features of a ViT {vit.embed_dim} wide and {vit.n_blocks} deep, of pictures of {size}² pixels in "
-             f"patches of {vit.patch_size}², shifted by half a patch. ")  # fmt: skip
-    about += "The names of the parts are true ones; the network never saw them. " * (parts is not None)
+             f"patches of {vit.patch_size}², shifted by half a patch.")  # fmt: skip
     data = {"about": about, "side": math.isqrt(tokens.shape[1]), "features": encode(quantize(tokens)),
             "rgb": encode((rgb * 255).byte()), "foreground": encode(foreground.byte()), "pictures": [],
             "attention": encode((attention / attention.amax(1, keepdim=True) * 255).byte()),
-            "cls": [[round(c, 3) for c in row] for row in (cls @ cls.T).tolist()]}  # fmt: skip
+            "cls": (cls @ cls.T).double().round(decimals=3).tolist()}  # fmt: skip
     if parts is not None:
         data |= {"names": ["ground", *PARTS], "parts": encode(patch_parts(parts, data["side"], data["side"]).byte())}
     for image in images:
@@ -85,8 +76,7 @@ def write_page(vit, images, size, path, parts=None):
         jpeg.save(file, "JPEG", quality=85)
         data["pictures"].append("data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode())
     script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
-    head = "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    head += "<title>Explore patch features</title><body>"
+    head = "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><body>"
     page = f"{head}<script>const DATA = {json.dumps(data)};\n{script}</script>"
     write_safely(path, lambda new: new.write_text(page, encoding="utf-8"))
 
@@ -96,8 +86,7 @@ def main(argv=None):
     """Write the page that the command line asks for, and return the exit status."""
     parser = Parser(prog="explore.py", description="Write a page: point at a patch, and see the most similar ones.")
     args, vit = open_images(parser, argv, "explore.html")
-    size = min(vit.img_size, largest_size(vit, 1))
-    images = read_images(args.images, size, vit.patch_size, scale=args.scale, most=MOST)
+    images = read_images(args.images, vit.img_size, vit.patch_size, scale=args.scale, most=MOST)
     write_page(vit, torch.stack(images), vit.img_size, args.out)
     print(f"{len(images)} images, {args.out.stat().st_size / 1e6:.1f} MB: {args.out}")
     return 0
