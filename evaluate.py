@@ -61,32 +61,32 @@ def frozen_features(vit, pixels, size, key="x_norm_clstoken", batch=256):
 
 
 def knn_accuracies(train_features, train_labels, test_features, test_labels, ks=KS, temp=0.07):
-    """Accuracy of the weighted k-NN vote for each k in ks: fractions in [0, 1].
+    """{k: accuracy in [0, 1]} of the weighted k-NN vote for each k in ks up to N, or for N if there is none.
 
-    (N, D), (N,), (M, D), (M,): features of any float type, not normalized; labels 0 … C−1.  A k above N means N.  Of
-    two classes with equal votes the lower wins.  Raises ValueError like `count_classes`.
+    (N, D), (N,), (M, D), (M,): features of any float type, not normalized; labels 0 … C−1.  Of two classes with equal
+    votes the lower wins.  Raises ValueError like `count_classes`.
     """
     n_classes = count_classes(train_features, train_labels, test_features, test_labels)
     assert min(ks) >= 1 and temp > 0, f"need k of at least 1 and a temperature above 0, got {ks} and {temp}"
     train = F.normalize(train_features.float(), dim=1)  # (N, D)
     train_labels = train_labels.to(train.device)
-    ks = [min(k, len(train)) for k in ks]
-    correct = [0] * len(ks)
+    correct = dict.fromkeys(sorted(k for k in ks if k <= len(train)) or [len(train)], 0)  # {k: number}
     rows = max(1, SIMILARITIES // len(train))
     for x, y in zip(test_features.split(rows), test_labels.split(rows), strict=True):
         x, y = F.normalize(x.to(train.device).float(), dim=1), y.to(train.device)  # (m, D), (m,)
-        similarity, neighbour = (x @ train.T).topk(max(ks), dim=1)  # (m, k) each, nearest first
+        similarity, neighbour = (x @ train.T).topk(max(correct), dim=1)  # (m, k) each, nearest first
         weight = ((similarity - similarity[:, :1]) / temp).exp()  # (m, k), divided by the largest: no overflow
         label = train_labels[neighbour]  # (m, k)
-        for i, k in enumerate(ks):
+        for k in correct:
             votes = weight.new_zeros(len(x), n_classes).scatter_add_(1, label[:, :k], weight[:, :k])  # (m, C)
-            correct[i] += (votes.argmax(1) == y).sum().item()
-    return [c / len(test_features) for c in correct]
+            correct[k] += (votes.argmax(1) == y).sum().item()
+    return {k: number / len(test_features) for k, number in correct.items()}
 
 
 def knn_accuracy(train_features, train_labels, test_features, test_labels, k=20, temp=0.07):
-    """`knn_accuracies` for one k."""
-    return knn_accuracies(train_features, train_labels, test_features, test_labels, (k,), temp)[0]
+    """`knn_accuracies` for one k; a k above N means N."""
+    [accuracy] = knn_accuracies(train_features, train_labels, test_features, test_labels, (k,), temp).values()
+    return accuracy
 
 
 def measure_knn(vit, train, test, size, n_train=None):
@@ -101,9 +101,8 @@ def measure_knn(vit, train, test, size, n_train=None):
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:n_train]
     pixels = train.pixels[chosen], test.pixels[known]
     x, test_x = (in_shares(lambda some: frozen_features(vit, some, size), p) for p in pixels)
-    ks = allowed_ks(KS, len(chosen))
-    accuracies = knn_accuracies(x, train.labels[chosen], test_x, test.labels[known], ks)
-    return {f"knn_{k}": accuracy for k, accuracy in zip(ks, accuracies)}
+    accuracies = knn_accuracies(x, train.labels[chosen], test_x, test.labels[known])
+    return {f"knn_{k}": accuracy for k, accuracy in accuracies.items()}
 
 
 def measure_retrieval(vit, size):
@@ -111,11 +110,6 @@ def measure_retrieval(vit, size):
     pixels, things = draw_things(size, seed=0)
     x = frozen_features(vit, pixels, size)
     return mean_average_precision(x, x, things[:, None] == things, torch.eye(len(x), dtype=torch.bool))
-
-
-def allowed_ks(ks, n):
-    """The ks that n training images allow, or [n] if there is none."""
-    return sorted({k for k in ks if k <= n}) or [n]
 
 
 # ---------------------------------------------------------------------------- Command line
@@ -195,8 +189,7 @@ def print_scores(args, kinds, dim, x, y, test_x, test_y):
     test_y, train, test = test_y[known], named_features(x, dim), named_features(test_x[known], dim)
     cls, test_cls = (next(iter(named.values())) for named in (train, test))
     print_row("chance", f"{1 / len(y.unique()):.2%}")  # a guess names any class of training
-    ks = allowed_ks(args.k or KS, len(x))
-    for k, accuracy in zip(ks, knn_accuracies(cls, y, test_cls, test_y, ks)):
+    for k, accuracy in knn_accuracies(cls, y, test_cls, test_y, args.k or KS).items():
         print_row(f"k-NN (k = {k})", f"{accuracy:.2%}")
     if "grid" in kinds:
         accuracy, name, rate = linear_probe(train, y, test, test_y)

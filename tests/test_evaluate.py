@@ -58,7 +58,7 @@ def test_knn_in_chunks_and_with_too_large_a_k(monkeypatch):
     sets = random_sets()
     whole = knn_accuracies(*sets, ks=(7, 60))
     monkeypatch.setattr(evaluate, "SIMILARITIES", 60 * 3)  # 3 rows at a time: 25 = 8·3 + 1
-    assert knn_accuracies(*sets, ks=(7, 1000)) == whole
+    assert knn_accuracies(*sets, ks=(7, 60, 1000)) == whole and knn_accuracies(*sets, ks=(1000,)) == {60: whole[60]}
     x, y, test_x, test_y = (f.bfloat16() if f.is_floating_point() else f for f in sets)  # computed in float32
     assert knn_accuracy(x, y, test_x, test_y) == knn_accuracy(x.float(), y, test_x.float(), test_y)
 

@@ -19,7 +19,7 @@ import augment
 import train
 import vit
 from bench import count_step
-from evaluate import frozen_features, knn_accuracies
+from evaluate import frozen_features, knn_accuracies, knn_accuracy
 from recipes import get_recipe
 from stem import conv_stem
 from support import start
@@ -66,7 +66,7 @@ def score(run, vit, splits):
     x = [frozen_features(vit, images.pixels, 24, both) for images in splits]
     labels, dim = [images.labels for images in splits], vit.embed_dim
     knn = knn_accuracies(x[0][:, :dim], labels[0], x[1][:, :dim], labels[1])
-    return {"knn_20": knn[0], "knn_200": knn[1], "both_20": knn_accuracies(x[0], labels[0], x[1], labels[1], (20,))[0]}
+    return {"knn_20": knn[20], "knn_200": knn[200], "both_20": knn_accuracy(x[0], labels[0], x[1], labels[1])}
 
 
 def main(data, tflop, seeds, *arms):
