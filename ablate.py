@@ -137,18 +137,17 @@ def main(argv=None):
     make_folder(out, "ablation.jsonl", "ablation.md", "ablation.png")
     with lock_folder(out):
         path, failed = out / "ablation.jsonl", []
+        same = {"flags": flags, "images": "".join(images.digest for images in splits)}
         try:
-            rows = [dict(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-            done = {(row["arm"], row["seed"]) for row in rows if row["arm"] in ARMS and type(row["seed"]) is int}
+            rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            done = {(row["arm"], row["seed"]) for row in rows if row["arm"] in ARMS and row | same == row}
             if len(done) < len(rows):
                 raise ValueError
         except (LookupError, TypeError, ValueError):
-            raise UserError(f"{path} is damaged; delete its damaged lines, and their arms run again") from None
-        same = {"flags": flags, "images": "".join(images.digest for images in splits)}
-        if any({name: row.get(name) for name in same} != same for row in rows):
-            raise UserError(f"{path} holds runs with other flags or images; use the same, or choose another --out")
+            raise UserError(f"{path} holds runs with other flags or images, or a damaged line; use the same flags, "
+                            "delete the line, or choose another --out") from None  # fmt: skip
         for seed, arm in product(range(args.seeds), args.arms):
-            if any((arm, seed) == (row["arm"], row["seed"]) for row in rows):
+            if (arm, seed) in done:
                 continue
             print(f"arm {arm}, seed {seed}", flush=True)
             folder = out / f"{arm}_{seed}"
