@@ -142,9 +142,6 @@ def hue(x, turn):
     return torch.minimum(rising, falling).clamp(m, v)
 
 
-JITTER = (brightness, contrast, saturation, hue)
-
-
 def normalize(images, check=True):
     """(..., 3, H, W) uint8, or float in [0, 1] -> float32 with ImageNet's mean and deviation taken out."""
     if not isinstance(images, torch.Tensor):
@@ -227,17 +224,15 @@ class MultiCrop:
         rows, weights = bicubic_taps(shape[:, 1], highest, torch.zeros_like(each, dtype=torch.bool), size)
         x = weighted_rows(x, each, rows + corner[:, 1:, None], weights).clamp(0, 1)  # (n, 3, size, size)
         for turn, i in product(range(4), range(4)):  # each view's first change, then its second, ...
-            change_some(x, JITTER[i], jitter & (p["order"][:, turn] == i), strength[:, i, None, None, None])
+            change = (brightness, contrast, saturation, hue)[i]
+            change_some(x, change, jitter & (p["order"][:, turn] == i), strength[:, i, None, None, None])
         change_some(x, lambda x: grey(x).expand_as(x), to_grey)
         change_some(x, partial(blur, radius=self.radius), to_blur, sigma)
         change_some(x, lambda x: torch.minimum(x, 1 - x), to_solarize)
         return normalize(x, check=False)  # the check would make the CPU wait for a GPU
 
     def __call__(self, images, generator=None):
-        """Images -> globals (2·B, 3, g, g), locals (L·B, 3, l, l), normalised float32, view-major.
-
-        generator: a seed, or a generator on the CPU.
-        """
+        """Images -> globals (2·B, 3, g, g), locals (L·B, 3, l, l), normalised.  generator: of the CPU, or a seed."""
         assert images.shape[2] == images.shape[3], f"need squares (B, 3, S, S), got {tuple(images.shape)}"
         if isinstance(generator, int):
             generator = torch.Generator().manual_seed(generator)
