@@ -12,8 +12,7 @@ The range `ratio` is cut into equal parts (strata), one for each masked view, wh
 the number of masked patches M depends on the arguments only, and no tensor in a step ever changes its shape.
 
 The official M varies: each share is drawn within its stratum, and on 16×16 patches 8 % of the masks cover less than
-their share.  The official rectangles stay inside, so corners are masked 4 % of the time and the centre 52 %.  Our
-rectangles touch each other less often: a mask has 4.5 connected pieces on average, an official one 2.6.
+their share.  The official rectangles stay inside, so corners are masked 4 % of the time and the centre 52 %.
 """
 
 import math
