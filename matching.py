@@ -30,8 +30,7 @@ def suppress_close(pairs, cosine, grids, share=0.08):
     """Non-maximum suppression, as in the paper: pairs (P, 2) -> the pairs that stay, largest cosine first.
 
     From the best pair on, a pair is dropped if it starts or ends near one that was kept: within `share` of the
-    grid's longer side (ours).
-    grids: (h, w) of the two images.
+    grid's longer side (ours).  grids: (h, w) of the two images.
     """
     close = torch.zeros(len(pairs), len(pairs), dtype=torch.bool)
     for patch, (h, w) in zip(pairs.T, grids):
