@@ -73,7 +73,10 @@ def copies_of(embeddings, threshold, k=64, reference=None):
     The graph joins each row to those of its k nearest others whose cosine is above threshold, and to its nearest
     reference if their cosine is.
     """
-    n, edges = len(embeddings), edges_above(embeddings, threshold, k)
+    n = len(embeddings)
+    cosines, ids = nearest(embeddings, embeddings, k + 1)  # a row is its own neighbour; this edge changes nothing
+    row, place = np.nonzero(cosines > threshold)
+    edges = np.stack([row, ids[row, place]], axis=1)  # (E, 2)
     if reference is None:
         first = first_of_component(n, edges)
         return np.where(first < np.arange(n), first, -1)
@@ -83,13 +86,6 @@ def copies_of(embeddings, threshold, k=64, reference=None):
     first = first_of_component(r + n, edges)[r:]
     first[near] = ids[near, 0]  # rather than another reference of the component
     return np.where(first < r, first, -1)
-
-
-def edges_above(x, threshold, k):
-    """(N, D) -> (E, 2) pairs of a row and one of its k nearest others, with a cosine above threshold."""
-    cosines, ids = nearest(x, x, k + 1)  # each row is among its own neighbours
-    row, place = np.nonzero((cosines > threshold) & (ids != np.arange(len(x))[:, None]))
-    return np.stack([row, ids[row, place]], axis=1)
 
 
 def first_of_component(n, edges):
