@@ -176,16 +176,13 @@ class ViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def positions(self, height, width):
-        """pos_embed resized to a grid of height×width patches: (1, 1 + height·width, D).
-
-        Bicubic, as in torch.hub's models: with antialias for networks with registers, without for the others.
-        """
+        """pos_embed resized to height×width patches, bicubic as in torch.hub's models: (1, 1 + height·width, D)."""
         n = math.isqrt(self.pos_embed.shape[1] - 1)
         if height == width == n:
             return self.pos_embed
         grid = rearrange(self.pos_embed[:, 1:].float(), "1 (h w) d -> 1 d h w", h=n)
-        target = {"size": (height, width), "antialias": True}
-        if not self.antialias:
+        target = {"size": (height, width), "antialias": True}  # official networks with registers
+        if not self.antialias:  # the others
             target = {"scale_factor": ((height + 0.1) / n, (width + 0.1) / n)}  # 0.1 as in the official code
         grid = rearrange(F.interpolate(grid, **target, mode="bicubic"), "1 d h w -> 1 (h w) d")
         return torch.cat([self.pos_embed[:, :1], grid.to(self.pos_embed.dtype)], dim=1)
