@@ -79,9 +79,8 @@ def bench_step(r, steps, device, peer=None):
     run, crop, values = start_run(r, device), make_crop(r, r.global_size), train.schedules_at(r.steps // 2, r)
     images = torch.randint(0, 256, (r.batch, 3, r.image_size, r.image_size), dtype=torch.uint8, device=device)
     views = crop(images, 0)
-    calls = {"ours": lambda: train.train_step(run, images, crop, values)}
-    if peer:  # it has no augmentation, so neither has ours then
-        calls = {"ours": lambda: train.train_step(run, images, lambda *_: views, values), "peer": peer(r, views)}
+    ours = (lambda *_: views) if peer else crop  # the peer has no augmentation, so neither has ours then
+    calls = {"ours": lambda: train.train_step(run, images, ours, values)} | ({"peer": peer(r, views)} if peer else {})
     for call in calls.values():
         time_calls(call, device, WARMUP)
     rounds = [{name: time_calls(call, device, steps) for name, call in calls.items()} for _ in range(ROUNDS)]
