@@ -25,7 +25,7 @@ ROUNDS = 24  # ours: then 1 mask in 500 still covers less than its share
 
 
 def sample_masks(n_images, height, width, ratio=(0.1, 0.5), probability=0.5, generator=None):
-    """(n_images, height·width) bool on the CPU: of int(n_images·probability) views, shares in `ratio` are masked."""
+    """(n_images, height·width) bool on the CPU, True where masked; int(n_images·probability) views are masked."""
     low, high = ratio
     n = int(n_images * probability)
     shares = low + (high - low) * (torch.arange(n) + 0.5) / max(n, 1)  # (n,)
