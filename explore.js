@@ -23,7 +23,8 @@ the patch, Tab goes to the next picture, Enter keeps the patch.</p>
 <p id="views">${["Heat map", "PCA colours", "Foreground alone", "[CLS] attention", "Nearest pictures",
     "Pictures alone"].map((name, i) =>
   `<label><input type="radio" name="view" value="${i}" ${i ? "" : "checked"}> ${name}</label>`).join(" ")}</p>
-<p>${DATA.about} ${parts ? "The names of the parts are true ones; the network never saw them." : ""}</p><p id="ends"></p><p id="words" aria-live="polite"></p><div id="grid"></div>`);
+<p>${DATA.about} ${parts ? "The names of the parts are true ones; the network never saw them." : ""}</p>
+<p id="ends"></p><p id="words" aria-live="polite"></p><div id="grid"></div>`);
 const at = id => document.getElementById(id);
 let view = 0, picture = 0, kept = false;
 const coarse = n => (Math.floor(n / SIDE) >> 1) * SIDE / 2 + (n % SIDE >> 1); // attention has a value for 2×2 patches

@@ -58,7 +58,7 @@ def write_page(vit, images, size, path, parts=None):
         say_once(f"explore.html: images are seen at {size} pixels, not {wanted}; a page of {len(images)} has at most "
                  f"{side * side:,} patches an image")  # fmt: skip
     tokens = torch.cat([fine_tokens(vit, image[None], size) for image in images])  # (I, N, D)
-    cls = F.normalize(frozen_features(vit, images, size), dim=1)  # (I, D)
+    cls = F.normalize(frozen_features(vit, images, size, batch=1), dim=1)  # (I, D)
     attention = frozen_features(vit, images, size, lambda vit, x: cls_attention(vit, x, vit.n_blocks - 1).mean(1), 1)
     rgb, foreground = pca_rgb(tokens)
     about = (f"The features of a ViT {vit.embed_dim} wide and {vit.n_blocks} deep, of pictures of {size}² pixels in "
