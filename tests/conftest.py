@@ -24,6 +24,8 @@ if "forkserver" in mp.get_all_start_methods():  # not on Windows
     mp.get_context("forkserver").set_forkserver_preload(
         ["torch._dynamo", "torch.distributed.fsdp", "faiss", "matplotlib.figure", "scipy.sparse"])  # fmt: skip
 
+TINY = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
+        "global_size": 8, "local_size": 4, "n_local": 2}  # fmt: skip  # fields of a recipe that takes no time
 shards_on_cpus = pytest.mark.skipif(torch.__version__ < (2, 9), reason="FSDP2 on CPUs needs PyTorch 2.9")
 
 

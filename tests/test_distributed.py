@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import in_ranks, shards_on_cpus
+from conftest import TINY, in_ranks, shards_on_cpus
 from torch.multiprocessing.spawn import ProcessException
 
 import distributed
@@ -52,9 +52,8 @@ def test_what_two_ranks_see_by_hand(tmp_path):
 
 
 STEPS, BATCH, LOSSES = 8, 8, ("loss", "dino", "ibot")
-SMALL = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
-         "global_size": 8, "local_size": 4, "n_local": 2, "hires_share": 0.0, "steps": STEPS, "drop_path": 0.0,
-         "batch": BATCH, "amp": "none", "koleo_weight": 0.0, "lr": 1e-2}  # fmt: skip
+SMALL = TINY | {"hires_share": 0.0, "steps": STEPS, "drop_path": 0.0, "batch": BATCH, "amp": "none",
+                "koleo_weight": 0.0, "lr": 1e-2}  # fmt: skip
 
 
 def some_steps(run, last):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import in_ranks, shards_on_cpus
+from conftest import TINY, in_ranks, shards_on_cpus
 from PIL import Image
 from torch import nn
 
@@ -48,11 +48,9 @@ def folder(tmp_path_factory):
 def flags(folder, out, **changes):
     """The smallest run there is: 8 steps of 6 images, the last 2 at high resolution."""
     options = {
-        "data": folder, "out": out, "device": "cpu", "image_size": 16, "global_size": 8, "local_size": 4, "n_local": 2,
-        "patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
-        "blur_sigma": (0.1, 0.5), "batch": 6, "steps": 8, "hires_share": 0.25, "hires_size": 16,
-        "hires_image_size": 16, "log_every": 1, "save_every": 3, "drop_path": 0.2, "ibot_weight": 0.5,
-        "centering": "softmax", **changes,
+        "data": folder, "out": out, "device": "cpu", "image_size": 16, **TINY, "blur_sigma": (0.1, 0.5), "batch": 6,
+        "steps": 8, "hires_share": 0.25, "hires_size": 16, "hires_image_size": 16, "log_every": 1, "save_every": 3,
+        "drop_path": 0.2, "ibot_weight": 0.5, "centering": "softmax", **changes,
     }  # fmt: skip
     words = []
     for name, value in options.items():
@@ -73,9 +71,8 @@ def saved(out):
 
 def small_run(out=None, **changes):
     """A Run that never saw data."""
-    small = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8}
-    sizes = {"global_size": 8, "local_size": 4, "hires_size": 8, "n_local": 2, "batch": 4, "steps": 10}
-    return replace(start_run(get_recipe("shapes", **{**small, **sizes, **changes}), CPU), out=out)
+    small = TINY | {"hires_size": 8, "batch": 4, "steps": 10} | changes
+    return replace(start_run(get_recipe("shapes", **small), CPU), out=out)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import TINY
 from test_train import CPU, flags, folder, rows, saved, small_run  # noqa: F401  folder is a fixture
 
 import train
@@ -17,8 +18,7 @@ from train import main
 from vit import ViT, vit_pico
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-SIZES = {"patch_size": 4, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
-         "global_size": 16, "local_size": 8, "hires_share": 0.0}  # fmt: skip
+SIZES = TINY | {"global_size": 16, "local_size": 8, "hires_share": 0.0}
 
 
 @pytest.fixture(scope="module")
