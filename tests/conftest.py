@@ -1,10 +1,12 @@
 """What tests share."""
 
+import io
 import os
 import shutil
 import socket
 import struct
 import subprocess
+import tarfile
 import zlib
 from types import SimpleNamespace
 
@@ -87,6 +89,17 @@ def numbered(folder, n):
     for i in range(n):
         save(folder / f"{i:03}.png", i)
     return folder
+
+
+def write_tar(path, members, mode="w"):
+    """A .tar of {name: bytes}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode, format=tarfile.GNU_FORMAT) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
 
 
 def at(*degrees):

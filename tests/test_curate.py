@@ -7,10 +7,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import in_ranks
 from PIL import Image
 
 import curate
@@ -22,9 +22,8 @@ from vit import vit_nano
 
 
 def at(*degrees):
-    """Points on the unit circle, (N, 2) float32."""
-    angle = np.deg2rad(np.array(degrees, dtype=np.float64))
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    """Points on the unit circle, (N, 2) float32, as NumPy has them."""
+    return conftest.at(*degrees).numpy()
 
 
 # By hand.  A cosine above 0.6 is an angle below 53.1°, above 0.45 one below 63.3°.
@@ -255,7 +254,7 @@ def test_three_ranks_select_the_same(place, tmp_path, monkeypatch):
     more = ("--exclude", place / "exclude", "--reference-threshold", 0.99999, "--mode", "clusters")
     alone, ranks = tmp_path / "a.txt", tmp_path / "b.txt"
     assert run(*flags(place, alone, *more)) == 0
-    in_ranks(work, 3, flags(place, ranks, *more))
+    conftest.in_ranks(work, 3, flags(place, ranks, *more))
     assert outputs(ranks) == outputs(alone)
 
 

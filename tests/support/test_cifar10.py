@@ -1,13 +1,11 @@
 """CIFAR-10, from a file in place of its server: downloaded once, checked.  `pytest tests/support/test_cifar10.py`"""
 
 import hashlib
-import io
 import os
-import tarfile
 
 import pytest
 import torch
-from conftest import one_line
+from conftest import one_line, write_tar
 
 from support import cifar10
 from support.files import UserError
@@ -22,11 +20,7 @@ def fake_cifar(path):
         return bytes([label]) + b"".join(bytes([level]) * 1024 for level in rgb)
     members = {f"data_batch_{b}.bin": record(0, (b, 0, 7)) + record(1, (b, 1, 7)) for b in range(5, 0, -1)}
     members |= {"test_batch.bin": record(1, (200, 100, 50)), "batches.meta.txt": b"airplane\nautomobile\n\n"}
-    with tarfile.open(path, "w:gz") as tar:
-        for name, body in members.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(body)
-            tar.addfile(member, io.BytesIO(body))
+    write_tar(path, {f"cifar-10-batches-bin/{name}": body for name, body in members.items()}, "w:gz")
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import grey_levels, numbered, one_line, save
+from conftest import grey_levels, numbered, one_line, save, write_tar
 
 from support import find, images
 from support.files import UserError
@@ -22,17 +22,6 @@ from support.find import find_files
 from support.images import in_order, load_images
 
 pytestmark = pytest.mark.usefixtures("cache")  # no test uses the user's own cache folder
-
-
-def write_tar(path, members):
-    """A .tar of {name: bytes}."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def picture(folder, level=9):
