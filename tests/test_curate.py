@@ -1,4 +1,4 @@
-"""De-duplication and retrieval: by hand, and the program, killed and not.  `pytest tests/test_curate.py`"""
+"""De-duplication and retrieval: by hand, and the program.  `pytest tests/test_curate.py`"""
 
 import csv
 import os
@@ -15,7 +15,6 @@ from PIL import Image
 
 import curate
 from curate import copies_of, deduplicate, main, remove_near, retrieve_clusters, retrieve_samples
-from curation import work_files
 from support.images import load_images
 from support.weights import save_vit
 from vit import vit_nano
@@ -215,32 +214,16 @@ def test_names_that_a_list_can_hold(place, tmp_path):
     assert not images.skipped and {os.fsencode(Path(name).name) for name in images.names} == set(files)
 
 
-@pytest.mark.parametrize("stage", ["PCA-hash", "embed"])
-def test_killed_in_a_stage_and_started_again(place, tmp_path, monkeypatch, stage):
-    """The process ends before the second block of a stage is renamed.  Runs of other settings use the same folder.
-    Then it goes on, and its result is that of an uninterrupted run."""
+def test_runs_of_other_settings_use_the_same_folder(place, tmp_path):
+    """Then the result is that of a fresh one.  What a killed run leaves: curation/test_work_files.py."""
     more = ("--exclude", place / "curated", "--reference-threshold", 0.99999)  # one of the pool
-    fresh, killed = tmp_path / "fresh.txt", tmp_path / "killed.txt"
+    fresh, shared = tmp_path / "fresh.txt", tmp_path / "shared.txt"
     assert run(*flags(place, fresh, *more)) == 0
-    monkeypatch.setattr(work_files, "ROWS", 3)
-    write, seen = work_files.write_safely, []
-
-    def dying(path, save, shared):
-        if stage in str(path):
-            seen.append(path)
-            if len(seen) == 2:
-                save(path.with_name(f".{path.name}.tmp"))  # written, not renamed
-                raise KeyboardInterrupt
-        write(path, save, shared)
-
-    monkeypatch.setattr(work_files, "write_safely", dying)
-    assert run(*flags(place, killed, *more)) == 130 and not killed.exists()
-    monkeypatch.setattr(work_files, "write_safely", write)
     torch.manual_seed(1)
     save_vit(vit_nano(patch_size=8, img_size=32, layer_scale=1.0), tmp_path / "other.pt")
     for other in (("--size", 24), ("--weights", tmp_path / "other.pt"), ()):
-        assert run(*flags(place, killed, *more), *other) == 0
-    assert outputs(killed) == outputs(fresh)
+        assert run(*flags(place, shared, *more), *other) == 0
+    assert outputs(shared) == outputs(fresh)
 
 
 def work(rank, argv):
