@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -130,6 +131,17 @@ def labelled(tmp_path):
             image.paste((255, 255, 255), (3, 0, 6, 4))
             image.save(path)
     return tmp_path / "set"
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Forty pictures of 16×16 noise, light ones and dark ones; no test changes them."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for kind, base in (("dark", 0), ("light", 128)):
+        (root / kind).mkdir()
+        for i in range(20):
+            Image.fromarray(rng.integers(base, base + 128, (16, 16, 3), dtype=np.uint8)).save(root / kind / f"{i}.png")
+    return root
 
 
 def png_that_claims(width, height, bits=8):

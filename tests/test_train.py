@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import TINY, in_ranks, shards_on_cpus
@@ -31,18 +30,6 @@ from train import main
 CLOCK = ("seconds", "images_per_s", "peak_memory")  # of a row of metrics.jsonl: what may differ between equal runs
 CPU = torch.device("cpu")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("whole", "no_pictures")]  # one run, the whole one, draws
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Forty pictures of 16×16 noise, light ones and dark ones."""
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for kind, base in (("dark", 0), ("light", 128)):
-        (root / kind).mkdir()
-        for i in range(20):
-            Image.fromarray(rng.integers(base, base + 128, (16, 16, 3), dtype=np.uint8)).save(root / kind / f"{i}.png")
-    return root
 
 
 def flags(folder, out, **changes):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TINY
-from test_train import CPU, flags, folder, rows, saved, small_run  # noqa: F401  folder is a fixture
+from test_train import CPU, flags, rows, saved, small_run
 
 import train
 from recipes import get_recipe
@@ -111,14 +111,12 @@ def test_phases_by_hand():
     assert train.phases(get_recipe("shapes", steps=100, hires_share=0.3))[0][2] == 0  # without --init
 
 
-def start(folder, out, **changes):  # noqa: F811
+def start(folder, out, **changes):
     return flags(folder, out, **{"patch_size": 4, "hires_share": 0, "eval_every": 0, **changes})
 
 
 @pytest.mark.parametrize("share, steps_alone", [(0.5, 4), (1, 8)])  # with 1 the file's grid of positions stays
-def test_a_run_goes_on_without_the_released_weights(
-    folder, released, share, steps_alone, tmp_path, capsys, monkeypatch  # noqa: F811
-):
+def test_a_run_goes_on_without_the_file(folder, released, share, steps_alone, tmp_path, capsys, monkeypatch):
     """Stopped in the heads' warm-up, and the file gone: the same as an uninterrupted one."""
     file = shutil.copy(released, tmp_path / "released.pth")
     words = {"init": file, "head_warmup": share, "save_every": 2}
@@ -136,7 +134,7 @@ def test_a_run_goes_on_without_the_released_weights(
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_a_finished_run_goes_on_and_to_high_resolution(folder, tmp_path):  # noqa: F811
+def test_a_finished_run_goes_on_and_to_high_resolution(folder, tmp_path):
     assert main(start(folder, tmp_path / "low", steps=2)) == 0
     more = {"init": tmp_path / "low" / "checkpoint.pt", "steps": 2, "hires_share": 1}
     assert main(start(folder, tmp_path / "high", **more)) == 0
@@ -145,7 +143,7 @@ def test_a_finished_run_goes_on_and_to_high_resolution(folder, tmp_path):  # noq
     assert saved(tmp_path / "high")["teacher"]["backbone.pos_embed"].shape == (1, 17, 96)
 
 
-def test_heads_for_a_teacher_and_distillation(folder, released, tmp_path, capsys):  # noqa: F811
+def test_heads_for_a_teacher_and_distillation(folder, released, tmp_path, capsys):
     """Weights without heads are no teacher; the command in the error trains the heads alone, and then they are one."""
     command = start(folder, tmp_path / "run", teacher=released)
     assert main(command) == 2
