@@ -233,7 +233,6 @@ def test_a_second_test_set(labelled, grey, tmp_path, capsys):
     ("--weights W --data shapes --save nowhere/a.npz", "there is no folder nowhere"),
     ("--weights W --data cifar10 --linear parts", "--linear parts needs --data shapes"),
     ("--weights W --data shapes --other shapes", "--other shapes is --data, which holds the training"),
-    ("--weights W --data shapes --device warp", "there is no device warp here"),
     ("--weights W --data LABELLED/test/a --save LABELLED/x.npz --k 1", "test/a does not have labels in both"),
 ])  # fmt: skip
 def test_a_wrong_flag_or_dataset_is_one_line_and_status_2(capsys, argv, words, labelled, grey):
