@@ -355,7 +355,6 @@ def test_gradients_are_clipped_part_by_part(tied, parts):
 
 
 @pytest.mark.parametrize("words, says", [
-    (f"--teacher {__file__}", "not a weights file"),
     ("--recipe vitl16_short", "needs your images; give a folder or an archive with --data"),
     ("--recipe vits14_distilled --data shapes", "needs a teacher; give the checkpoint.pt of a run with --teacher"),
     ("--out /dev/null/x", "/dev/null/x: Not a directory"),
