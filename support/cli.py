@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 
 from recipes import RECIPES, SIDE, Recipe, get_recipe
-from support.device import default_device
 from support.files import UserError, printable
 
 CHOICES = {
@@ -83,7 +82,8 @@ side = number(*SIDE, int)  # of an image, in pixels
 
 def add_device(parser):
     """Add the flag --device."""
-    parser.add_argument("--device", default=default_device(), help="cpu, cuda, cuda:1, mps (default: %(default)s)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, help="cpu, cuda, cuda:1, mps (default: %(default)s)")
 
 
 def add_scale(parser):

@@ -13,23 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from augment import MultiCrop
 from support.files import UserError
 
 ROUNDS = 20  # ours: timings of each number of threads; a third of a second on two cores
-
-
-def default_device():
-    """cuda if available, else mps if its PyTorch can crop and resize there, else cpu."""
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        with contextlib.suppress(NotImplementedError, RuntimeError):
-            images = torch.zeros(1, 3, 4, 4, device="mps")
-            F.interpolate(images, (2, 2), mode="bicubic", antialias=True)
-            MultiCrop(2, 2, 0, blur_sigma=(0.1, 0.1))(images, 0)
-            return "mps"
-    return "cpu"
 
 
 def find_device(name):

@@ -11,32 +11,10 @@ import pytest
 import torch
 
 from support import device
-from support.device import amp_dtype, autocast, choose_threads, default_device, find_device, peak_memory, total_memory
+from support.device import amp_dtype, autocast, choose_threads, find_device, peak_memory, total_memory
 from support.files import UserError
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize("here, expected", [
-    ((), "cpu"), (("mps", "bicubic", "bag"), "mps"), (("mps", "bag"), "cpu"), (("mps", "bicubic"), "cpu"),
-    (("cuda", "mps", "bicubic", "bag"), "cuda")])  # fmt: skip
-def test_default_device(here, expected, monkeypatch):
-    """An mps without antialiased bicubic resizing, or without what a crop needs, is not used."""
-
-    def needs(name, run=None):
-        def called(*inputs, **options):
-            if name not in here:
-                raise NotImplementedError
-            return run and run(*inputs, **options)
-        return called
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in here)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in here)
-    monkeypatch.setattr(device.F, "interpolate", needs("bicubic"))
-    monkeypatch.setattr(device.F, "embedding_bag", needs("bag", device.F.embedding_bag))
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **options: zeros(*size, **options))
-    assert default_device() == expected
 
 
 def test_a_rank_touches_its_own_gpu_first_and_float32_is_float32(monkeypatch):
