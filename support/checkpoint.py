@@ -91,13 +91,11 @@ def restore(run, saved):
         dcp.set_model_state_dict(run.student, saved["student"], options=whole)
         dcp.set_model_state_dict(run.ema, saved["teacher"], options=whole)
         run.centering.load_state_dict(saved["centering"])
-        unused = {name: p for name, p in run.student.named_parameters() if name not in moments}  # the frozen backbone
+        # PyTorch needs moments for every parameter; a backbone that is still frozen has none, which means 0
         zeros = {name: {"step": torch.zeros(()), "exp_avg": torch.zeros(p.shape), "exp_avg_sq": torch.zeros(p.shape)}
-                 for name, p in unused.items()}  # fmt: skip
-        state = saved["optimizer"] | {"state": moments | zeros}  # PyTorch needs moments for every parameter
+                 for name, p in run.student.named_parameters() if name not in moments}  # fmt: skip
+        state = saved["optimizer"] | {"state": moments | zeros}
         dcp.set_optimizer_state_dict(run.student, run.optimizer, state, options=whole)
-        for p in unused.values():
-            run.optimizer.state.pop(p, None)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{run.out}/checkpoint.pt does not fit ({reason_of(error)[:200]}); start a new "
                         f"run from it: --init {run.out}/checkpoint.pt --out NEW") from None
