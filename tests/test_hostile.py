@@ -104,8 +104,8 @@ def flipped(raw):
 def test_broken_checkpoints(place, capsys):
     path = place / "run" / "checkpoint.pt"
     raw, saved = path.read_bytes(), torch.load(path, weights_only=True)
-    changes = [{"step": -1}, {"step": 1.5}, {"step": 10**9}, {"step": "1"}, {"optimizer": {}}, {"student": {}},
-               {"student": {"x": torch.zeros(1)}}, {"teacher": None}, {"recipe": None}]  # fmt: skip
+    changes = [{"optimizer": {}}, {"student": {}}, {"student": {"x": torch.zeros(1)}}, {"teacher": None},
+               {"recipe": None}]  # fmt: skip
     recipes = {"colour": 1}, {"centering": "softmax"}, {"arch": "vit_tiny"}, {"lr": None}, {"steps": "x"}, {"ffn": 1.5}
     changes += [{"recipe": saved["recipe"] | change} for change in recipes]
     for change in [*changes, b"", raw[: len(raw) // 2], flipped(raw)]:
