@@ -1,8 +1,4 @@
-"""checkpoint.pt: everything that --resume needs, for any number of processes.
-
-It holds no random states: all random numbers come from seeds made of the run's seed and the step and rank, or the
-epoch.
-"""
+"""checkpoint.pt: everything that --resume needs, for any number of processes.  It needs no random states (train.py)."""
 
 import argparse
 import warnings
@@ -50,14 +46,6 @@ def read_tensors(path, **options):
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # DINO's files hold one
         warnings.simplefilter("ignore")  # of TorchScript and old pickles, which then fail with an error
         return torch.load(path, map_location="cpu", weights_only=True, **options)
-
-
-def checksums(path):
-    """The checksums of what a checkpoint holds; [] without a path."""
-    if not path:
-        return []
-    with zipfile.ZipFile(path) as archive:
-        return [info.CRC for info in archive.infolist()]
 
 
 def read_checkpoint(path):

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import zipfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from centering import SoftmaxCentering
 from network import build_network
 from optimizer import make_optimizer, parameter_groups
 from recipes import Recipe
-from support.checkpoint import checksums, read_checkpoint, restore
+from support.checkpoint import read_checkpoint, restore
 from support.cli import CHOICES, as_flag, check_recipe
 from support.device import amp_dtype, choose_threads, find_device, total_memory
 from support.files import UserError, reason_of
@@ -66,7 +67,8 @@ def start_run(r, device, weights=None, img_size=None):
             block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)  # without the hooks of FSDP2
     optimizer = make_optimizer(parameter_groups(student, r))
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device, r.amp) == torch.float16)
-    return Run(r, device, student, teacher, ema, centering, optimizer, scaler, teacher_digest=checksums(r.teacher))
+    digest = [member.CRC for member in zipfile.ZipFile(r.teacher).infolist()] if r.teacher else []
+    return Run(r, device, student, teacher, ema, centering, optimizer, scaler, teacher_digest=digest)
 
 
 def prepare_run(options, recipe, changes):
