@@ -13,9 +13,9 @@ from augment import normalize
 from curation.pca_hash import WINDOWS, S, T, windows
 from curation.work_files import in_blocks, read_array
 from support.device import autocast
-from support.files import UserError, printable, reason_of
+from support.files import UserError, reason_of
 from support.find import find_files, read_file
-from support.images import decode, open_image, picture, skipped_line
+from support.images import decode, open_image, picture
 
 THUMBNAIL = np.dtype([("grey", np.float32, (len(WINDOWS), S * S)), ("pixels", np.int64)])  # 0 pixels: not readable
 
@@ -25,7 +25,7 @@ def find_images(place):
     place = os.path.expanduser(place)
     paths = [os.path.abspath(os.path.join(place, name)) for name in find_files(place)[0]]
     if wrong := next((path for path in paths if "\n" in path or "\r" in path), None):
-        raise UserError(f"{printable(wrong)}: a list cannot hold a name with a line break; rename it")
+        raise UserError(f"{wrong!r}: a list cannot hold a name with a line break; rename it")
     return paths
 
 
@@ -34,7 +34,7 @@ def read_or_skip(path, convert, otherwise):
     try:
         return convert(read_file(path))
     except Exception as error:  # damaged files make Pillow raise almost anything
-        tqdm.write(skipped_line(path, reason_of(error)), file=sys.stderr)
+        tqdm.write(f"skipped {path}: {reason_of(error)}", file=sys.stderr)
         return otherwise
 
 

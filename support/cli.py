@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from recipes import RECIPES, SIDE, Recipe, get_recipe
-from support.files import UserError, printable
+from support.files import UserError
 
 CHOICES = {
     "arch": ("vit_pico", "vit_mini", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
@@ -103,7 +103,7 @@ class Terminal:
 
     def write(self, text):
         if text.strip("\n\x1b[A"):  # tqdm's cursor moves pass; its bars begin with \r
-            text = re.sub(r"(?!^\r)[^\n]", lambda character: printable(character[0]), text)
+            text = re.sub(r"(?!^\r)[^\n]", lambda c: c[0] if c[0].isprintable() else repr(c[0])[1:-1], text)
         encoding = self.stream.encoding or "utf-8"
         try:
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -16,11 +16,6 @@ class UserError(ValueError):
     """A wrong flag, path or file: one line that says what is wrong and what to do, exit status 2."""
 
 
-def printable(text):
-    """The text with control characters escaped, so that a terminal shows them and does not obey them."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
 def reason_of(error):
     """An exception as a few words on one line."""
     if isinstance(error, UnidentifiedImageError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from support.files import MAX_BYTES, UserError, check_regular, printable, read_bytes, reason_of, say_once, write_safely
+from support.files import MAX_BYTES, UserError, check_regular, read_bytes, reason_of, say_once, write_safely
 
 # Pillow hands some of these to other programs (EPS runs Ghostscript) and opens the others as data without pixels.
 UNSAFE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -155,13 +155,8 @@ def find_in_shards(folder, shards):
             names += [f"{shard}/{name}" for name in members]
             classes |= {f"{shard}/{name}": pair for name, pair in kinds.items()}
         except Exception as error:  # tarfile raises almost anything
-            say_once(skipped_line(path, reason_of(error)))
+            say_once(f"skipped {path}: {reason_of(error)}")
     return names, folder, classes
-
-
-def skipped_line(name, reason):
-    """The line that reports a broken file."""
-    return f"skipped {printable(str(name))}: {printable(reason)}"
 
 
 @functools.lru_cache(maxsize=2**14)  # listing takes seconds, and each image that is read needs it
@@ -192,7 +187,7 @@ def list_archive(path, modified):
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             if member.size < 0:  # older versions of Python would hang
-                raise tarfile.ReadError(f"{printable(member.name)} has a negative size")
+                raise tarfile.ReadError(f"{member.name} has a negative size")
             if member.isreg() or member.issym() or member.islnk():
                 start = posixpath.dirname(member.name) if member.issym() else ""
                 target = posixpath.normpath(posixpath.join(start, member.linkname))

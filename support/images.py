@@ -29,7 +29,7 @@ from augment import move
 from support import shapes
 from support.cifar10 import read_cifar10
 from support.files import UserError, reason_of, say_once
-from support.find import FORMATS, find_files, read_file, skipped_line
+from support.find import FORMATS, find_files, read_file
 from support.splits import choose_splits, unwrapped
 
 MEMORY_LIMIT = 2 * 2**30  # ours: bytes of decoded pixels in memory; a larger dataset is streamed
@@ -219,7 +219,7 @@ def add_skipped(known, skipped, all_broken, say=True):
         name, reason = next(iter(skipped.items()))
         raise UserError(f"none of the {len(skipped)} images can be read (the first, {name}: {reason}); give others")
     for name, reason in new.items() if say else ():
-        tqdm.write(skipped_line(name, reason), file=sys.stderr)
+        tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
 
 
 def count_cores():

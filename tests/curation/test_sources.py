@@ -32,7 +32,7 @@ def test_paths_are_those_that_a_list_holds(some, monkeypatch):
     assert find_images("more.zip") == [str(some.parent / "more.zip/x/d.png")]
     (some.parent / "empty").mkdir()
     (some / "two\nlines.png").write_bytes(b"")
-    for place, words in (("empty", "empty"), ("some", r"two\\nlines.png: a list cannot hold")):
+    for place, words in (("empty", "empty"), ("some", r"two\\nlines.png': a list cannot hold")):
         with pytest.raises(UserError, match=words):
             find_images(place)
 
