@@ -190,11 +190,6 @@ def parse_args(argv=None, prog="train.py"):
     return options, recipe, changes
 
 
-def as_flag(value):
-    """A field's value as the command line writes it."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
-
-
 def check_recipe(r):
     """UserError for a recipe that cannot train."""
     if r.arch == "vit_giant2" and r.ffn != "swiglu":
@@ -207,5 +202,4 @@ def check_recipe(r):
         if size < r.patch_size or size % r.patch_size:
             raise UserError(f"--{name} must be a multiple of --patch_size {r.patch_size}; got {size}")
         if size <= blur:
-            raise UserError(f"--{name} {size} is too small for --blur_sigma {as_flag(r.blur_sigma)}, which reaches "
-                            f"over {blur} pixels")  # fmt: skip
+            raise UserError(f"--{name} must be above {blur}, the reach of --blur_sigma {r.blur_sigma}; got {size}")

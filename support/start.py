@@ -18,7 +18,7 @@ from network import build_network
 from optimizer import make_optimizer, parameter_groups
 from recipes import Recipe
 from support.checkpoint import read_checkpoint, restore
-from support.cli import CHOICES, as_flag, check_recipe
+from support.cli import CHOICES, check_recipe
 from support.device import amp_dtype, choose_threads, find_device, total_memory
 from support.files import UserError, reason_of
 from support.images import load_splits
@@ -150,8 +150,8 @@ def find_checkpoint(options, recipe, changes):
     stored = asdict(recipe) | {"recipe": recipe.name}
     for flag, value in {**changes, "recipe": options.recipe or recipe.name}.items():
         if flag not in CHANGEABLE and stored[flag] != value:
-            raise UserError(f"the run in {options.out} has --{flag} {as_flag(stored[flag])}, not {as_flag(value)}; "
-                            f"leave --{flag} out, {NEW_RUN.format(recipe.name, options.out)}")  # fmt: skip
+            raise UserError(f"the run in {options.out} has --{flag} {stored[flag]}, not {value}; leave --{flag} out, "
+                            + NEW_RUN.format(recipe.name, options.out))  # fmt: skip
     recipe = replace(recipe, **{name: value for name, value in changes.items() if name in CHANGEABLE})
     if os.path.isabs(recipe.data) and not os.path.exists(recipe.data):
         raise UserError(f"{recipe.data}: the images of this run are gone; if they moved, add --data NEW")

@@ -19,8 +19,7 @@ from support.start import start_run
 
 TINY = dict(arch="vit_nano", patch_size=8, image_size=16, global_size=16, local_size=8, n_local=1, n_prototypes=16,
             head_hidden=32, dino_bottleneck=8, ibot_bottleneck=8, batch=4, hires_share=0.0, amp="none")  # fmt: skip
-FLAGS = [f"--{name}={value}" for name, value in TINY.items() if name != "amp"]
-FLAGS += ["--no-amp", "--device", "cpu", "--steps", "1"]
+FLAGS = [f"--{name}={value}" for name, value in TINY.items()] + ["--device", "cpu", "--steps", "1"]
 CPU = torch.device("cpu")
 
 

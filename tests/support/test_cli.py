@@ -48,7 +48,7 @@ def test_flags_change_the_recipe_and_say_what_they_changed():
     ("--mask_ratio 0.5 0.1", "--mask_ratio: LOW must be below HIGH; got 0.5 0.1"),
     ("--global_scale 0.5 1.5", "'1.5' is not a number from 0 to 1"),
     ("--blur_sigma 0 nan", "'nan' is not a number"),
-    ("--blur_sigma 0 9", "--local_size 16 is too small for --blur_sigma 0.0 9.0, which reaches over 18 pixels"),
+    ("--blur_sigma 0 9", "--local_size must be above 18, the reach of --blur_sigma (0.0, 9.0); got 16"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_one_line(words, says):
     with pytest.raises(UserError) as error:
