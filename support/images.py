@@ -107,15 +107,14 @@ def load_images(data, split="train", size=64, seed=0, scale=None, skipped=None, 
     if not splits[split]:
         raise UserError(f"{data}: none of the {len(found)} images is in the {split} split")
     scale = estimate_scale(found, read, scale)
+    names, kinds = map(list, zip(*splits[split]))
     number = {kind: i for i, kind in enumerate(classes)}
-    labels = torch.tensor([number.get(kind, -1) for _, kind in splits[split]]) if classes else None
+    labels = torch.tensor([number.get(kind, -1) for kind in kinds]) if classes else None
     if classes and labels.min() < 0:  # a flat val/ beside a train/ with class folders
         say_once(f"{data}: the {split} split has images without a class, so it has no labels")
         labels = None
-    names = [name for name, _ in splits[split]]
     skipped = {} if skipped is None else skipped  # of the other split
-    kinds, places = [kind for _, kind in splits[split]], unwrapped([name.split("/") for name in names])
-    digest = hashlib.sha256(repr((kinds, places)).encode()).hexdigest()
+    digest = hashlib.sha256(repr((kinds, unwrapped([name.split("/") for name in names]))).encode()).hexdigest()
     images = Images(None, labels, classes, None, names, read, size, None, scale, skipped, digest)
     if len(images) * 3 * size * size <= MEMORY_LIMIT:
         return decode_rows(images, range(len(images)))
