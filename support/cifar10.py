@@ -1,13 +1,12 @@
 """CIFAR-10 (Krizhevsky 2009): downloaded once, then read from the cache folder."""
 
 import hashlib
-import http.client
 import os
 import tarfile
 
 import torch
 
-from support.files import UserError, read_bytes, reason_of
+from support.files import UserError, download
 from support.find import cache_folder
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # the other version is pickles, which run code
@@ -16,14 +15,8 @@ CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 
 def read_cifar10(split):
     """One split: pixels (N, 3, 32, 32) uint8, labels (N,) int64, and the ten class names.  Raises UserError."""
-    path = cache_folder() / CIFAR10_URL.split("/")[-1]
-    try:
-        if not path.exists():
-            torch.hub.download_url_to_file(CIFAR10_URL, path)
-        packed = read_bytes(path)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"cifar10 cannot be downloaded ({reason_of(error)}); put {CIFAR10_URL} at {path}") from None
-    if hashlib.md5(packed, usedforsecurity=False).hexdigest() != CIFAR10_MD5:
+    path = download(CIFAR10_URL, cache_folder() / CIFAR10_URL.split("/")[-1])
+    if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != CIFAR10_MD5:
         raise UserError(f"{path} is not what {CIFAR10_URL} sends (wrong checksum); delete it and run again")
     with tarfile.open(path) as tar:
         files = {os.path.basename(m.name): tar.extractfile(m).read() for m in tar if m.isreg()}

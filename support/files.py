@@ -2,11 +2,13 @@
 
 import contextlib
 import functools
+import http.client
 import os
 import stat
 import sys
 from pathlib import Path
 
+import torch
 from PIL import UnidentifiedImageError
 
 MAX_BYTES = 2**30  # ours: the largest image file that is read
@@ -42,6 +44,17 @@ def read_bytes(path):
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"larger than the limit of {MAX_BYTES // 2**20} MiB")
     return Path(path).read_bytes()
+
+
+def download(url, path):
+    """Download a file, if it is not there; returns its path, or raises UserError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if not path.exists():
+            torch.hub.download_url_to_file(url, str(path))
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot download {url} ({reason_of(error)}); put the file at {path}") from None
+    return path
 
 
 def write_safely(path, write, shared=False):

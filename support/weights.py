@@ -14,7 +14,7 @@ import torch
 
 from support.checkpoint import read_tensors
 from support.cli import Parser, report_errors
-from support.files import UserError, check_regular, read_bytes, reason_of, write_safely
+from support.files import UserError, check_regular, download, read_bytes, reason_of, write_safely
 from vit import ViT
 
 HUGGING_FACE = (  # official name, transformers' name
@@ -56,7 +56,9 @@ def read_weights(name):
     """The contents of a file, of a Hugging Face folder, or of the file of an official name."""
     path = Path(name, "model.safetensors") if Path(name, "model.safetensors").exists() else Path(name)
     if re.fullmatch(r"dinov2_vit[sblg]14(_reg)?", name):
-        path = download_official(name)
+        file = f"{name.replace('_reg', '_reg4')}_pretrain.pth"
+        address = f"https://dl.fbaipublicfiles.com/dinov2/{name.removesuffix('_reg')}/{file}"
+        path = download(address, Path(torch.hub.get_dir(), "checkpoints", file))
     try:
         check_regular(path)
         return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_tensors(path)
@@ -66,20 +68,6 @@ def read_weights(name):
         raise UserError(f"no weights at {name}: neither a file nor an official name, such as dinov2_vits14") from None
     except Exception:  # both libraries raise many kinds of errors for a file of another kind
         raise UserError(f"{path} is not a weights file of PyTorch or safetensors") from None
-
-
-def download_official(name):
-    """The file of an official name, in torch's hub cache; downloaded if it is not there."""
-    file = f"{name.replace('_reg', '_reg4')}_pretrain.pth"
-    address = f"https://dl.fbaipublicfiles.com/dinov2/{name.removesuffix('_reg')}/{file}"
-    path = Path(torch.hub.get_dir(), "checkpoints", file)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(address, str(path))
-        except OSError:
-            raise UserError(f"cannot download {address}; put the file at {path}") from None
-    return path
 
 
 def find_backbone(contents):
