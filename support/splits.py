@@ -45,16 +45,15 @@ def choose_splits(names, given, data, labels="auto"):
         say_once(f"{data}: {len(classes)} classes from its {where}, the first are {', '.join(classes[:3])}{hint}")
     if None in counts and len(counts) > 1:
         say_once(f"{data}: no labels, because {counts[None]} of {counts.total()} images have no class")
+    if not classes and not sides:
+        pairs = [(name, None) for name in names]
+        return {"train": pairs, "test": pairs[::TEST_EVERY]}, []
     splits, seen = {"train": [], "test": []}, Counter()
     for name, side, kind in rows:
-        kind = kind if classes else None
         if side is None:
-            held_out = seen[kind] % TEST_EVERY == 0 and (not classes or counts[kind] > 1)
-            side = "test" if held_out else "train"
+            side = "test" if seen[kind] % TEST_EVERY == 0 and counts[kind] > 1 else "train"
             seen[kind] += 1
-            if held_out and not classes:  # trained on as well
-                splits["train"].append((name, None))
-        splits[side].append((name, kind))
+        splits[side].append((name, kind if classes else None))
     for side, pairs in splits.items():
         absent = set(classes) - {kind for _, kind in pairs}
         if absent and len(absent) < len(classes):
