@@ -34,10 +34,7 @@ def save_checkpoint(run):
 
 
 def read_tensors(path, **options):
-    """Load a file of torch.save without executing anything in it, and verify its checksums.
-
-    Raises OSError; UserError for a damaged file; or whatever torch.load raises for a file of another kind.
-    """
+    """Load a file of torch.save: nothing in it is executed, and its checksums are verified.  Raises almost anything."""
     check_regular(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
