@@ -108,9 +108,10 @@ class Terminal:
         try:
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
-        except OSError:  # a closed pipe or a full disk; Python must not try again when it exits
+        except OSError as error:  # a closed pipe or terminal, or a full disk; Python must not try again when it exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            raise
+            if error.errno != errno.EIO:  # after its terminal was closed, a run goes on, or is saved by catch_signals
+                raise
 
 
 def report_errors(program, *kinds):

@@ -13,7 +13,6 @@ ln K, tell them apart:
 import contextlib
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -31,15 +30,12 @@ from support.files import write_safely
 @contextlib.contextmanager
 def catch_signals():
     """Yield a list that receives the first Ctrl-C, SIGTERM or SIGHUP; a second one has its usual effect."""
-    terminal = os.isatty(1) or os.isatty(2)
     caught, hangup = [], getattr(signal, "SIGHUP", None)  # Windows has none
     usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, hangup) if number}
 
     def catch(number, _):
         caught.append(number)
         signal.signal(number, usual[number])
-        if number == hangup and terminal:  # it is closed, and printing would raise an error before the run is saved
-            sys.stdout = sys.stderr = open(os.devnull, "w")
 
     for number in usual:
         if (number, usual[number]) != (hangup, signal.SIG_IGN):  # nohup ignores it

@@ -159,3 +159,7 @@ def test_a_name_does_not_steer_the_terminal():
     os.close(end)
     with open(pipe, "w") as stream, pytest.raises(BrokenPipeError):
         Terminal(stream).write("x")  # and no second error when the stream is closed
+    end, terminal = os.openpty()
+    os.close(end)
+    with open(terminal, "w") as stream:
+        Terminal(stream).write("a closed terminal is no error\n")
