@@ -1,9 +1,8 @@
 """Images of a folder, a list, an archive or a built-in dataset, decoded to uint8 squares.
 
 `load_splits` returns both splits, `batches` the endless stream of training, `in_order` the single pass of evaluation.
-The official code decodes an image again in each epoch.  Here it is decoded once in a run, to its centre square, and
-`augment.py` cuts the views on the device.  A split above MEMORY_LIMIT is streamed: training then decodes another random
-square of each image in each epoch.
+An image is decoded once in a run, to its centre square.  A split above MEMORY_LIMIT is streamed: training then decodes
+another random square of each image in each epoch, as the official code always decodes anew.
 """
 
 import contextlib
