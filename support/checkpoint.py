@@ -1,4 +1,4 @@
-"""checkpoint.pt: everything that --resume needs, for any number of processes.  It needs no random states (train.py)."""
+"""checkpoint.pt: everything that --resume needs, for any number of processes.  No random states: see train.py."""
 
 import argparse
 import warnings

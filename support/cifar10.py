@@ -14,7 +14,7 @@ CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 
 
 def read_cifar10(split):
-    """One split: pixels (N, 3, 32, 32) uint8, labels (N,) int64, and the ten class names.  Raises UserError."""
+    """One split: pixels (N, 3, 32, 32) uint8, labels (N,) int64, and the ten class names."""
     path = download(CIFAR10_URL, cache_folder() / CIFAR10_URL.split("/")[-1])
     if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != CIFAR10_MD5:
         raise UserError(f"{path} is not what {CIFAR10_URL} sends (wrong checksum); delete it and run again")

@@ -2,7 +2,7 @@
 
 `load_splits` returns both splits, `batches` the endless stream of training, `in_order` the single pass of evaluation.
 An image is decoded once in a run, to its centre square.  A split above MEMORY_LIMIT is streamed: training then decodes
-another random square of each image in each epoch, as the official code always decodes anew.
+another random square of each image in each epoch.  The official code decodes every image again in each epoch.
 """
 
 import contextlib

@@ -25,7 +25,7 @@ def main():
         axes.plot([x for x in points for _ in points[x]], sum(points.values(), []), ".", color=colour, label=arm)
         axes.plot(sorted(points), [sum(points[x]) / len(points[x]) for x in sorted(points)], color=colour, linewidth=1)
     axes.set(xscale="log", xlabel="TFLOP of the training", title="CIFAR-10: k-NN accuracy (k = 20), %")
-    axes.set_xticks(sorted({x for points in runs.values() for x in points}), minor=False)
+    axes.set_xticks(sorted({x for points in runs.values() for x in points}))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend(frameon=False)

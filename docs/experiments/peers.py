@@ -67,11 +67,13 @@ class Dinov2:
         make_head = partial(DINOv2ProjectionHead, backbone.embed_dim, r.head_hidden, r.dino_bottleneck, r.n_prototypes)
         self.student, self.teacher = (nn.ModuleList([copy.deepcopy(backbone), make_head()]) for _ in range(2))
         self.teacher.eval()
+        self.student[0].drop_path = 0.1
         self.dino, self.ibot, self.koleo = DINOLoss(r.n_prototypes), IBOTPatchLoss(r.n_prototypes), KoLeoLoss()
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=0.001)
 
     def step(self, views, done):
         """One step; done: the share of the run so far, of 50 epochs."""
+        update_momentum(self.student, self.teacher, m=cosine_schedule(int(1e4 * done), 10**4, 0.992, 1))
         globals_, locals_, n = torch.cat(views[:2]), torch.cat(views[2:]), self.size // 4
         block_mask = random_block_mask((len(globals_), n, n), min_num_masks_per_block=1)  # 4 are too many of 6×6
         masks = block_mask.flatten(1)
@@ -85,12 +87,11 @@ class Dinov2:
             loss += 0.1 * sum(map(self.koleo, cls[: len(globals_)].chunk(2)))
         loss.backward()
         self.optimizer.param_groups[0]["weight_decay"] = cosine_schedule(int(1e4 * done), 10**4, 0.04, 0.4)
-        update_momentum(self.student, self.teacher, m=cosine_schedule(int(1e4 * done), 10**4, 0.992, 1))
 
 
 def main(data, tflop, seeds, *peers):
     """Train each peer with each seed, and print a line for each; returns the exit status."""
-    r = get_recipe("cifar10", data=data, hires_share=0, drop_path=0.1)
+    r = get_recipe("cifar10", data=data, hires_share=0)
     splits = load_splits_of(r, 32)
     for seed, kind in ((int(seed), kind) for seed in seeds.split(",") for kind in (Dino, Dinov2)):
         if peers and kind.__name__.lower() not in peers:

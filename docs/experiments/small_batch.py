@@ -1,4 +1,4 @@
-"""Draw docs/small_batch.png: CIFAR-10 in batches of 32, by the recipe and with some of its values changed.
+"""Draw docs/small_batch.png: CIFAR-10 in batches of 32, by `cifar10` as it was at d32f8c7, and with other values.
 
     python -m docs.experiments.small_batch [DATA [FOLDER]]    default: cifar10 runs/small_batch
 

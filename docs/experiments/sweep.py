@@ -41,7 +41,8 @@ def main(folder, tflop, seeds, *arms):
     for seed, arm in ((seed, arm) for seed in seeds.split(",") for arm in arms):
         words = [*arm.split(), *COMMON.split(), "--seed", seed]
         r = parse_args(words)[1]
-        low, high = (count_step(some, "cpu")[2] for some in (r, replace(r, global_size=r.hires_size)))
+        high = replace(r, global_size=r.hires_size) if r.hires_share else r
+        low, high = (count_step(some, "cpu")[2] for some in (r, high))
         steps = round(float(tflop) * 1e12 / (low + r.hires_share * (high - low)))
         path = Path(folder, f"{tflop}_{seed}_{arm.replace('/', '|')}", "metrics.jsonl")
         if not path.exists() or '"final"' not in path.read_text():
