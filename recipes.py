@@ -111,12 +111,12 @@ shapes = Recipe(
 
 # Photos of 32² pixels.  A low teacher temperature keeps targets of small batches sharp; small K saves time.  All ours.
 cifar10 = Recipe(
-    name="cifar10", data="cifar10", image_size=32, global_size=24, local_size=12, n_local=2,
+    name="cifar10", data="cifar10", image_size=32, global_size=24, local_size=12, n_local=4,
     global_scale=(0.4, 1.0), local_scale=(0.15, 0.5), blur_sigma=(0.1, 0.5),
-    arch="vit_pico", patch_size=4, stem=True, layer_scale=0.1, patch_embed_lr=1.0,
+    arch="vit_mini", patch_size=4, stem=True, layer_scale=0.1, patch_embed_lr=1.0,
     n_prototypes=512, head_hidden=512, dino_bottleneck=128, ibot_bottleneck=128,
     teacher_temp_start=0.01, teacher_temp=0.01, ibot_weight=0.3, momentum=0.95,
-    batch=32, steps=21_350, lr=6e-3, eval_every=5000,
+    batch=64, steps=6000, lr=6e-3, eval_every=1000,
     hires_share=0.05, hires_size=32, hires_image_size=32, hires_lr=1e-3, init_lr=1e-3,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Draw docs/small_batch.png: CIFAR-10 in batches of 32, by `cifar10` as it was at d32f8c7, and with other values.
+"""Draw docs/small_batch.png: CIFAR-10 in batches of 32, by the recipe and with some of its values changed.
 
     python -m docs.experiments.small_batch [DATA [FOLDER]]    default: cifar10 runs/small_batch
 
@@ -17,7 +17,7 @@ from evaluate import measure_knn
 from recipes import get_recipe
 from support.start import load_splits_of, start_run
 
-FLAGS = "--recipe cifar10 --arch vit_mini --n_local 4 --steps 400 --hires_share 0 --eval_every 0 --resume"
+FLAGS = "--recipe cifar10 --batch 32 --steps 400 --hires_share 0 --eval_every 0 --resume"
 TEMPERATURE, SLOW, SCALE = "--teacher_temp_start 0.04 --teacher_temp 0.07", "--momentum 0.994", "--layer_scale 1e-5"
 SOFTMAX, K = "--centering softmax", "--n_prototypes 65536"
 OTHERS = "--no-stem --head_hidden 2048 --dino_bottleneck 256 --ibot_bottleneck 256 --ibot_weight 1 --lr 0.004"
@@ -37,7 +37,7 @@ BLUE, ORANGE, BLACK = "#0072B2", "#E69F00", "#000000"  # by Okabe and Ito
 
 def main(data="cifar10", folder="runs/small_batch"):
     """Train the arms that are missing, draw the picture and print the scores; returns the exit status."""
-    recipe, runs = get_recipe("cifar10", data=data, arch="vit_mini", hires_share=0.0), {}
+    recipe, runs = get_recipe("cifar10", data=data, hires_share=0.0), {}
     size, n = recipe.global_size, 10_000  # k-NN is measured at this size, by so many training images
     train.evaluate_run = lambda run, vit, splits: measure_knn(vit, *splits, size, n)
     for seed, (number, arm) in ((seed, arm) for seed in (0, 1) for arm in enumerate(ARMS) if seed < ARMS[arm[1]][1]):
