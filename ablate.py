@@ -144,8 +144,8 @@ def main(argv=None):
             if len(done) < len(rows):
                 raise ValueError
         except (LookupError, TypeError, ValueError):
-            raise UserError(f"{path} holds runs with other flags or images, or a damaged line; use the same ones, "
-                            "delete the line, or choose another --out") from None  # fmt: skip
+            raise UserError(f"{path} holds runs with other flags or images, or a damaged line; use the same flags "
+                            "and images, delete the damaged line, or choose another --out") from None  # fmt: skip
         for seed, arm in product(range(args.seeds), args.arms):
             if (arm, seed) in done:
                 continue

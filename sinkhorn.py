@@ -7,7 +7,7 @@ The targets follow the teacher's scores, but share the batch equally among all p
 The solution is exp(Z/τ) with rows and columns rescaled.  Start from Q = exp(Z/τ) and repeat three times:
 
     Q_bk ← Q_bk / Σ_b Q_bk        every column sums to 1; the factor B/K cancels in the next line
-    Q_bk ← Q_bk / Σ_k Q_bk        every row sums to 1; at τ = 0.01, columns are still far from equal after the third
+    Q_bk ← Q_bk / Σ_k Q_bk        every row sums to 1, but columns no longer; at τ = 0.01 they end far from equal
 
     Z  logits  (B, K)   teacher scores for K prototypes of B rows: the [CLS] tokens of both global views together,
                         or the masked patches.  A rank (GPU) passes its own rows; Σ_b is over all ranks

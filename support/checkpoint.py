@@ -34,7 +34,7 @@ def save_checkpoint(run):
 
 
 def read_tensors(path, **options):
-    """Load a file of torch.save: nothing in it is executed, and its checksums are verified.  Raises almost anything."""
+    """Load a file of torch.save, executing nothing in it.  UserError for a wrong checksum; torch.load's errors pass."""
     check_regular(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

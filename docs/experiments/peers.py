@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m docs.experiments.peers DATA TFLOP SEEDS [dino] [dinov2]     ... cifar10 57 0,1
 
 dino: loss, head, crops and optimizer of lightly's CIFAR-10 benchmark, made for a ResNet-18.  dinov2: of its DINOv2
-example, with the sizes of crops and heads of `cifar10`, and the colours of that benchmark.  k-NN: at the crops' size.
+example, with the sizes of crops and heads of `cifar10`, and the colours of that benchmark.  Losses are in float32, as
+ours.  k-NN is measured at the crops' size.
 """
 
 import copy
@@ -52,9 +53,9 @@ class Dino:
         self.optimizer.param_groups[0]["lr"] = cosine_schedule(int(1e4 * done), 10**4, 6e-2, 0)
         with autocast(torch.device("cpu")):
             with torch.no_grad():
-                targets = [self.teacher[1](self.teacher[0](view)) for view in views]
-            loss = self.loss(targets, [self.student[1](self.student[0](view)) for view in views], epoch=int(200 * done))
-        loss.backward()
+                targets = [self.teacher[1](self.teacher[0](view)).float() for view in views]
+            outputs = [self.student[1](self.student[0](view)).float() for view in views]
+        self.loss(targets, outputs, epoch=int(200 * done)).backward()
 
 
 class Dinov2:
@@ -74,17 +75,19 @@ class Dinov2:
     def step(self, views, done):
         """One step; done: the share of the run so far, of 50 epochs."""
         update_momentum(self.student, self.teacher, m=cosine_schedule(int(1e4 * done), 10**4, 0.992, 1))
-        globals_, locals_, n = torch.cat(views[:2]), torch.cat(views[2:]), self.size // 4
+        globals_, locals_, n = torch.cat(views[:2]), torch.cat(views[2:]), self.size // 4  # patches of 4²
         block_mask = random_block_mask((len(globals_), n, n), min_num_masks_per_block=1)  # 4 are too many of 6×6
         masks = block_mask.flatten(1)
         at, temp = masks.flatten().nonzero()[:, 0], linear_warmup_schedule(int(1e4 * done), 6000, 0.04, 0.07)
         with autocast(torch.device("cpu")):
             with torch.no_grad():
-                targets, patch_targets = map(self.teacher[1], self.teacher[0].training_features([globals_], [None], at))
+                targets = [self.teacher[1](x) for x in self.teacher[0].training_features([globals_], [None], at)]
             cls, patches = self.student[0].training_features([globals_, locals_], [masks, None], at)
-            loss = self.dino(targets.chunk(2), self.student[1](cls).chunk(len(views)), teacher_temp=temp)
-            loss += self.ibot(patch_targets, self.student[1](patches), mask=block_mask, teacher_temp=temp)
-            loss += 0.1 * sum(map(self.koleo, cls[: len(globals_)].chunk(2)))
+            outputs = [self.student[1](x) for x in (cls, patches)]
+        (t_cls, t_patches), (z_cls, z_patches) = ([x.float() for x in some] for some in (targets, outputs))
+        loss = self.dino(t_cls.chunk(2), z_cls.chunk(len(views)), teacher_temp=temp)
+        loss += self.ibot(t_patches, z_patches, mask=block_mask, teacher_temp=temp)
+        loss += 0.1 * sum(map(self.koleo, cls[: len(globals_)].float().chunk(2)))
         loss.backward()
         self.optimizer.param_groups[0]["weight_decay"] = cosine_schedule(int(1e4 * done), 10**4, 0.04, 0.4)
 
