@@ -178,10 +178,11 @@ def collapse_warning(meter):
 
 
 def check_health(healthy, run):
-    """Exit with status 1 after a gradient that was not finite; the last good checkpoint stays."""
+    """Exit with status 1 after a loss or gradient that was not finite; the last good checkpoint stays."""
     if not healthy:
         kept = f"; {run.out}/checkpoint.pt is of an earlier step" * (run.out / "checkpoint.pt").exists()
-        sys.exit(f"train.py: error: step {run.step}: gradients are not finite; start again with a lower --lr{kept}")
+        what = f"step {run.step}: the loss or its gradients are not finite"
+        sys.exit(f"train.py: error: {what}; start again with a lower --lr{kept}")
 
 
 def draw_curves(rows, recipe, path):

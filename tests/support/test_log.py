@@ -93,12 +93,12 @@ def test_fp16_may_skip_steps_but_not_for_ever(tmp_path):
     assert [row["grad_norm"] for row in run_log.rows] == [None, 1]  # JSON has no Infinity
     run_log.run.scaler.scale(torch.ones(()))  # makes its tensor
     run_log.run.scaler.update(0.5)
-    with pytest.raises(SystemExit, match="step 7: gradients are not finite"):
+    with pytest.raises(SystemExit, match="step 7: the loss or its gradients are not finite"):
         take_step(run_log, math.inf)
     run_log = make_log(tmp_path, fp16=True)
     take_step(run_log, math.inf, loss=math.nan)
     take_step(run_log)
-    with pytest.raises(SystemExit, match="step 3: gradients are not finite"):
+    with pytest.raises(SystemExit, match="step 3: the loss or its gradients are not finite"):
         take_step(run_log)
 
 
