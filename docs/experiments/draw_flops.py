@@ -19,14 +19,15 @@ def main():
         runs[arm][float(tflop)].append(float(knn))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for (arm, points), colour in zip(runs.items(), ("#0072B2", "#E69F00", "#009E73", "#000000"), strict=True):
+    colours = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#000000")
+    for (arm, points), colour in zip(runs.items(), colours, strict=True):
         axes.plot([x for x in points for _ in points[x]], sum(points.values(), []), ".", color=colour, label=arm)
         axes.plot(sorted(points), [sum(points[x]) / len(points[x]) for x in sorted(points)], color=colour, linewidth=1)
-    axes.set(xscale="log", xlabel="TFLOP of the training", title="CIFAR-10: k-NN accuracy (k = 20), %")
+    axes.set(xscale="log", xlabel="TFLOP of the training", title="CIFAR-10: k-NN accuracy (k = 20), %", ylim=(15, 70))
     axes.set_xticks([5, 14, 28.5, 57, 114, 285])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig("docs/flops.png", dpi=150)
     return 0
 
