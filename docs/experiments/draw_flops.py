@@ -27,7 +27,7 @@ def main():
     axes.set_xticks([5, 14, 28.5, 57, 114, 285])
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower left")
     figure.savefig("docs/flops.png", dpi=150)
     return 0
 
