@@ -16,8 +16,7 @@ The solution is exp(Z/τ) with rows and columns rescaled.  Start from Q = exp(Z/
 
 Iteration 1 works in logarithms, because exp(Z/τ) can overflow or underflow float32.  Later ones are safe: after columns
 sum to 1, a row sums to at most K, so its division leaves each column at least 1/K.  They find a factor for each row and
-each column, Q ← diag(u)·Q·diag(v), which saves memory traffic.  The official code gives NaN if a score reaches 3.55 at
-τ = 0.04 (overflow), or if a prototype's values all underflow (0/0).
+each column, Q ← diag(u)·Q·diag(v), which saves memory traffic.  The official code can give NaN (docs/official.md).
 """
 
 import torch
