@@ -51,7 +51,7 @@ ARMS = {
     "no-local": {"n_local": 0},
     "no-ema": {"momentum": 0.0, "momentum_end": 0.0},  # no average: the teacher starts each step as the student
     "high": {"hires_share": 0.0},  # at the high resolution from the first step
-    "larger": {"arch": "vit_nano"},
+    "larger": {"arch": "vit_mini"},
     "distilled": {"teacher": "larger"},  # whole, taught by the larger network of the same seed
 }
 MEASURES = {"knn_20": "k-NN", "knn_half": "k-NN, half the size", "linear": "linear", "retrieval": "retrieval mAP",

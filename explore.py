@@ -28,7 +28,7 @@ from support.images import read_images
 from support.shapes import PARTS
 
 MOST, SIDE = 64, 32  # ours: pictures of a page; patches along a picture's side, 1,024 in all
-COMPONENTS, BYTES = 64, 1_400_000  # ours: components at most; bytes of all features, so that a page stays below 3 MB
+COMPONENTS, BYTES = 64, 1_800_000  # ours: components at most; bytes of all features, so that a page stays below 3 MB
 
 
 def quantize(tokens):

@@ -20,7 +20,7 @@ def _build(arch, weights=None, **options):
     return vit
 
 
-for _name in ("pico", "mini", "nano", "tiny", "small", "base", "large", "giant2"):
+for _name in ("femto", "pico", "mini", "nano", "tiny", "small", "base", "large", "giant2"):
     globals()[f"vit_{_name}"] = _partial(_build, f"vit_{_name}")
 for _name in ("small", "base", "large", "giant2"):
     for _registers in ("", "_reg"):  # official weights, downloaded once into torch.hub's cache

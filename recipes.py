@@ -38,7 +38,7 @@ class Recipe:
     blur_sigma: tuple[float, float] = _f((0.1, 2.0), "range of the blur's sigma, in pixels", (0.0, 100.0))  # DINO
     jitter: float = _f(1.0, "strength of the colour jitter, relative to DINO's", (0.0, 1.66))  # DINO
     # network
-    arch: str = _f("vit_large", "vit_pico, vit_mini, vit_nano, vit_tiny, vit_small, vit_base, vit_large or vit_giant2")
+    arch: str = _f("vit_large", "vit_femto, vit_pico, vit_mini, vit_nano, vit_tiny, _small, _base, _large or _giant2")
     patch_size: int = _f(14, "side of a patch, in pixels", SIDE)  # Table 17
     ffn: str = _f("mlp", "mlp or swiglu")  # Table 17
     stem: bool = _f(False, "convolutions before the patch embedding; helps small networks")  # ours
@@ -100,13 +100,13 @@ class Recipe:
 
 # Built-in images: from random weights to a clear k-NN in minutes on a laptop.  All values ours.
 shapes = Recipe(
-    name="shapes", data="shapes", image_size=64, global_size=32, local_size=16, n_local=4,
+    name="shapes", data="shapes", image_size=64, global_size=32, local_size=16, n_local=2,
     global_scale=(0.25, 0.8), local_scale=(0.08, 0.3), blur_sigma=(0.1, 0.5), jitter=0.6,
-    arch="vit_pico", patch_size=8, layer_scale=0.1, patch_embed_lr=1.0,
-    n_prototypes=32, head_hidden=256, dino_bottleneck=128, ibot_bottleneck=128,
+    arch="vit_femto", patch_size=8, layer_scale=0.1, patch_embed_lr=1.0,
+    n_prototypes=128, head_hidden=256, dino_bottleneck=128, ibot_bottleneck=128,
     teacher_temp_start=0.01, teacher_temp=0.01, ibot_weight=0.5, momentum=0.95,
-    batch=32, steps=1250, lr=6e-3, eval_every=500, eval_images=2000,
-    hires_share=0.02, hires_size=64, hires_image_size=64, hires_lr=5e-4, init_lr=1e-3,
+    batch=32, steps=2400, lr=6e-3, eval_every=500, eval_images=2000,
+    hires_share=0.02, hires_size=96, hires_image_size=96, hires_lr=5e-4, init_lr=1e-3,
 )  # fmt: skip
 
 # Photos of 32² pixels.  A low teacher temperature keeps targets of small batches sharp; small K saves time.  All ours.

@@ -277,4 +277,5 @@ vit_giant2 = partial(ViT, 1536, 40, 24, ffn="swiglu")
 vit_tiny = partial(ViT, 192, 12, 3)  # DeiT-Ti (Touvron et al. 2021)
 vit_nano = partial(ViT, 192, 6, 3)  # ours: half of it, to train on a CPU
 vit_mini = partial(ViT, 128, 4, 2)  # ours: for small images
-vit_pico = partial(ViT, 96, 4, 2)  # ours: to train on a CPU in minutes
+vit_pico = partial(ViT, 96, 4, 2)  # ours: smaller
+vit_femto = partial(ViT, 96, 2, 2)  # ours: to train on a CPU in minutes; few blocks learn most from few FLOPs

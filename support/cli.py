@@ -19,7 +19,8 @@ from recipes import RECIPES, SIDE, Recipe, get_recipe
 from support.files import UserError
 
 CHOICES = {
-    "arch": ("vit_pico", "vit_mini", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"),
+    "arch": ("vit_femto", "vit_pico", "vit_mini", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large",
+             "vit_giant2"),
     "ffn": ("mlp", "swiglu"),
     "centering": ("sinkhorn", "softmax"),
     "labels": ("auto", "none"),

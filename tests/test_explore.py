@@ -65,5 +65,5 @@ def test_many_images_get_fewer_patches(tmp_path, capsys):
     """So that the page of 64 images stays below 3 MB; one line says how many."""
     vit = vit_pico(patch_size=8, img_size=128).eval()
     explore.write_page(vit, draw_shapes("test", 32, 0)[0][:64], 128, tmp_path / "e.html")
-    assert "at 48 pixels, not 128; a page of 64 has at most 144 patches an image" in capsys.readouterr().err
+    assert "at 56 pixels, not 128; a page of 64 has at most 196 patches an image" in capsys.readouterr().err
     assert (tmp_path / "e.html").stat().st_size < 3e6

@@ -12,7 +12,7 @@ REPO = str(Path(vit.__file__).parent)
 
 
 def test_every_entry_is_listed_with_its_name():
-    names = {f"vit_{n}" for n in ("pico", "mini", "nano", "tiny", "small", "base", "large", "giant2")}
+    names = {f"vit_{n}" for n in ("femto", "pico", "mini", "nano", "tiny", "small", "base", "large", "giant2")}
     official = {f"dinov2_vit{n}14{reg}" for n in "sblg" for reg in ("", "_reg")}
     entries = {name: value for name, value in vars(hubconf).items() if callable(value) and name[0] != "_"}
     assert {entry.args[-1] for entry in entries.values()} == set(entries) == names | official
