@@ -28,7 +28,7 @@ def sizes(r=RECIPES["shapes"]):
         "B": B, "L": L, "P": P, "g": g, "l": l, "V": V, "G": G, "LB": LB, "side": side, "side_l": side_l, "N": N,
         "n": n, "nl": nl, "D": D, "heads": heads, "d": D // heads, "depth": vit.n_blocks, "K": r.n_prototypes,
         "Tg": G * n, "Tl": LB * nl, "T": G * n + LB * nl, "VB": G + LB, "M": int(masks.sum()), "views": V + L,
-        "others": V + L - 1, "pairs": V * (V + L - 1), "n_masked": int(masks.any(1).sum()), "each": G // r.n_prototypes,
+        "others": V + L - 1, "pairs": V * (V + L - 1), "n_masked": int(masks.any(1).sum()), "each": G / r.n_prototypes,
         "percent": round(100 * (1 - r.momentum)), "hires": round(100 * r.hires_share), "Nh": (r.hires_size // P) ** 2,
         "S": r.image_size, "r": r,
     }  # fmt: skip

@@ -41,9 +41,9 @@ def one_step(made):
 
 def crops(s):
     """An image, its crops, and what the student sees of one."""
-    figure, axes = panels(2, 4, 2.4)
-    B, titles = s.old.recipe.batch, ["image", "global 1", "global 2", "masked", *["local"] * 4]
-    for ax, x, title in zip(axes.flatten(), [s.image, *s.shown[s.b :: B], s.masked, *s.small[s.b :: B]], titles):
+    B, titles = s.old.recipe.batch, ["image", "global 1", "global 2", "masked", "local 1", "local 2"]
+    figure, [axes] = panels(1, len(titles), 1.2)
+    for ax, x, title in zip(axes, [s.image, *s.shown[s.b :: B], s.masked, *s.small[s.b :: B]], titles):
         show(ax, x, title)
     return figure, {"M": s.mask.sum(), "N": len(s.mask)}
 

@@ -22,7 +22,7 @@ STUDENT, TEACHER, WHITE, GREY = "#CDE4F2", "#FBE3B5", "#FFFFFF", "#EEEEEE"  # st
 
 
 def make_views():
-    """An image (64, 64, 3), its global crops (2, 32, 32, 3), the same masked, its local crops (4, 16, 16, 3)."""
+    """An image (64, 64, 3), its global crops (2, 32, 32, 3), the same masked, its local crops (2, 16, 16, 3)."""
     r, generator = get_recipe("shapes"), torch.Generator().manual_seed(SEED)
     image = load_images(r.data, "test", r.image_size).pixels[IMAGE]  # (3, 64, 64)
     mean, std = torch.tensor((MEAN, STD))[:, :, None, None]  # (3, 1, 1)
@@ -71,11 +71,10 @@ def main():
     box(axes, 1, 24, 13.5, GREY, "masks", "masking.py")
     for i in range(2):
         show(axes, globals_[i], 44 + 12.5 * i, 2.5, 12)
+        show(axes, locals_[i], 73, 2.5 + 6.2 * i, 5.8)
         show(axes, masked[i], 16 + 10.5 * i, 23, 10)
+        show(axes, locals_[i], 37.5, 23 + 5.2 * i, 4.8)
         show(axes, globals_[i], 60 + 10.5 * i, 23, 10)
-    for i in range(4):
-        show(axes, locals_[i], 70 + 6.2 * (i % 2), 2.5 + 6.2 * (i // 2), 5.8)
-        show(axes, locals_[i], 37.5 + 5.2 * (i % 2), 23 + 5.2 * (i // 2), 4.8)
 
     box(axes, 1, 37, 47, STUDENT, "student", "vit.py")
     box(axes, 58, 37, 24, TEACHER, "teacher", "vit.py")
@@ -98,7 +97,7 @@ def main():
     axes.plot([38, 38], [62.3, 63.7], color="white", linewidth=9)  # this arrow crosses another one
     arrow(axes, (38, 59), (38, 66))
     arrow(axes, (48, 41), (58, 41), linestyle="--")
-    for x, y, words in ((55.2, 16.7, "2 global crops"), (76, 16.7, "4 local crops"), (53, 37.8, "moving\naverage"),
+    for x, y, words in ((55.2, 16.7, "2 global crops"), (76, 16.7, "2 local crops"), (53, 37.8, "moving\naverage"),
                         (13.6, 48, "[CLS],\nglobal crops"), (25.5, 48, "patches"), (42, 48, "[CLS]"),
                         (60.5, 48, "[CLS]"), (71.5, 48, "patches"), (53, 61.3, "of patches"),
                         (53, 66, "of [CLS]"), (30, 19, "all crops"),
