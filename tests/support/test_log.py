@@ -162,5 +162,5 @@ def test_curves(tmp_path, monkeypatch):
             draw_curves(some, get_recipe("shapes", **few), tmp_path / "curves.png")
         assert Image.open(tmp_path / "curves.png").size == (1660, 1280)
         assert ("--" in dict(drawn), ":" in dict(drawn), (1, 1) in drawn) == (some is rows, True, False)
-    losses, uniform, knn, before = ((1, 2), (3.0, 3.0)), (":", math.log(32)), ((0, 2), (50.0, 75.0)), ("--", 50.0)
-    assert drawn == [(1225, 1250), losses, uniform, (1225, 1250), (1225, 1250), ((2,), (100,)), knn, before]
+    losses, uniform, knn, before = ((1, 2), (3.0, 3.0)), (":", math.log(128)), ((0, 2), (50.0, 75.0)), ("--", 50.0)
+    assert drawn == [(2411, 2460), losses, uniform, (2411, 2460), (2411, 2460), ((2,), (100,)), knn, before]

@@ -36,7 +36,7 @@ def test_the_architecture_is_the_files(released):
     r = get_recipe("shapes", **SIZES | {"arch": "vit_nano", "patch_size": 8, "init": str(released)})
     found, state, words = init_from(r, {})
     assert (found.arch, found.patch_size, found.n_registers, found.ffn) == ("vit_pico", 4, 2, "mlp")
-    assert words == f"weights of {released} with new heads, alone for the first 125 steps"  # of 1250
+    assert words == f"weights of {released} with new heads, alone for the first 246 steps"  # of 2460
     run = start_run(found, CPU, state)
     for network in (run.student, run.teacher):
         own = network.backbone.state_dict()
@@ -88,7 +88,7 @@ def test_heads_that_fit_are_taken_and_need_no_warm_up(tmp_path):
     assert torch.equal(state["ibot_head.prototypes"], run.ema.ibot_head.prototypes)
     for change in ({"n_prototypes": 8}, {"tied_heads": True}):
         _, state, words = init_from(replace(r, **change), {})
-        assert "new heads, alone for the first 125" in words and not any("head" in name for name in state)
+        assert "new heads, alone for the first 246" in words and not any("head" in name for name in state)
     train.save_checkpoint(small_run(tmp_path, **SIZES, tied_heads=True))
     assert init_from(replace(r, tied_heads=True), {})[2].endswith("its heads")
 
