@@ -11,7 +11,7 @@ import torch
 from conftest import numbered
 
 from support.cli import Parser, parse_args
-from vit import vit_pico
+from vit import vit_femto
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
@@ -59,7 +59,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("W", "IN", "runs/shapes/vit.pt", "runs/mine/vit.pt"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(vit_pico(patch_size=8, img_size=64).state_dict(), name)
+        torch.save(vit_femto(patch_size=8, img_size=96).state_dict(), name)
     numbered(numbered(tmp_path / "DIR", 9).with_name("photos"), 3)
 
 

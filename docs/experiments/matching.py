@@ -13,7 +13,7 @@ from pca_viz import PER_CLASS, fine_tokens, foreground_iou, patch_parts, pca_rgb
 from support.images import load_splits
 from support.weights import load_vit
 
-SIZE = 64
+SIZE = 96
 
 
 def assignment(a, b, foreground_a, foreground_b):
