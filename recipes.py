@@ -104,7 +104,7 @@ shapes = Recipe(
     global_scale=(0.25, 0.8), local_scale=(0.08, 0.3), blur_sigma=(0.1, 0.5), jitter=0.6,
     arch="vit_femto", patch_size=8, layer_scale=0.1, patch_embed_lr=1.0,
     n_prototypes=128, head_hidden=256, dino_bottleneck=128, ibot_bottleneck=128,
-    teacher_temp_start=0.01, teacher_temp=0.01, momentum=0.95,
+    teacher_temp_start=0.01, teacher_temp=0.01, ibot_weight=0.5, momentum=0.95,
     batch=32, steps=2460, lr=6e-3, eval_every=500, eval_images=2000,
     hires_share=0.02, hires_size=96, hires_image_size=96, hires_lr=5e-4, init_lr=1e-3,
 )  # fmt: skip
