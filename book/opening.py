@@ -42,8 +42,8 @@ def one_step(made):
 def crops(s):
     """An image, its crops, and what the student sees of one."""
     B, titles = s.old.recipe.batch, ["image", "global 1", "global 2", "masked", "local 1", "local 2"]
-    figure, [axes] = panels(1, len(titles), 1.2)
-    for ax, x, title in zip(axes, [s.image, *s.shown[s.b :: B], s.masked, *s.small[s.b :: B]], titles):
+    figure, axes = panels(2, 3, 3.1)
+    for ax, x, title in zip(axes.flatten(), [s.image, *s.shown[s.b :: B], s.masked, *s.small[s.b :: B]], titles):
         show(ax, x, title)
     return figure, {"M": s.mask.sum(), "N": len(s.mask)}
 
