@@ -67,7 +67,7 @@ def tries(seed):
 def collapse(made):
     """700 steps of the default recipe (teacher temperature 0.01) without its high-resolution phase, and four changes;
     three seeds each.  Two entropies, as shares of ln K, tell two kinds of collapse apart: one prototype (both near 0)
-    and uniform (both near 1).  k-NN compares images of 32² pixels with 2,000 training images; it starts at 27 to 36 %.
+    and uniform (both near 1).  k-NN compares images of 32² pixels with 2,000 training images; it starts at 27 to 35 %.
     """
     recorded, words = json.loads(Path(__file__).with_name("collapse.json").read_text(encoding="utf-8")), []
     for arm, (title, seen) in ARMS.items():

@@ -37,7 +37,7 @@ for seed, path in enumerate(sys.argv[1:]):
     test, vit = load_splits("shapes", SIZE, seed)[1], load_vit(path)
     rows = torch.cat([(test.labels == label).nonzero()[:PER_CLASS, 0] for label in test.labels.unique()])
     tokens = torch.cat([fine_tokens(vit, test.pixels[group], SIZE) for group in rows.split(PER_CLASS)])
-    parts = patch_parts(test.parts[rows], 16, 16)
+    parts = patch_parts(test.parts[rows], 24, 24)
     for matching.mutual_matches in (mutual, assignment):
         agreement, _ = matching.part_agreement(tokens, parts, test.labels[rows])
         print(f"{path}: part agreement by {matching.mutual_matches.__name__} {agreement:.3f}")
