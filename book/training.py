@@ -19,7 +19,7 @@ from pca_viz import fine_tokens, pca_rgb
 
 ARMS = {  # of collapse.json: title, what one sees
     "whole": ("Nothing is changed", "The target of one image uses few prototypes, the batch uses most."),
-    "plain": ("A plain softmax, no Sinkhorn-Knopp", "From step 20 on, every image gets the same prototype."),
+    "plain": ("A plain softmax, no Sinkhorn-Knopp", "From step 40 on, every image gets the same prototype."),
     "centre": ("Softmax centering, no Sinkhorn-Knopp", "At times one prototype takes all; k-NN does not recover."),
     "copy": ("No moving average: the teacher is a copy", "No collapse in these runs, and about the same k-NN."),
     "warm": ("A warm teacher: temperature 0.07, not 0.01", "Flat targets after step 200.  Larger batches differ."),

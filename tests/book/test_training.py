@@ -46,6 +46,6 @@ def test_the_words_about_collapse_hold_in_every_run():
     runs = json.loads(Path(training.__file__).with_name("collapse.json").read_text("utf-8"))["runs"]
     one, mean = ({arm: torch.tensor([run[name] for run in some])[..., 1] for arm, some in runs.items()}
                  for name in ("entropy_image", "entropy_mean"))  # fmt: skip
-    assert mean["plain"].max() < 0.02 and one["warm"][:, 10:].min() > 0.98  # (seeds, steps / 20)
+    assert mean["plain"][:, 1:].max() < 0.02 and one["warm"][:, 10:].min() > 0.98  # (seeds, steps / 20)
     assert (mean["centre"][:, :25].amin(1) < 0.02).all() and mean["centre"][:, 25:].min() > 0.4
-    assert max(one[arm].max() for arm in ("whole", "copy")) < 0.6 < min(mean[arm].min() for arm in ("whole", "copy"))
+    assert max(one[arm].max() for arm in ("whole", "copy")) < 0.8 < min(mean[arm].min() for arm in ("whole", "copy"))
