@@ -83,7 +83,7 @@ EXERCISES = {  # file: [(line, new line, what happens, test), ...]
         ("self.centre.lerp_(sum_over_ranks(z.mean(dim=0)) / world_size(), 1 - self.momentum)",
          "self.centre.lerp_(sum_over_ranks(z.mean(dim=0)) / world_size(), self.momentum)",
          "The centre forgets nine tenths of its past with every batch: by hand it moves by 0.99 and not by 0.11.  In "
-         "a run nothing looks wrong: the entropies are 0.42 and 0.76, with the right line 0.65 and 0.89.  An example "
+         "a run little looks wrong: the entropies are 0.42 and 0.76, with the right line 0.65 and 0.89.  An example "
          "with m = ½ would not show it either.", "test_temperature_and_momentum_by_hand"),
     ],
     "head": [
