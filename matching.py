@@ -5,8 +5,7 @@
     a  (N, D)   patch features of one image, of unit length
     b  (M, D)   patch features of the other image, of unit length
 
-Mutual nearest neighbours by cosine are ours.  The paper (§7.5) solves an assignment problem on Euclidean distances.
-Of our pairs 76 % connect equal parts, of the paper's 71 % (three default runs; docs/official.md).
+Ours.  The paper (§7.5) solves an assignment problem on Euclidean distances: docs/official.md compares the two.
 """
 
 import torch

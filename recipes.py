@@ -38,7 +38,7 @@ class Recipe:
     blur_sigma: tuple[float, float] = _f((0.1, 2.0), "range of the blur's sigma, in pixels", (0.0, 100.0))  # DINO
     jitter: float = _f(1.0, "strength of the colour jitter, relative to DINO's", (0.0, 1.66))  # DINO
     # network
-    arch: str = _f("vit_large", "vit_femto, _pico, _mini, _nano, _tiny, _small, _base, _large or _giant2")
+    arch: str = _f("vit_large", "vit_ and femto, pico, mini, nano, tiny, small, base, large or giant2")
     patch_size: int = _f(14, "side of a patch, in pixels", SIDE)  # Table 17
     ffn: str = _f("mlp", "mlp or swiglu")  # Table 17
     stem: bool = _f(False, "convolutions before the patch embedding; helps small networks")  # ours
