@@ -127,8 +127,8 @@ def saturation(x, s):
 def hue(x, turn):
     """Add `turn` (n, 1, 1, 1), at most a sixth of the circle either way, to the hue of HSV; saturation and value stay.
 
-    Along the circle each channel is a trapezoid between the pixel's minimum m and maximum v: it rises for a
-    sixth of a turn, stays at v for two, falls for one, stays at m for two.  Let C = v − m and k = 6·C·|turn|.
+    Along the circle each channel is a trapezoid between the pixel's minimum m and maximum v: it rises for one
+    sixth of a turn, stays at v for two sixths, falls for one, stays at m for two.  Let C = v − m and k = 6·C·|turn|.
     On the way red → green → blue, the channel X, with P before it and N after it, becomes the smaller of
         2·X − mid + k        mid: the middle channel; on its rising side that is X: X + k
         X + P − N + C − k    on its falling side P = m and N = v: X − k

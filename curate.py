@@ -216,7 +216,7 @@ def main(argv=None):
     add, default = parser.add_argument, " (default: %(default)s)"
     add("--uncurated", help="folder, archive or list of images to choose from")
     add("--curated", help="images to look for (default: none, find copies and stop)")
-    add("--exclude", help="evaluation images: what is like them is left out")
+    add("--exclude", help="evaluation images: images like them are left out")
     add("--weights", help="vit.pt, checkpoint.pt, an official name or file (default: none, only the PCA hash is used)")
     add("--out", type=Path, default=Path("selected.txt"), help="list of the selected images" + default)
     add("--html", metavar="PAGES", help="list image addresses of saved pages in addresses.txt beside --out, and stop")

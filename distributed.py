@@ -1,4 +1,4 @@
-"""Everything that knows of other GPUs (§5).  In a single process nothing is exchanged.
+"""All communication between GPUs (§5).  In a single process nothing is exchanged.
 
 `torchrun --nproc-per-node N train.py ...` starts N ranks.  Each has its share of the batch and, by PyTorch's FSDP2, of
 every parameter, gradient and moment: a block's weights are gathered when it is computed and dropped again, and its

@@ -179,7 +179,7 @@ def named_features(x, dim):
 def print_scores(args, kinds, dim, x, y, test_x, test_y):
     """Print k-NN and the linear classifiers of `kinds`; test images of classes without training images are left out.
 
-    x, test_x: (N, D'), (M, D'), for `named_features`.  What is chosen is chosen on training images.
+    x, test_x: (N, D'), (M, D'), for `named_features`.  Hyper-parameters are chosen on training images.
     """
     known = torch.isin(test_y, y)
     if not known.any() or len(y.unique()) < 2:

@@ -8,7 +8,7 @@ It pushes every image away from its nearest neighbour, so a batch spreads over t
     d  (B,)     distance of each row to its nearest other row
 
 Like the official code, train.py adds one such term for each global view (the paper: only for the first).  Neighbours
-are searched among the images of one GPU, with micro_batch of one piece.
+are searched among the images of one GPU, or of one micro_batch.
 
 We compute log d as ½ log(d² + ε), which bounds the gradient.  The official log(d + ε) does not: three equal rows or a
 zero row get 10⁶ times the usual gradient or more, and after clipping little is left of the other losses.

@@ -7,7 +7,7 @@
     r_i  rank of picture i, from 1, after the ignored pictures are taken out
 
 The paper ranks the pictures of Oxford, Paris, Met and AmsterTime.  The evaluation code of Oxford and Paris adds up
-trapezoids instead, so its AP is never higher.  KoLeo spreads features; it adds 8.3 points on Oxford (M, Table 3a).
+trapezoids instead, so its AP is never higher.  In the paper KoLeo adds 8.3 points on Oxford (M, Table 3a).
 """
 
 import torch

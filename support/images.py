@@ -230,7 +230,7 @@ def read_images(paths, size, patch, keep_aspect=False, scale=None, most=None):
     """Files and folders -> list of (3, H, W) uint8, H and W multiples of `patch`; prints the broken files.
 
     The short side becomes `size`, rounded to whole patches.  The long side is cropped to it, or kept with keep_aspect.
-    most: read only so many, the first ones.
+    most: read only the first `most` images.
     """
     size, names, images, skipped = whole_patches(size, patch), [], [], {}
     for path in map(str, [paths] if isinstance(paths, (str, Path)) else paths):

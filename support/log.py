@@ -195,7 +195,7 @@ def draw_curves(rows, recipe, path):
     figure = Figure(figsize=(8.3, 6.4), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(3, sharex=True), panels.items(), strict=True):
         if (first := r.steps - round(r.steps * r.hires_share)) < r.steps:
-            words = f"high resolution: crops of {r.hires_size}²,\nnot {r.global_size}² pixels; $L_{{DINO}}$ may leap"
+            words = f"high resolution: crops of {r.hires_size}²,\nnot {r.global_size}² pixels; $L_{{DINO}}$ may jump"
             axes.axvspan(first, r.steps, color="0.85", label=words if title == "losses" else None)
         for (name, label), colour in zip(names.items(), ("#0072B2", "#E69F00", "#000000")):
             if points := [(row["step"], 100 * row[name] if name in knn else row[name]) for row in rows if name in row]:
