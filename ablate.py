@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from evaluate import frozen_features, measure_knn, measure_retrieval
 from linear_probe import linear_accuracy
 from pca_viz import draw_split
-from support.cli import Parser, parse_args, positive, report_errors
+from support.cli import CHOICES, Parser, parse_args, positive, report_errors
 from support.device import choose_threads, find_device
 from support.files import UserError, lock_folder, make_folder, write_safely
 from support.images import in_memory
@@ -51,7 +51,7 @@ ARMS = {
     "no-local": {"n_local": 0},
     "no-ema": {"momentum": 0.0, "momentum_end": 0.0},  # no average: the teacher starts each step as the student
     "high": {"hires_share": 0.0},  # at the high resolution from the first step
-    "larger": {"arch": "vit_mini"},
+    "larger": {"arch": "two sizes up"},
     "distilled": {"teacher": "larger"},  # whole, taught by the larger network of the same seed
 }
 MEASURES = {"knn_20": "k-NN", "knn_half": "k-NN, half the size", "linear": "linear", "retrieval": "retrieval mAP",
@@ -62,7 +62,10 @@ def flags_of(arm, seed, r, out):
     """The flags that make an arm of recipe r; out: the folder of all runs."""
     fields = {**ARMS[arm], "seed": seed}
     if arm == "high":
-        fields["global_size"] = r.hires_size
+        fields |= {"global_size": r.hires_size, "image_size": r.hires_image_size}
+    if arm == "larger":
+        sizes = CHOICES["arch"]
+        fields["arch"] = sizes[min(sizes.index(r.arch) + 2, len(sizes) - 1)]
     if arm == "distilled":
         fields["teacher"] = out / f"larger_{seed}" / "checkpoint.pt"
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in fields.items()]
@@ -86,9 +89,8 @@ def measure(network, splits, size, folder):
         scores["knn_half"] = next(iter(measure_knn(network, *splits, size // 2).values()))
         train, test = (frozen_features(network, images, size) for images in splits)
         known = torch.isin(splits[1].labels, splits[0].labels)  # test images of classes with training images
-        test, test_y = test[known], splits[1].labels[known]
         train = train.to(next(network.parameters()).device)
-        scores["linear"] = linear_accuracy(train, splits[0].labels, test, test_y)
+        scores["linear"] = linear_accuracy(train, splits[0].labels, test[known], splits[1].labels[known])
     if splits[1].parts is not None:
         scores["retrieval"] = measure_retrieval(network, size)
     rows = read_metrics(folder / "metrics.jsonl", math.inf)
@@ -106,11 +108,13 @@ def write_results(rows, out):
         cells = [f"{fmean(x):.3g} ({min(x):.3g} to {max(x):.3g})" for x in columns]
         table += f"| {arm} | {len(columns[0])} | {' | '.join(cells)} |\n"
     write_safely(out / "ablation.md", lambda new: new.write_text(table))
-    figure = Figure(figsize=(2.4 * len(names), 0.8 + 0.28 * len(arms)), layout="constrained")
+    scores = [name for name in names if name != "tflop"]
+    lines = max(math.ceil(len(scores) / 3), 1)
+    figure = Figure(figsize=(10, lines * (0.8 + 0.2 * len(arms))), layout="constrained")
     heights = [-arms.index(row["arm"]) for row in rows]
-    for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
+    for axes, name in zip(figure.subplots(lines, 3, sharey=True, squeeze=False).flat, scores):
         axes.plot([row[name] for row in rows], heights, "o", color="#0072B2", alpha=0.5)
-        if "untrained" in arms and name != "tflop":
+        if "untrained" in arms:
             axes.axvline(fmean(row[name] for row in rows if row["arm"] == "untrained"), color="#D55E00", linestyle="--")
         axes.set(title=MEASURES[name], yticks=[-i for i in range(len(arms))], yticklabels=arms)
     figure.suptitle("A dot for each seed; the dashed line is the untrained network")

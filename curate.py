@@ -244,7 +244,7 @@ def main(argv=None):
         raise UserError("give --uncurated, and --weights if you give --curated or --exclude; or give --html")
     args.device, threads = find_device(args.device), choose_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
-    args.device = distributed.start(args.device, patience=24)
+    distributed.start(args.device, patience=24)
     print_first(f"on {args.device}, {threads}")
     work = args.out.with_name(args.out.name + ".work")
     make_folder(work)

@@ -15,17 +15,11 @@ import torch.distributed as dist
 
 
 def start(device, patience=None):
-    """Join torchrun's processes, if there are any, and wait `patience` hours for them; returns this rank's device."""
-    device, timeout = torch.device(device), timedelta(hours=patience) if patience else None
-    if "RANK" not in os.environ or dist.is_initialized():
-        return device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=timeout, device_id=device)
-    else:
-        dist.init_process_group("gloo", timeout=timeout)
-    return device
+    """Join torchrun's processes, if there are any, and wait `patience` hours for them; device: this rank's."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        timeout = timedelta(hours=patience) if patience else None
+        backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=timeout, device_id=gpu)
 
 
 def stop():

@@ -29,7 +29,6 @@ CHOICES = {
 IN_HELP = ("data", "arch", "batch", "steps", "lr", "eval_every", "init", "teacher", "micro_batch", "seed")  # --help's
 NO_MEMORY = ("out of memory|can('t|not) allocate memory|could not create a (primitive|memory)|bad_alloc|start new"
              " thread|failed to map|Resource temporarily unavailable|ALLOC_FAILED|DataLoader worker .* (killed|exited)")
-RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 OTHER_FLAGS = ("Every field of Recipe in recipes.py is a flag too, for example --koleo_weight 0.2, --mask_ratio 0.1 "
                "0.4, --amp none.  recipes.py explains each one and lists its value in every recipe.")  # fmt: skip
 
@@ -123,8 +122,9 @@ def report_errors(program, *kinds):
         def wrapped(argv=None):
             with contextlib.redirect_stdout(Terminal(sys.stdout)), contextlib.redirect_stderr(Terminal(sys.stderr)):
                 try:
-                    if {"RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys() and not launched_by_torchrun():
-                        raise UserError(f"unset {', '.join(RANKS)}: torchrun did not set them")
+                    if {"RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys() and not dist.is_torchelastic_launched():
+                        raise UserError("unset RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and MASTER_PORT: "
+                                        "torchrun did not set them")  # fmt: skip
                     return main(argv)
                 except KeyboardInterrupt:
                     print(f"{program}: stopped", file=sys.stderr)
@@ -137,14 +137,6 @@ def report_errors(program, *kinds):
         return wrapped
 
     return decorate
-
-
-def launched_by_torchrun():
-    """Whether torchrun's variables are all there; some of them alone would end in a traceback, or wait for ever."""
-    numbers = {name: os.environ.get(name, "") for name in RANKS}
-    sizes = numbers["WORLD_SIZE"], numbers["LOCAL_WORLD_SIZE"]
-    whole = all(map(str.isdecimal, numbers.values())) and "0" not in sizes and "MASTER_ADDR" in os.environ
-    return whole and dist.is_torchelastic_launched()
 
 
 def describe_error(error, kinds=()):

@@ -22,8 +22,9 @@ def find_device(name):
     """The torch.device called `name`; UserError if this machine does not have it."""
     torch.backends.cudnn.allow_tf32 = False  # or --amp none computes the patch convolution with 10 bits of 23
     with contextlib.suppress(RuntimeError, AssertionError):  # PyTorch's own messages take many lines
-        if name == "cuda" and "LOCAL_RANK" in os.environ:  # or each rank takes memory of the first GPU too
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if name.split(":")[0] == "cuda" and "LOCAL_RANK" in os.environ:  # each rank its own, nothing on the first
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(name)
         device = torch.empty(0, device=name).device
         if device.type in ("cpu", "cuda", "mps", "xpu"):
             return device

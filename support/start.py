@@ -74,7 +74,8 @@ def start_run(r, device, weights=None, img_size=None):
 def prepare_run(options, recipe, changes):
     """train.py's command line -> a new Run, or one that continues from its checkpoint."""
     recipe, saved = find_checkpoint(options, recipe, changes)
-    device = distributed.start(find_device(options.device))
+    device = find_device(options.device)
+    distributed.start(device)
     threads = choose_threads(saved and saved.get("threads"))
     weights, how = None, "random weights"
     if recipe.init and not saved:

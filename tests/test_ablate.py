@@ -28,7 +28,9 @@ def test_each_of_the_first_arms_adds_one_component(tmp_path):
     assert changed == [["tied_heads"], ["centering"], ["koleo_weight"], ["hires_share"]]
     flags = {tuple(ablate.flags_of(arm, 0, get_recipe("shapes"), tmp_path)) for arm in ARMS}
     assert len(flags) == len(ARMS) - 1  # nothing trains the untrained arm, which has the flags of the whole recipe
-    assert "--global_size=96" in ablate.flags_of("high", 0, get_recipe("shapes"), tmp_path)
+    assert {"--global_size=96", "--image_size=96"} < set(ablate.flags_of("high", 0, get_recipe("shapes"), tmp_path))
+    larger = [ablate.flags_of("larger", 0, get_recipe(name), tmp_path)[0] for name in ("shapes", "cifar10", "vitg14")]
+    assert larger == ["--arch=vit_mini", "--arch=vit_tiny", "--arch=vit_giant2"]
 
 
 def test_the_table_by_hand(tmp_path):

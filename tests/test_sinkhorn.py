@@ -117,7 +117,7 @@ def shared_batches():
 
 def run_rank(rank, folder):
     """One of two processes: its part of each batch, saved."""
-    distributed.start("cpu")
+    distributed.start(torch.device("cpu"))
     targets = [sinkhorn_knopp(z.split(sizes)[rank], temp) for z, sizes, temp in shared_batches()]
     torch.save(targets, folder / f"{rank}.pt")
     distributed.stop()

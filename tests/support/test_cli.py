@@ -137,14 +137,6 @@ def test_a_rank_that_lost_another_one(error, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert main() == 2 and "MASTER_PORT: torchrun did not set them" in capsys.readouterr().err
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
-    assert main() == 2 and "MASTER_PORT: torchrun did not set them" in capsys.readouterr().err
-    for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        monkeypatch.setenv(name, "1")
-    for size in ("0", "1"):
-        assert main() == 2  # without MASTER_ADDR, or with a size of 0
-        monkeypatch.setenv("MASTER_ADDR", "localhost")
-        monkeypatch.setenv("WORLD_SIZE", size)
-    capsys.readouterr()
     assert main() == 1 and "--resume" in capsys.readouterr().err
 
 
