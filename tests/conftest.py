@@ -8,7 +8,6 @@ import struct
 import subprocess
 import tarfile
 import zlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from support.device import choose_threads
+from support.images import Images
 
 collect_ignore = ["lightly_step.py"]  # imports a package that no test needs
 choose_threads()  # once, and not by each program that a test calls
@@ -171,15 +171,7 @@ class MeanColour:
         return {"x_norm_clstoken": x.mean((2, 3)), "x_norm_patchtokens": patches}
 
 
-class Split(SimpleNamespace):
-    """A stand-in for `Images`."""
-
-    def __len__(self):
-        return len(self.names)
-
-
-def split_of(colours, labels=None):
+def split_of(colours, labels):
     """One 8×8 image of each colour (r, g, b)."""
     pixels = torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 8, 8).contiguous()
-    labels = None if labels is None else torch.tensor(labels)
-    return Split(pixels=pixels, labels=labels, parts=None, names=range(len(colours)))
+    return Images(pixels, torch.tensor(labels), [])

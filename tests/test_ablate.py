@@ -14,7 +14,7 @@ import train
 from ablate import ARMS, main
 from recipes import get_recipe
 from support.checkpoint import read_checkpoint
-from support.images import Images, load_splits
+from support.images import load_splits
 
 SMALL = {"batch": 4, "steps": 2, "n_prototypes": 16, "head_hidden": 16, "dino_bottleneck": 8, "ibot_bottleneck": 8,
          "global_size": 8, "local_size": 4, "hires_size": 16, "hires_image_size": 16, "image_size": 16}  # fmt: skip
@@ -99,9 +99,8 @@ def test_failed_arms_are_named_and_the_same_command_continues(arguments, tmp_pat
 
 
 def test_the_linear_classifier_leaves_out_classes_without_training_images(tmp_path, monkeypatch):
-    train = split_of([(250, 0, 0), (240, 0, 0), (0, 0, 250), (0, 0, 240)] * 5, [0, 0, 1, 1] * 5)
-    test = split_of([(245, 0, 0), (0, 0, 245), (245, 0, 0)], [0, 1, 2])
-    splits = [Images(split.pixels, split.labels, []) for split in (train, test)]
+    splits = [split_of([(250, 0, 0), (240, 0, 0), (0, 0, 250), (0, 0, 240)] * 5, [0, 0, 1, 1] * 5),
+              split_of([(245, 0, 0), (0, 0, 245), (245, 0, 0)], [0, 1, 2])]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text('{"training_flops": 0}')
     monkeypatch.setattr(ablate, "draw_split", lambda *_: {})
     assert ablate.measure(MeanColour(), splits, 8, tmp_path)["linear"] == 1

@@ -1,6 +1,4 @@
-"""Views against Pillow and a slow loop, changes of colour by hand and by `colorsys`, chances.
-
-    pytest tests/test_augment.py
+"""Views against Pillow and a slow loop, colours by hand and `colorsys`, chances.  `pytest tests/test_augment.py`
 
 Every random check has a fixed seed.  A false-alarm chance is that of a correct program with another seed.
 """

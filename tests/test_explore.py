@@ -1,7 +1,4 @@
-"""The page of explore.py: its numbers are the network's, and a browser rings the patch that Python finds.
-
-pytest tests/test_explore.py
-"""
+"""The page's numbers, and the patch that a browser rings, are Python's.  `pytest tests/test_explore.py`"""
 
 import base64
 import json

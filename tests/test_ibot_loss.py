@@ -52,30 +52,22 @@ def test_temperature_by_hand():
     assert loss.item() == pytest.approx(math.log(10 / 9), rel=1e-5)
 
 
-@pytest.mark.parametrize(("B", "N", "K"), [(1, 4, 3), (2, 9, 5), (6, 16, 40), (4, 49, 300)])
-def test_value_and_gradient_are_those_of_the_double_loop(B, N, K):
-    """With B = 1 nothing is masked: the loss is 0."""
-    z, p_t, mask = random_case(B, N, K)
-    ours, slow = ibot_loss(z.requires_grad_(), p_t, mask), slow_ibot_loss(z, p_t, mask)
-    torch.testing.assert_close(ours.double(), slow, rtol=1e-5, atol=1e-5)
-    gradients = [torch.autograd.grad(loss, z)[0] for loss in (ours, slow)]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [1.0, 1e4])
-@pytest.mark.parametrize("B", [2, 3])
-def test_float32_inside_in_every_type_and_under_autocast(dtype, size, B):
-    z, p_t, mask = random_case(B, 4, 1000)
-    z, p_t = (z.sign() * size).to(dtype), p_t.to(dtype)
+@pytest.mark.parametrize(("B", "N", "K"), [(1, 4, 3), (2, 9, 5), (6, 16, 40), (3, 4, 1000)])
+def test_value_and_gradient_are_those_of_the_double_loop(B, N, K, size, dtype):
+    """In every type and under autocast.  With B = 1 nothing is masked: the loss is 0."""
+    z, p_t, mask = random_case(B, N, K)
+    z, p_t = (z * size).to(dtype), p_t.to(dtype)
     kept_z, kept_p, kept_mask = z.clone(), p_t.clone(), mask.clone()
-    loss = ibot_loss(z.requires_grad_(), p_t, mask)
-    loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite() and z.grad.isfinite().all()
-    assert torch.equal(z, kept_z) and torch.equal(p_t, kept_p) and torch.equal(mask, kept_mask)
-    torch.testing.assert_close(loss.detach().double(), slow_ibot_loss(kept_z, kept_p, mask), rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ibot_loss(z, p_t, mask), loss)
+        ours = ibot_loss(z.requires_grad_(), p_t, mask)
+    slow = slow_ibot_loss(z.double(), p_t, mask)
+    torch.testing.assert_close(ours.double(), slow, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in (ours, slow)]
+    torch.testing.assert_close(*gradients, rtol=max(1e-4, torch.finfo(dtype).eps), atol=1e-6)
+    assert torch.equal(z, kept_z) and torch.equal(p_t, kept_p) and torch.equal(mask, kept_mask)
+    assert torch.equal(ours, ibot_loss(z, p_t, mask))
 
 
 def test_rows_that_do_not_match_are_refused():

@@ -1,6 +1,6 @@
 """The recipes hold the paper's numbers, and can be trained with."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -8,13 +8,14 @@ import torch
 import vit
 from recipes import RECIPES
 from support.cli import check_recipe
+from support.start import recipe_of
 from train import schedules_at
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_has_its_name_and_is_accepted(name):
+def test_every_recipe_has_its_name_and_is_accepted_also_from_a_checkpoint(name):
     check_recipe(RECIPES[name])
-    assert RECIPES[name].name == name
+    assert RECIPES[name].name == name and recipe_of({"recipe": asdict(RECIPES[name])}, "x.pt") == RECIPES[name]
 
 
 PAPER = {  # Table 16: peak learning rate, batch; Table 17: width, blocks, heads, FFN

@@ -1,10 +1,9 @@
 """The convolutional stem by hand.  `pytest tests/test_stem.py`"""
 
-import pytest
 import torch
 
 from stem import conv_stem
-from vit import vit_pico, vit_small
+from vit import vit_pico
 
 
 def test_the_stem_by_hand():
@@ -23,8 +22,3 @@ def test_the_stem_by_hand():
     before = embed(images)
     images[:, :, 7, 7] = 1.0
     assert (embed(images) != before)[0].any(dim=0).nonzero().tolist() == [[3, 3], [3, 4], [4, 3], [4, 4]]
-
-
-def test_patches_that_are_no_power_of_two_are_refused():
-    with pytest.raises(AssertionError, match="no stem for patches of 14"):
-        vit_small(patch_size=14, stem=True)

@@ -104,6 +104,7 @@ def test_a_fresh_network_is_near_the_identity():
     (lambda: toy()(pictures(1, 18, 16)), "18×16 pixels do not divide into patches of 4"),
     (lambda: toy()(pictures(1, 16, 16)[0]), r"got \(3, 16, 16\); for one image use images\[None\]"),
     (lambda: toy().get_intermediate_layers(pictures(1, 16, 16), n=4), "there are blocks 0 to 2; got 4"),
+    (lambda: toy(patch_size=14, stem=True), "no stem for patches of 14"),
 ])  # fmt: skip
 def test_misuse_is_named(call, words):
     with pytest.raises(AssertionError, match=words):

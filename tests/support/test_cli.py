@@ -2,34 +2,29 @@
 
 import io
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from recipes import RECIPES, Recipe
+from recipes import RECIPES
 from support.cli import Terminal, parse_args, report_errors
 from support.files import UserError, check_out, lock_folder, make_folder, write_safely
-from support.start import recipe_of
 
 
-def test_no_flags_mean_the_first_recipe():
-    options, recipe, changes = parse_args([])
-    assert recipe == RECIPES["shapes"] and changes == {}
-    assert options.out == Path("runs/shapes") and not options.resume
-
-
-def test_flags_change_the_recipe_and_say_what_they_changed():
+@pytest.mark.parametrize("words, name, changes", [
+    ("", "shapes", {}),
+    ("--recipe vitl14 --batch 7 --lr 2e-3 --data here --scale -1e-05 1 --compile --no-amp --hires_share 0 "
+     "--hires_size 65", "vitl14", {"batch": 7, "lr": 2e-3, "data": "here", "scale": (-1e-5, 1), "compile": True,
+                                   "amp": "none", "hires_share": 0, "hires_size": 65}),
+])  # fmt: skip
+def test_flags_change_the_recipe_and_say_what_they_changed(words, name, changes):
     """Of each type: whole number, number, text, interval, on, off.  The size of a phase that never comes may be any."""
-    words = "--recipe vitl14 --batch 7 --lr 2e-3 --data here --scale -1e-05 1 --compile --no-amp --hires_share 0 "
-    options, recipe, changes = parse_args([*words.split(), "--hires_size", "65"])
-    wanted = {"batch": 7, "lr": 2e-3, "data": "here", "scale": (-1e-5, 1), "compile": True, "amp": "none",
-              "hires_share": 0, "hires_size": 65}  # fmt: skip
-    assert changes == wanted
-    assert recipe == replace(RECIPES["vitl14"], **wanted)
-    assert options.out == Path("runs/vitl14")
+    options, recipe, found = parse_args(words.split())
+    assert found == changes and recipe == replace(RECIPES[name], **changes)
+    assert options.out == Path("runs", name) and not options.resume
 
 
 @pytest.mark.parametrize("words, says", [
@@ -56,18 +51,6 @@ def test_a_wrong_flag_is_one_line(words, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_recipe_of_a_checkpoint_is_read_and_checked(recipe):
-    saved = asdict(replace(recipe, data="-x y.tar", teacher="t.pt", amp="none"))
-    assert recipe_of({"recipe": saved}, "x.pt") == Recipe(**saved)
-    for name, value in (("lr", None), ("mask_ratio", 0.5), ("arch", {})):
-        with pytest.raises(UserError, match=f"^x.pt was written by another version \\('{name}' in its recipe\\)"):
-            recipe_of({"recipe": saved | {name: value}}, "x.pt")
-    saved.pop("seed")
-    with pytest.raises(UserError, match="written by another version \\('seed' in its recipe\\)"):
-        recipe_of({"recipe": saved}, "x.pt")
-
-
 def test_help_is_short(capsys):
     """40 lines at 80 columns at most, and where the other flags are explained."""
     with pytest.raises(SystemExit) as stop:
@@ -91,8 +74,6 @@ def test_where_a_result_can_go(tmp_path, monkeypatch):
         pass
     write_safely(tmp_path / "new", lambda path: path.write_text("new"))
     assert mine.read_text() == "mine" and (tmp_path / "new").read_text() == "new"
-    with pytest.raises(OSError, match="space left.*/new'"):  # a full disk, which names no file
-        write_safely(tmp_path / "new", lambda path: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(UserError, match="is a folder"):
         make_folder(tmp_path / "a", "b")
     with pytest.raises(NotADirectoryError):
@@ -102,6 +83,23 @@ def test_where_a_result_can_go(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match="cannot write into"):
         check_out(tmp_path / "new.png")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    """On a full disk, whose error names no file."""
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fails(temporary):
+        temporary.write_text("half")
+        os.write(os.open("/dev/full", os.O_WRONLY), b"x")
+
+    with pytest.raises(OSError, match="space left.*/file'"):
+        write_safely(path, fails)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with open(path) as reader:
+        write_safely(path, lambda temporary: temporary.write_text("new"))
+        assert reader.read() == "old"  # renamed over the old file, not written into it
 
 
 @pytest.mark.parametrize("error, says, status", [

@@ -1,7 +1,4 @@
-"""Folders, lists, archives and shards give the right names and bytes, nothing outside them, and clear errors.
-
-    pytest tests/support/test_find.py
-"""
+"""Names and bytes of folders, lists, archives and shards; clear errors.  `pytest tests/support/test_find.py`"""
 
 import gzip
 import io

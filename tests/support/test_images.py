@@ -1,7 +1,4 @@
-"""Images: every format becomes one upright square, broken files are skipped, batches can be resumed.
-
-    pytest tests/support/test_images.py
-"""
+"""Every format becomes a square; broken files, batches, streams.  `pytest tests/support/test_images.py`"""
 
 import io
 import struct

@@ -1,7 +1,4 @@
-"""The built-in dataset: reproducible, with the right parts in the right places, smooth, and hard for raw pixels.
-
-    pytest tests/support/test_shapes.py
-"""
+"""The built-in images: seeds, parts, edges, and no answer in raw pixels.  `pytest tests/support/test_shapes.py`"""
 
 import pytest
 import torch

@@ -1,7 +1,4 @@
-"""Training and test images, and their classes: from folders, from lists, and what is refused.
-
-    pytest tests/support/test_splits.py
-"""
+"""Splits and classes, from folders, from lists, and what is refused.  `pytest tests/support/test_splits.py`"""
 
 import re
 

@@ -83,8 +83,9 @@ def test_heads_that_fit_are_taken_and_need_no_warm_up(tmp_path):
     run = small_run(tmp_path, **SIZES)
     train.save_checkpoint(run)
     r = get_recipe("shapes", **SIZES, init=str(tmp_path / "checkpoint.pt"))
-    found, state, words = init_from(r, {})
+    found, state, words = init_from(replace(r, hires_share=1.0, hires_size=24), {})
     assert words.endswith("its heads") and train.phases(found)[0][2] == 0
+    assert state["backbone.pos_embed"].shape == (1, 37, 96)  # 6×6, of high resolution
     assert torch.equal(state["ibot_head.prototypes"], run.ema.ibot_head.prototypes)
     for change in ({"n_prototypes": 8}, {"tied_heads": True}):
         _, state, words = init_from(replace(r, **change), {})
@@ -109,6 +110,8 @@ def test_phases_by_hand():
     halves = train.phases(get_recipe("shapes", steps=7, init="x", head_warmup=0.5, hires_share=0.5))
     assert [(first, end) for _, first, end, _ in halves] == [(0, 3), (3, 3), (3, 7)]  # rounding takes no step twice
     assert train.phases(get_recipe("shapes", steps=100, hires_share=0.3))[0][2] == 0  # without --init
+    high = get_recipe("shapes", steps=2, init="x", head_warmup=0.0, hires_share=1.0)
+    assert [train.schedules_at(step, high)["hires"] for step in (0, 1)] == [True, True]
 
 
 def start(folder, out, **changes):
@@ -132,15 +135,6 @@ def test_a_run_goes_on_without_the_file(folder, released, share, steps_alone, tm
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
     one, other = (saved(tmp_path / name)["student"] for name in ("run", "whole"))
     assert all(torch.equal(one[name], other[name]) for name in other)
-
-
-def test_a_finished_run_goes_on_and_to_high_resolution(folder, tmp_path):
-    assert main(start(folder, tmp_path / "low", steps=2)) == 0
-    more = {"init": tmp_path / "low" / "checkpoint.pt", "steps": 2, "hires_share": 1}
-    assert main(start(folder, tmp_path / "high", **more)) == 0
-    assert [row["hires"] for row in rows(tmp_path / "high") if "loss" in row] == [True, True]
-    assert saved(tmp_path / "low")["teacher"]["backbone.pos_embed"].shape == (1, 5, 96)
-    assert saved(tmp_path / "high")["teacher"]["backbone.pos_embed"].shape == (1, 17, 96)
 
 
 def test_heads_for_a_teacher_and_distillation(folder, released, tmp_path, capsys):
