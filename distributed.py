@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 def start(device, patience=None):
     """Join torchrun's processes, if there are any, and wait `patience` hours for them; device: this rank's."""
-    if "RANK" in os.environ and not dist.is_initialized():
+    if "RANK" in os.environ:
         timeout = timedelta(hours=patience) if patience else None
         backend, gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         dist.init_process_group(backend, timeout=timeout, device_id=gpu)

@@ -45,6 +45,8 @@ def test_the_table_by_hand(tmp_path):
         "| dino | 1 | 0.25 (0.25 to 0.25) | 2 (2 to 2) |",
         "| whole | 2 | 0.55 (0.5 to 0.6) | 2 (2 to 2) |",
     ]
+    without_labels = ablate.write_results([{"arm": "dino", "seed": 0, "tflop": 2.0}], tmp_path)
+    assert without_labels.endswith("| dino | 1 | 2 (2 to 2) |\n")
 
 
 @pytest.fixture

@@ -132,8 +132,11 @@ def test_a_rank_that_lost_another_one(error, monkeypatch, capsys):
     main = report_errors("program.py")(lambda argv: (_ for _ in ()).throw(error))
     with pytest.raises(RuntimeError):
         main()
+    for name in ("LOCAL_WORLD_SIZE", "RANK"):
+        monkeypatch.setenv(name, "1")
+        assert main() == 2 and "MASTER_PORT: torchrun did not set them" in capsys.readouterr().err
+        monkeypatch.delenv(name)
     monkeypatch.setenv("RANK", "1")
-    assert main() == 2 and "MASTER_PORT: torchrun did not set them" in capsys.readouterr().err
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "0")
     assert main() == 1 and "--resume" in capsys.readouterr().err
 

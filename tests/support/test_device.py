@@ -23,7 +23,8 @@ def test_a_rank_touches_its_own_gpu_first_and_float32_is_float32(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch, "empty", lambda *_, device: chosen.append(device) or torch.zeros(0))
-    assert find_device("cuda").type == "cpu" and chosen == ["cuda:3"] * 2 and not torch.backends.cudnn.allow_tf32
+    assert {find_device(name).type for name in ("cuda", "cuda:0")} == {"cpu"} and chosen == ["cuda:3"] * 4
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_a_device_that_is_not_here():
